@@ -1,0 +1,3 @@
+//! The OpenAI-compatible HTTP endpoint.
+
+pub mod text;

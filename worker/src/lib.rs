@@ -1,0 +1,43 @@
+//! The worker: joins a cluster, loads its share of a model and runs it.
+pub mod agent;
+pub mod backend;
+pub mod engine;
+pub mod loader;
+pub mod model;
+pub mod parallel;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use tokio_util::sync::CancellationToken;
+
+/// `cluster join`'s settings.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// `host:port` of any coordinator's control endpoint.
+    pub coordinator: String,
+    /// Needed for the first start only; later the saved certificate is used.
+    pub token: Option<String>,
+    pub threads: usize,
+    pub memory_bytes: u64,
+    /// Key, certificate and CA live here.
+    pub data_dir: PathBuf,
+    /// This worker's own QUIC endpoint. Port 0 picks one.
+    pub listen: SocketAddr,
+    /// `host:port` peers reach it by, where it differs from what the coordinator sees.
+    pub advertise: Option<String>,
+    pub isa: backend::Isa,
+    /// Model cache; `None` is the user's cache folder.
+    pub cache_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    #[error("{0}")]
+    Start(String),
+}
+
+/// Joins and serves until `shutdown`, then drains and leaves. Writes `<data_dir>/worker.json`
+/// (`{"id", "pid", "data_addr"}`) once the coordinator welcomed it.
+pub async fn run(_config: WorkerConfig, _shutdown: CancellationToken) -> Result<(), WorkerError> {
+    Err(WorkerError::Start("not built yet".into()))
+}
