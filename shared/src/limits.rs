@@ -78,6 +78,28 @@ pub const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// One control request and its answer.
 pub const CONTROL_DEADLINE: Duration = Duration::from_secs(10);
 
+/// First and longest wait between attempts to reach a lost coordinator; each is then shortened by up
+/// to half at random.
+pub const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
+pub const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// How long a joiner keeps dialling a coordinator that does not answer: long enough for one that is
+/// started at the same time, short enough to notice a wrong address.
+pub const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Control messages waiting between a worker's agent and its connection. Heartbeats that find it
+/// full are left out.
+pub const CONTROL_QUEUE_MAX: usize = 16;
+
+/// How long a worker that leaves waits for its rank to free its memory.
+pub const RANK_STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a driver holds an event for a gateway that does not read; then the stream is cancelled.
+pub const STREAM_STALL_MAX: Duration = Duration::from_secs(60);
+
+/// Events a driver's stream takes from its queue at once.
+pub const STREAM_WRITE_EVENTS_MAX: usize = 64;
+
 /// One step of a replica, end to end. A 512-token prefill chunk of a 1B model on one slow core
 /// takes about 10 s; beyond this the rank that is waited for counts as dead.
 pub const STEP_DEADLINE: Duration = Duration::from_secs(60);
