@@ -86,6 +86,16 @@ pub const WAITING_SEQUENCES_MAX: usize = 1_024;
 pub const TENSOR_PARALLEL_MAX: usize = 64;
 pub const PIPELINE_PARALLEL_MAX: usize = 64;
 
+/// How often an idle compute thread looks for work before it gives its core away: about 10 us, a
+/// few times the gap between two regions of a step.
+pub const COMPUTE_SPINS: u32 = 256;
+
+/// How often it then yields before it parks: some 100 us, the gap between two steps.
+pub const COMPUTE_YIELDS: u32 = 256;
+
+/// Widest attention head: the attention kernel keeps eight such rows on its stack.
+pub const HEAD_DIM_MAX: usize = 256;
+
 // --- model files ------------------------------------------------------------------------------
 
 /// Counts in a GGUF header, far above any real file and far below what could exhaust memory.
