@@ -107,3 +107,17 @@ pub const GGUF_STRING_BYTES_MAX: u64 = 16 << 20;
 pub const GGUF_HEADER_BYTES_MAX: u64 = 256 << 20;
 /// Bytes of a safetensors header (its own format allows 100 MB).
 pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100 << 20;
+/// Files of one sharded safetensors model (the largest public ones have under 200).
+pub const SAFETENSORS_SHARDS_MAX: usize = 1_024;
+/// Bytes of a model folder's JSON files (tokenizer.json of a 256k vocabulary is 34 MB).
+pub const MODEL_JSON_BYTES_MAX: u64 = 128 << 20;
+/// `general.alignment` of a GGUF file; 32 is usual, a page of 64 KiB the largest use.
+pub const GGUF_ALIGNMENT_MAX: u64 = 1 << 16;
+
+/// A model's own numbers: some ten times the largest public model's, and small enough that no
+/// product of two of them overflows u64.
+pub const MODEL_LAYERS_MAX: u32 = 2_048;
+pub const MODEL_WIDTH_MAX: u32 = 1 << 20;
+pub const MODEL_HEADS_MAX: u32 = 4_096;
+pub const MODEL_VOCAB_MAX: u32 = 1 << 22;
+pub const MODEL_CONTEXT_MAX: u32 = 1 << 27;
