@@ -199,3 +199,165 @@ impl Collective for Mesh {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::frame::HEADER_BYTES;
+    use super::super::mesh::{Shape, in_process};
+    use super::super::{Abort, WaitPolicy};
+    use super::*;
+    use std::time::Duration;
+    use trireme_shared::ids::Epoch;
+    use trireme_shared::limits::LINK_RING_BYTES;
+
+    fn stage(size: u16, policy: WaitPolicy) -> (Vec<Box<dyn Collective>>, Vec<Abort>) {
+        let shape = Shape {
+            tensor_parallel: size,
+            pipeline_parallel: 1,
+        };
+        let aborts = vec![Abort::default(); usize::from(size)];
+        let ranks = in_process(shape, Epoch(1), policy, &aborts).unwrap();
+        (
+            ranks.into_iter().map(|rank| rank.collective).collect(),
+            aborts,
+        )
+    }
+
+    /// Runs `work` as every rank at once; results in rank order.
+    fn together<T: Send>(
+        ranks: Vec<Box<dyn Collective>>,
+        work: impl Fn(&mut dyn Collective) -> T + Sync,
+    ) -> Vec<T> {
+        std::thread::scope(|scope| {
+            let work = &work;
+            let threads: Vec<_> = ranks
+                .into_iter()
+                .map(|mut rank| scope.spawn(move || work(&mut *rank)))
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        })
+    }
+
+    /// Values whose sum depends on the order of addition.
+    fn value(rank: usize, at: usize) -> f32 {
+        let mixed = (rank * 7_919 + at).wrapping_mul(2_654_435_761) % 100_003;
+        (mixed as f32 - 50_000.0) * 10f32.powi((mixed % 9) as i32 - 4)
+    }
+
+    fn expected(size: usize, at: usize) -> f32 {
+        (1..size).fold(value(0, at), |sum, rank| sum + value(rank, at))
+    }
+
+    #[test]
+    fn sums_are_in_rank_order_on_every_rank_at_every_size() {
+        for size in 1..=4u16 {
+            let (ranks, _) = stage(size, WaitPolicy::crowded());
+            let ok = together(ranks, |rank| {
+                // Twice over, so that a length left misaligned by the one before is caught.
+                for len in [1, 576, 100_000, 3, 4_097, 0, 576] {
+                    let mut values: Vec<f32> = (0..len).map(|at| value(rank.rank(), at)).collect();
+                    rank.all_reduce(&mut values).unwrap();
+                    for (at, got) in values.iter().enumerate() {
+                        // Bit for bit: the order of addition is part of the contract.
+                        assert_eq!(
+                            got.to_bits(),
+                            expected(rank.size(), at).to_bits(),
+                            "{len} {at}"
+                        );
+                    }
+                }
+                true
+            });
+            assert_eq!(ok, vec![true; usize::from(size)]);
+        }
+    }
+
+    #[test]
+    fn gather_concatenates_uneven_parts_on_rank_0_only() {
+        let (ranks, _) = stage(3, WaitPolicy::crowded());
+        let counts = [2, 300_000, 0];
+        let outs = together(ranks, |rank| {
+            let me = rank.rank();
+            let mine: Vec<f32> = (0..counts[me]).map(|at| value(me, at)).collect();
+            let mut out = vec![9.0];
+            rank.gather(&mine, &counts, &mut out).unwrap();
+            out
+        });
+        let want: Vec<f32> = (0..3)
+            .flat_map(|rank| (0..counts[rank]).map(move |at| value(rank, at)))
+            .collect();
+        assert!(outs[0] == want);
+        assert!(outs[1].is_empty() && outs[2].is_empty());
+    }
+
+    #[test]
+    fn counts_that_do_not_fit_are_refused() {
+        let (mut ranks, _) = stage(2, WaitPolicy::crowded());
+        let refused = ranks[1].gather(&[1.0], &[1, 2], &mut Vec::new());
+        assert!(matches!(refused, Err(LinkError::Corrupt { .. })));
+    }
+
+    #[test]
+    fn a_rank_that_leaves_or_stalls_ends_the_others() {
+        let policy = WaitPolicy {
+            deadline: Duration::from_millis(100),
+            ..WaitPolicy::crowded()
+        };
+        let (mut ranks, _) = stage(3, policy);
+        drop(ranks.remove(1));
+        let left = together(ranks, |rank| rank.all_reduce(&mut [1.0; 576]));
+        assert!(
+            left.iter()
+                .all(|end| matches!(end, Err(LinkError::Closed { .. }))),
+            "{left:?}"
+        );
+
+        let (mut ranks, _) = stage(3, policy);
+        let stalled = ranks.remove(1);
+        let left = together(ranks, |rank| rank.all_reduce(&mut [1.0; 576]));
+        let named = |end: &Result<(), LinkError>| match end {
+            Err(LinkError::Deadline { peer: 1, .. }) => true,
+            // The first to give up closes its links.
+            Err(LinkError::Closed { .. }) => true,
+            _ => false,
+        };
+        assert!(left.iter().all(named), "{left:?}");
+        drop(stalled);
+    }
+
+    #[test]
+    fn abort_ends_an_all_reduce_that_waits() {
+        let (mut ranks, aborts) = stage(2, WaitPolicy::crowded());
+        let silent = ranks.remove(1);
+        let mut waiting = ranks.remove(0);
+        let thread = std::thread::spawn(move || waiting.all_reduce(&mut [1.0; 8]));
+        aborts[0].raise();
+        assert!(matches!(thread.join().unwrap(), Err(LinkError::Aborted)));
+        drop(silent);
+    }
+
+    #[test]
+    fn segments_cover_everything_once_and_the_first_is_longest() {
+        for (size, total) in [(1, 5), (3, 100), (4, 3), (7, 0), (64, 65_537)] {
+            let mut next = 0;
+            for rank in 0..size {
+                let range = segment(rank, size, total);
+                assert_eq!(range.start, next);
+                assert!(range.len() <= segment(0, size, total).len());
+                next = range.end;
+            }
+            assert_eq!(next, total);
+        }
+    }
+
+    #[test]
+    fn two_chunks_with_their_headers_fit_a_ring() {
+        // What `Mesh` relies on: a rank one round ahead never waits for room.
+        let chunk = LINK_RING_BYTES / 2 - HEADER_BYTES;
+        assert!(2 * (chunk + HEADER_BYTES) <= LINK_RING_BYTES);
+        assert!(
+            ALL_REDUCE_DIRECT_BYTES <= chunk,
+            "a direct exchange is one round"
+        );
+    }
+}
