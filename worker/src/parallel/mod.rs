@@ -5,6 +5,7 @@
 //! ends: by the bytes, by the deadline, by the peer closing, or by [`Abort`].
 
 pub mod abort;
+pub mod bench;
 pub mod channel;
 pub mod collective;
 pub mod frame;
