@@ -193,3 +193,65 @@ pub const MODEL_LOCK_WAIT_MAX: Duration = Duration::from_secs(1_800);
 pub const MODEL_FILE_BYTES_MAX: u64 = 8 << 40;
 /// Left free on the cache's disk.
 pub const DISK_RESERVE_BYTES: u64 = 64 << 20;
+
+// --- links between ranks ------------------------------------------------------------------------
+
+/// How long a rank's thread polls for its peer before it gives the core away. Covers the imbalance
+/// of two ranks' shares of a layer, so that decoding never parks.
+pub const LINK_SPIN: Duration = Duration::from_micros(1_000);
+
+/// The same where compute threads outnumber cores: only what a running peer needs to answer.
+pub const LINK_SPIN_CROWDED: Duration = Duration::from_micros(3);
+
+/// How long it then polls with `sched_yield`, before it parks (60-100 us to wake).
+pub const LINK_YIELD: Duration = Duration::from_micros(100);
+
+/// Longest sleep of a parked rank: how late an abort or a killed peer is noticed.
+pub const LINK_PARK_SLICE: Duration = Duration::from_millis(100);
+
+/// Bytes of a shared-memory ring, and of the window of a QUIC link. Two fit a core's L2 cache beside
+/// its work, and the 28 links of 8 ranks (7 MiB) fit Docker's 64 MiB `/dev/shm`. Power of two.
+pub const LINK_RING_BYTES: usize = 128 << 10;
+
+/// Bytes of the ring that carries activations to the next stage: a whole prefill chunk of a small
+/// model, so that a stage can go on while the next one computes. Power of two.
+pub const STAGE_RING_BYTES: usize = 1 << 20;
+
+/// Bytes of the unused direction of a one-way link: one page. Power of two.
+pub const ONE_WAY_BACK_BYTES: usize = 4 << 10;
+
+/// Bytes of a large write that are published at once, so that the reader copies meanwhile.
+pub const LINK_PUBLISH_BYTES: usize = 16 << 10;
+
+/// Above this, more than two ranks all-reduce by segments (two hops, less traffic). 16 KiB is a
+/// decode step of 4 rows of a 1,024-wide model.
+pub const ALL_REDUCE_DIRECT_BYTES: usize = 16 << 10;
+
+/// Bytes of one frame of a gather; a step's logits may be larger than a frame.
+pub const GATHER_CHUNK_BYTES: usize = 1 << 20;
+
+/// Bytes by which a received frame's buffer grows as they arrive.
+pub const LINK_GROW_BYTES: usize = 1 << 20;
+
+/// A peer that opened a link stream says within this what it is for.
+pub const LINK_HELLO_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Link streams being greeted at once, streams held for ranks that have not asked yet, and those
+/// of one worker: a replica of 64 x 64 has under 70 links to any rank.
+pub const LINK_HELLOS_MAX: usize = 256;
+pub const INCOMING_LINKS_MAX: usize = 1_024;
+pub const INCOMING_LINKS_PER_WORKER_MAX: usize = 128;
+
+/// How long a stream is held for a rank that has not asked for it; the dialler gives up then too.
+pub const INCOMING_LINK_HOLD: Duration = MESH_DEADLINE;
+
+/// How long a link that was let go keeps its connection so that its last bytes arrive.
+pub const LINK_LINGER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How often a rank looks whether its peer joined their shared memory, and dials again.
+pub const MESH_POLL: Duration = Duration::from_millis(2);
+pub const MESH_REDIAL: Duration = Duration::from_millis(100);
+
+/// A shared-memory file that no process holds and that is older than this was left by a kill in
+/// the instant between its creation and its lock.
+pub const SHM_UNLOCKED_AGE_MAX: Duration = Duration::from_secs(60);
