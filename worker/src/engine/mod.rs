@@ -1,5 +1,11 @@
 //! Runs one rank: its step loop and, on the driver, the batcher, the KV page pool and the sampler.
 
+pub mod batcher;
+pub mod pages;
+pub mod plan;
+pub mod sampler;
+mod sequence;
+
 use crate::backend::Isa;
 use crate::parallel::mesh::IncomingLinks;
 use trireme_shared::plan::Assignment;
