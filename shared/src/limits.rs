@@ -98,13 +98,12 @@ pub const STEP_PLAN_BYTES_MAX: usize = 16 << 20;
 /// vocabulary of counts, 2 MiB at 256 Ki tokens).
 pub const STEP_ADDED_BYTES_MAX: usize = 4 << 20;
 
-/// Commands (submit, cancel, results of the last stage) queued for the driver's thread: a full
-/// waiting room and its cancels. Further submits are answered "overloaded".
-pub const ENGINE_COMMANDS_MAX: usize = 2 * WAITING_SEQUENCES_MAX;
+/// Requests handed to the driver's thread and not yet taken by it, which it does before each step.
+pub const ENGINE_INBOX_MAX: usize = WAITING_SEQUENCES_MAX;
 
-/// Free places a stream's queue must have for its sequence to be scheduled: more than the events
-/// of `PIPELINE_PARALLEL_MAX` steps in flight (prompt scores and token each) and the last ones.
-pub const STREAM_EVENTS_RESERVE: usize = 256;
+/// Events kept for a client whose queue is full, while its sequence is paused: what steps already
+/// in flight may still bring (prompt scores and a token each), and the last event.
+pub const STREAM_BACKLOG_MAX: usize = 256;
 
 /// How long a sequence stays paused for a client that does not read before it is cancelled: it
 /// holds KV pages that others wait for.
