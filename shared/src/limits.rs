@@ -15,6 +15,55 @@ pub const GENERATE_FRAME_BYTES_MAX: usize = 8 << 20;
 /// Largest data-plane frame: a prefill chunk's activations, `STEP_TOKENS_MAX` x 16,384 f32.
 pub const LINK_FRAME_BYTES_MAX: usize = 64 << 20;
 
+/// Largest join frame: a token, a certificate request or a certificate; each is under 2 KiB. Small,
+/// because a joiner is not yet anybody.
+pub const JOIN_FRAME_BYTES_MAX: usize = 16 << 10;
+
+// --- connections ------------------------------------------------------------------------------
+
+/// QUIC keep-alive: three are sent before `PEER_SILENCE_MAX` is over.
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(800);
+
+/// Handshakes in progress at one endpoint; more are refused, so that a flood costs bounded memory.
+pub const HANDSHAKES_MAX: usize = 256;
+
+/// Addresses tried for one name.
+pub const DIAL_ADDRESSES_MAX: usize = 4;
+
+/// Saying goodbye when an endpoint closes; peers that do not hear it notice by `PEER_SILENCE_MAX`.
+pub const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Bytes in flight to us on one connection whose peer is not authenticated yet.
+pub const UNAUTHENTICATED_WINDOW_BYTES: u32 = 64 << 10;
+
+/// Bytes in flight to us on one authenticated connection, and on one of its streams. A tensor of
+/// `STEP_TOKENS_MAX` rows of a 4,096-wide model is 8 MiB: it must not wait for a window update.
+pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+
+/// Streams a peer may have open on one control connection (one, and one more while reconnecting).
+pub const CONTROL_STREAMS_MAX: u32 = 2;
+
+/// Streams a gateway may have open at one driver: all that may run and wait there.
+pub const GENERATE_STREAMS_MAX: u32 = (WAITING_SEQUENCES_MAX + STEP_SEQUENCES_MAX) as u32;
+
+/// Streams between two workers: each replica they share opens a few.
+pub const LINK_STREAMS_MAX: u32 = 256;
+
+/// Largest UDP payload tried on a path: a 9,000-byte jumbo frame less its headers.
+pub const UDP_PAYLOAD_BYTES_MAX: u16 = 8_900;
+
+// --- certificates -----------------------------------------------------------------------------
+
+/// How long a node certificate holds. Until renewal is built a node joins again after it.
+pub const NODE_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
+
+/// How long a cluster's own CA holds.
+pub const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// How far the clocks of two nodes may differ when a new certificate is used at once.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
+
 // --- waits ------------------------------------------------------------------------------------
 
 /// A worker says it lives this often; three missed beats and it is taken for dead.
@@ -129,3 +178,62 @@ pub const GGUF_STRING_BYTES_MAX: u64 = 16 << 20;
 pub const GGUF_HEADER_BYTES_MAX: u64 = 256 << 20;
 /// Bytes of a safetensors header (its own format allows 100 MB).
 pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100 << 20;
+
+// --- links between ranks ------------------------------------------------------------------------
+
+/// How long a rank's thread polls for its peer before it gives the core away. Covers the imbalance
+/// of two ranks' shares of a layer, so that decoding never parks.
+pub const LINK_SPIN: Duration = Duration::from_micros(1_000);
+
+/// The same where compute threads outnumber cores: only what a running peer needs to answer.
+pub const LINK_SPIN_CROWDED: Duration = Duration::from_micros(3);
+
+/// How long it then polls with `sched_yield`, before it parks (60-100 us to wake).
+pub const LINK_YIELD: Duration = Duration::from_micros(100);
+
+/// Longest sleep of a parked rank: how late an abort or a killed peer is noticed.
+pub const LINK_PARK_SLICE: Duration = Duration::from_millis(100);
+
+/// Bytes of a shared-memory ring, and of the window of a QUIC link. Two fit a core's L2 cache beside
+/// its work, and the 28 links of 8 ranks (7 MiB) fit Docker's 64 MiB `/dev/shm`. Power of two.
+pub const LINK_RING_BYTES: usize = 128 << 10;
+
+/// Bytes of the ring that carries activations to the next stage: a whole prefill chunk of a small
+/// model, so that a stage can go on while the next one computes. Power of two.
+pub const STAGE_RING_BYTES: usize = 1 << 20;
+
+/// Bytes of the unused direction of a one-way link: one page. Power of two.
+pub const ONE_WAY_BACK_BYTES: usize = 4 << 10;
+
+/// Bytes of a large write that are published at once, so that the reader copies meanwhile.
+pub const LINK_PUBLISH_BYTES: usize = 16 << 10;
+
+/// Above this, more than two ranks all-reduce by segments (two hops, less traffic). 16 KiB is a
+/// decode step of 4 rows of a 1,024-wide model.
+pub const ALL_REDUCE_DIRECT_BYTES: usize = 16 << 10;
+
+/// Bytes of one frame of a gather; a step's logits may be larger than a frame.
+pub const GATHER_CHUNK_BYTES: usize = 1 << 20;
+
+/// Bytes by which a received frame's buffer grows as they arrive.
+pub const LINK_GROW_BYTES: usize = 1 << 20;
+
+/// A peer that opened a link stream says within this what it is for.
+pub const LINK_HELLO_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Link streams being greeted at once, streams held for ranks that have not asked yet, and those
+/// of one worker: a replica of 64 x 64 has under 70 links to any rank.
+pub const LINK_HELLOS_MAX: usize = 256;
+pub const INCOMING_LINKS_MAX: usize = 1_024;
+pub const INCOMING_LINKS_PER_WORKER_MAX: usize = 128;
+
+/// How long a stream is held for a rank that has not asked for it; the dialler gives up then too.
+pub const INCOMING_LINK_HOLD: Duration = MESH_DEADLINE;
+
+/// How often a rank looks whether its peer joined their shared memory, and dials again.
+pub const MESH_POLL: Duration = Duration::from_millis(2);
+pub const MESH_REDIAL: Duration = Duration::from_millis(100);
+
+/// A shared-memory file that no process holds and that is older than this was left by a kill in
+/// the instant between its creation and its lock.
+pub const SHM_UNLOCKED_AGE_MAX: Duration = Duration::from_secs(60);
