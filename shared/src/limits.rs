@@ -167,6 +167,16 @@ pub const RANK_STOP_DEADLINE: Duration = Duration::from_secs(5);
 pub const TENSOR_PARALLEL_MAX: usize = 64;
 pub const PIPELINE_PARALLEL_MAX: usize = 64;
 
+/// How often an idle compute thread looks for work before it gives its core away: about 10 us, a
+/// few times the gap between two regions of a step.
+pub const COMPUTE_SPINS: u32 = 256;
+
+/// How often it then yields before it parks: some 100 us, the gap between two steps.
+pub const COMPUTE_YIELDS: u32 = 256;
+
+/// Widest attention head: the attention kernel keeps eight such rows on its stack.
+pub const HEAD_DIM_MAX: usize = 256;
+
 // --- model files ------------------------------------------------------------------------------
 
 /// Counts in a GGUF header, far above any real file and far below what could exhaust memory.
@@ -237,3 +247,17 @@ pub const MESH_REDIAL: Duration = Duration::from_millis(100);
 /// A shared-memory file that no process holds and that is older than this was left by a kill in
 /// the instant between its creation and its lock.
 pub const SHM_UNLOCKED_AGE_MAX: Duration = Duration::from_secs(60);
+/// Files of one sharded safetensors model (the largest public ones have under 200).
+pub const SAFETENSORS_SHARDS_MAX: usize = 1_024;
+/// Bytes of a model folder's JSON files (tokenizer.json of a 256k vocabulary is 34 MB).
+pub const MODEL_JSON_BYTES_MAX: u64 = 128 << 20;
+/// `general.alignment` of a GGUF file; 32 is usual, a page of 64 KiB the largest use.
+pub const GGUF_ALIGNMENT_MAX: u64 = 1 << 16;
+
+/// A model's own numbers: some ten times the largest public model's, and small enough that no
+/// product of two of them overflows u64.
+pub const MODEL_LAYERS_MAX: u32 = 2_048;
+pub const MODEL_WIDTH_MAX: u32 = 1 << 20;
+pub const MODEL_HEADS_MAX: u32 = 4_096;
+pub const MODEL_VOCAB_MAX: u32 = 1 << 22;
+pub const MODEL_CONTEXT_MAX: u32 = 1 << 27;
