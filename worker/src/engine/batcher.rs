@@ -439,4 +439,4 @@ impl Batcher {
 
 #[cfg(test)]
 #[path = "batcher_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -11,7 +11,7 @@ use trireme_shared::wire::generate::{Sampling, TokenLogprobs};
 
 const VOCAB: u32 = 1_000;
 
-fn request(prompt: Vec<u32>, max_tokens: u32) -> GenerateRequest {
+pub fn request(prompt: Vec<u32>, max_tokens: u32) -> GenerateRequest {
     GenerateRequest {
         request: RequestId::parse("test").unwrap(),
         deployment: DeploymentId(1),

@@ -9,6 +9,7 @@ use super::mailbox::{Mailbox, Nudge};
 use super::sequence::SequenceId;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use trireme_shared::limits;
 use trireme_shared::wire::generate::{FailureKind, GenerateEvent};
@@ -23,6 +24,8 @@ pub struct Clients {
     clients: HashMap<SequenceId, Client>,
     mailbox: Arc<Mailbox>,
     runtime: tokio::runtime::Handle,
+    /// How long a paused client is waited for.
+    stall: Duration,
 }
 
 /// What became of an attempt to send.
@@ -40,6 +43,7 @@ impl Clients {
             clients: HashMap::new(),
             mailbox,
             runtime,
+            stall: limits::CLIENT_STALL_MAX,
         }
     }
 
@@ -112,7 +116,7 @@ impl Clients {
             Sent::Behind => {
                 batcher.pause(id, true);
                 let (events, mailbox) = (client.events.clone(), self.mailbox.clone());
-                self.runtime.spawn(watch(id, events, mailbox));
+                self.runtime.spawn(watch(id, events, mailbox, self.stall));
             }
         }
     }
@@ -156,9 +160,14 @@ fn send(client: &mut Client, event: GenerateEvent) -> Sent {
 }
 
 /// Waits until the client has read half its queue: less would pause it again at once.
-async fn watch(id: SequenceId, events: mpsc::Sender<GenerateEvent>, mailbox: Arc<Mailbox>) {
+async fn watch(
+    id: SequenceId,
+    events: mpsc::Sender<GenerateEvent>,
+    mailbox: Arc<Mailbox>,
+    stall: Duration,
+) {
     let half = events.max_capacity().div_ceil(2);
-    let room = tokio::time::timeout(limits::CLIENT_STALL_MAX, events.reserve_many(half)).await;
+    let room = tokio::time::timeout(stall, events.reserve_many(half)).await;
     let nudge = match room {
         // The reserved places are given back here, for the driver to use.
         Ok(room) => {
@@ -168,4 +177,121 @@ async fn watch(id: SequenceId, events: mpsc::Sender<GenerateEvent>, mailbox: Arc
         Err(_) => Nudge::Stalled(id),
     };
     mailbox.nudge(nudge);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::batcher::Capacity;
+    use crate::engine::batcher::tests::request;
+    use crate::engine::plan::{EntryResult, Sampled, StepResults};
+
+    fn batcher() -> Batcher {
+        Batcher::new(Capacity {
+            kv_pages: 64,
+            context: 256,
+            vocab: 100,
+            steps_in_flight: 1,
+        })
+    }
+
+    /// One step in which every sequence that asks for a token gets token 7.
+    fn step(batcher: &mut Batcher) -> bool {
+        let Some(plan) = batcher.plan() else {
+            return false;
+        };
+        let sampling = plan.entries.iter().filter(|e| e.sample.is_some());
+        let results = sampling.map(|entry| EntryResult {
+            key: entry.key,
+            prompt: vec![],
+            sampled: Sampled::Token {
+                token: 7,
+                logprobs: None,
+            },
+        });
+        let results = results.collect();
+        let step = plan.step;
+        batcher.complete(StepResults { step, results }).unwrap();
+        true
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_pauses_itself_only_and_misses_nothing() {
+        let mailbox = Arc::new(Mailbox::default());
+        let mut clients = Clients::new(mailbox.clone(), tokio::runtime::Handle::current());
+        let mut batcher = batcher();
+        let (slow, mut slow_reads) = mpsc::channel(4);
+        let (quick, mut quick_reads) = mpsc::channel(100);
+        clients.add(batcher.submit(request(vec![1], 20)), slow);
+        clients.add(batcher.submit(request(vec![2], 30)), quick);
+
+        // All that can run before anybody reads: the quick one to its end.
+        while step(&mut batcher) {
+            clients.deliver(&mut batcher);
+        }
+        assert_eq!(quick_reads.len(), 32);
+        assert_eq!(batcher.stats().running, 1);
+        let mut indices = Vec::new();
+        let finished = loop {
+            match slow_reads.recv().await.unwrap() {
+                GenerateEvent::Started { .. } => {}
+                GenerateEvent::Token { index, .. } => indices.push(index),
+                last => break last,
+            }
+            // The watcher runs when this task waits; what it found is acted on as a driver does.
+            tokio::task::yield_now().await;
+            for nudge in mailbox.take().nudges {
+                clients.nudged(nudge, &mut batcher);
+            }
+            while step(&mut batcher) {
+                clients.deliver(&mut batcher);
+            }
+        };
+        assert!(matches!(finished, GenerateEvent::Finished { .. }));
+        assert_eq!(indices, (0..20).collect::<Vec<_>>());
+        assert_eq!(batcher.stats().kv_pages_used, 0);
+        assert!(quick_reads.recv().await.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_reads_gives_its_pages_back() {
+        let mailbox = Arc::new(Mailbox::default());
+        let mut clients = Clients::new(mailbox.clone(), tokio::runtime::Handle::current());
+        let mut batcher = batcher();
+        clients.stall = Duration::from_millis(1);
+        let (events, reads) = mpsc::channel(2);
+        clients.add(batcher.submit(request(vec![1], 20)), events);
+        while step(&mut batcher) {
+            clients.deliver(&mut batcher);
+        }
+        assert_eq!(batcher.stats().kv_pages_used, 1);
+        let inbox = tokio::task::spawn_blocking(move || mailbox.wait()).await;
+        for nudge in inbox.unwrap().nudges {
+            clients.nudged(nudge, &mut batcher);
+        }
+        assert_eq!(batcher.stats().kv_pages_used, 0);
+        drop(reads);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_left_is_cancelled_and_the_rest_is_answered() {
+        let mailbox = Arc::new(Mailbox::default());
+        let mut clients = Clients::new(mailbox, tokio::runtime::Handle::current());
+        let mut batcher = batcher();
+        let (gone, gone_reads) = mpsc::channel(9);
+        let (here, mut reads) = mpsc::channel(9);
+        clients.add(batcher.submit(request(vec![1], 20)), gone);
+        clients.add(batcher.submit(request(vec![1], 20)), here);
+        drop(gone_reads);
+        clients.sweep(&mut batcher);
+        assert_eq!(batcher.stats().waiting, 1);
+        drop(clients);
+        assert!(matches!(
+            reads.recv().await,
+            Some(GenerateEvent::Failed {
+                kind: FailureKind::ReplicaLost,
+                ..
+            })
+        ));
+    }
 }

@@ -62,7 +62,7 @@ impl Driver {
     pub fn run(&mut self) -> RankError {
         let Err(error) = self.run_steps();
         self.mailbox.close();
-        let reason = error.to_string();
+        let reason = error.chain();
         for Submission { events, .. } in self.mailbox.take().submissions {
             clients::fail(&events, &reason);
         }

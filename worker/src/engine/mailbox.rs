@@ -81,8 +81,7 @@ impl Mailbox {
     /// Waits, parked and without a deadline, until something arrives: an idle driver has nothing
     /// else to do, and `close` ends the wait.
     pub fn wait(&self) -> Inbox {
-        let quiet =
-            |i: &mut Inbox| i.submissions.is_empty() && i.nudges.is_empty() && !i.closed;
+        let quiet = |i: &mut Inbox| i.submissions.is_empty() && i.nudges.is_empty() && !i.closed;
         let mut inbox = self
             .arrived
             .wait_while(self.lock(), quiet)

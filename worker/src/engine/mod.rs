@@ -19,9 +19,11 @@ mod step;
 mod tests;
 
 use crate::backend::Isa;
-use crate::parallel::mesh::IncomingLinks;
+use crate::model::RankModel;
+use crate::parallel::Abort;
+use crate::parallel::mesh::{IncomingLinks, RankLinks};
 use mailbox::{Refused, Submission};
-use rank::Shared;
+use rank::{RankError, Shared};
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
 use tokio::sync::mpsc;
@@ -71,7 +73,8 @@ impl RankHandle {
     /// runs steps. Returns at once; `state` tells how far it is.
     pub fn start(spec: RankSpec) -> Self {
         let runtime = spec.runtime.clone();
-        Self::start_with(spec.assignment.clone(), runtime, |shared| {
+        let assignment = spec.assignment.clone();
+        Self::start_with(assignment, Abort::default(), runtime, |shared| {
             rank::prepare(shared, spec)
         })
     }
@@ -79,17 +82,12 @@ impl RankHandle {
     /// Starts a rank whose model and links `prepare` brings, on the rank's own thread.
     fn start_with(
         assignment: Assignment,
+        abort: Abort,
         runtime: tokio::runtime::Handle,
-        prepare: impl FnOnce(
-            &Shared,
-        ) -> Result<
-            (crate::model::RankModel, crate::parallel::mesh::RankLinks),
-            rank::RankError,
-        > + Send
-        + 'static,
+        prepare: impl FnOnce(&Shared) -> Result<(RankModel, RankLinks), RankError> + Send + 'static,
     ) -> Self {
         let name = format!("rank-{}", assignment.index);
-        let shared = Arc::new(Shared::new(assignment));
+        let shared = Arc::new(Shared::new(assignment, abort));
         let (alive, ended) = std_mpsc::channel::<()>();
         let theirs = shared.clone();
         let spawned = std::thread::Builder::new().name(name).spawn(move || {

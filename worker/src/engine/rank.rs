@@ -26,15 +26,15 @@ use trireme_shared::wire::control::{EngineStats, RankState};
 /// Why a rank ended.
 #[derive(Debug, thiserror::Error)]
 pub enum RankError {
-    #[error("the model cannot be fetched: {0}")]
+    #[error("the model cannot be fetched")]
     Source(#[from] SourceError),
-    #[error("the model cannot be opened: {0}")]
+    #[error("the model cannot be opened")]
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     Load(#[from] LoadError),
-    #[error("the ranks did not find each other: {0}")]
+    #[error("the ranks did not find each other")]
     Mesh(#[from] MeshError),
-    #[error("a step failed: {0}")]
+    #[error("a step failed")]
     Step(#[from] StepError),
     #[error("the plan names no rank {0}")]
     NoSuchRank(u16),
@@ -42,6 +42,19 @@ pub enum RankError {
     Stopped,
     #[error("the rank's thread panicked; please report this: {0}")]
     Panicked(String),
+}
+
+impl RankError {
+    /// The error and everything that led to it.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        text
+    }
 }
 
 impl From<LinkError> for RankError {
@@ -69,7 +82,7 @@ pub struct RequestLimits {
 }
 
 impl Shared {
-    pub fn new(assignment: Assignment) -> Self {
+    pub fn new(assignment: Assignment, abort: Abort) -> Self {
         Self {
             assignment,
             state: watch::Sender::new(RankState::Fetching {
@@ -78,7 +91,7 @@ impl Shared {
             }),
             stats: watch::Sender::new(EngineStats::default()),
             mailbox: Arc::default(),
-            abort: Abort::default(),
+            abort,
             limits: OnceLock::new(),
         }
     }
@@ -112,7 +125,7 @@ pub fn run(
     let stopped = matches!(error, RankError::Stopped) || shared.abort.is_raised();
     shared.abort.raise();
     shared.mailbox.close();
-    let reason = error.to_string();
+    let reason = error.chain();
     for submission in shared.mailbox.take().submissions {
         clients::fail(&submission.events, &reason);
     }

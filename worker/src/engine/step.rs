@@ -3,7 +3,9 @@
 //! Applies the plan to the rank's table, runs its layers, hands activations on, and on the last
 //! stage brings the logits to its rank 0, which draws the tokens.
 
-use super::plan::{EntryResult, PlanEntry, PlanError, Sampled, SequenceTable, StepPlan, StepResults};
+use super::plan::{
+    EntryResult, PlanEntry, PlanError, Sampled, SequenceTable, StepPlan, StepResults,
+};
 use super::sampler::{self, NotFinite, Sampler};
 use crate::model::{Forward, ForwardError, RankModel};
 use crate::parallel::stage::{StageReceiver, StageSender};
