@@ -131,6 +131,38 @@ pub const STEP_SEQUENCES_MAX: usize = 128;
 /// Sequences waiting at one driver; one more is answered "overloaded".
 pub const WAITING_SEQUENCES_MAX: usize = 1_024;
 
+/// Prefill tokens of a step while other sequences decode: on a slow core 128 rows take about
+/// 0.2 s, and that is the longest gap a running stream sees because someone else's prompt came.
+pub const PREFILL_BESIDE_DECODE_TOKENS_MAX: usize = 128;
+
+/// Logits of one step, rows x vocabulary: 64 MiB of f32, and as much again where they are gathered.
+/// Prompt scoring asks for a row per token, so its chunks shrink to stay under this.
+pub const STEP_LOGITS_MAX: usize = 16 << 20;
+
+/// Largest encoded step plan or step result. Tokens, pages and results of a step are far smaller;
+/// most is the state of sequences that enter, see `STEP_ADDED_BYTES_MAX`.
+pub const STEP_PLAN_BYTES_MAX: usize = 16 << 20;
+
+/// Biases and penalty counts of the sequences one step adds (the first is always taken: at most a
+/// vocabulary of counts, 2 MiB at 256 Ki tokens).
+pub const STEP_ADDED_BYTES_MAX: usize = 4 << 20;
+
+/// Requests handed to the driver's thread and not yet taken by it, which it does before each step.
+pub const ENGINE_INBOX_MAX: usize = WAITING_SEQUENCES_MAX;
+
+/// Events kept for a client whose queue is full, while its sequence is paused: what steps already
+/// in flight may still bring (prompt scores and a token each), and the last event.
+pub const STREAM_BACKLOG_MAX: usize = 256;
+
+/// How long a sequence stays paused for a client that does not read before it is cancelled: it
+/// holds KV pages that others wait for.
+pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(30);
+
+/// How long stopping a rank waits for its thread, which looks at the abort flag between steps and
+/// in every wait. Longer than a step of a small model; a thread that is later still is left to end
+/// by itself.
+pub const RANK_STOP_DEADLINE: Duration = Duration::from_secs(5);
+
 /// Ranks of one stage, and stages of one replica.
 pub const TENSOR_PARALLEL_MAX: usize = 64;
 pub const PIPELINE_PARALLEL_MAX: usize = 64;

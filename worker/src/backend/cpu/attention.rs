@@ -70,7 +70,12 @@ impl CpuKv {
         assert!(layer < self.shape.layers && head < self.shape.heads);
         let index = layer * self.shape.pages * self.shape.heads + head;
         // SAFETY: inside the mapping by the assertion and its size.
-        unsafe { self.memory.start().cast::<u16>().add(index * self.head_elements()) }
+        unsafe {
+            self.memory
+                .start()
+                .cast::<u16>()
+                .add(index * self.head_elements())
+        }
     }
 
     /// f16 elements from a page to the next.
@@ -222,7 +227,9 @@ unsafe fn attend_queries<V: Lanes, const Q: usize>(tile: &Tile, first: usize) ->
     let seen = tile.limits[first + Q - 1];
     for page in 0..seen.div_ceil(PAGE_TOKENS) {
         let start = page * PAGE_TOKENS;
-        let keys = tile.keys.add(*tile.pages.add(page) as usize * tile.page_stride);
+        let keys = tile
+            .keys
+            .add(*tile.pages.add(page) as usize * tile.page_stride);
         let values = keys.add(dim * PAGE_TOKENS);
 
         // Two sums a query, so that a few queries alone do not wait for each addition.
