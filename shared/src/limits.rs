@@ -118,3 +118,82 @@ pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
 /// Usage ids remembered against counting a retried proposal twice. A retry comes within
 /// `PROPOSE_DEADLINE`; this covers 3,000 requests a second for that long.
 pub const USAGE_WINDOW: usize = 32_768;
+
+// --- placement --------------------------------------------------------------------------------
+
+/// Replicas of one deployment.
+pub const REPLICAS_MAX: u16 = 64;
+
+/// Full contexts a replica's KV pages should hold together; more only help very large batches.
+pub const KV_CONTEXTS_TARGET: u64 = 16;
+
+/// KV pages take at most one part in this many of a worker's memory: the rest is for weights, for
+/// buffers and for whoever else lives on the machine.
+pub const KV_MEMORY_DIVISOR: u64 = 4;
+
+/// Fewest KV pages worth serving with: 256 tokens.
+pub const KV_PAGES_MIN: u64 = 16;
+
+/// Activations, logits and link buffers of one rank: two steps of `STEP_TOKENS_MAX` rows of a
+/// 4,096-wide model, and one row of logits for each sequence of a step.
+pub const RANK_WORKING_BYTES: u64 = 64 << 20;
+
+// --- fleet ------------------------------------------------------------------------------------
+
+/// With workers missing for some replica, how long the fleet must be quiet before the others are
+/// planned: workers that start together arrive within this, and plan better together.
+pub const PLAN_SETTLE: Duration = Duration::from_millis(500);
+
+/// How often the reconciler looks at the time. Events do not wait for it.
+pub const RECONCILE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Wait before a replica's second attempt after a failure; doubles with each further failure.
+pub const REPLAN_BACKOFF_MIN: Duration = Duration::from_millis(500);
+/// The longest such wait: a broken model is tried twice a minute.
+pub const REPLAN_BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// A replica that was ready for this long starts with a clean record when it fails.
+pub const REPLICA_SOUND_AFTER: Duration = Duration::from_secs(30);
+
+/// A starting replica none of whose ranks reports any progress for this long has failed. Long,
+/// because fetching through a Python wheel shows no progress.
+pub const REPLICA_START_SILENCE_MAX: Duration = Duration::from_secs(600);
+
+/// An idle replica is asked for one token this often.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+/// One probe, queueing included.
+pub const PROBE_DEADLINE: Duration = Duration::from_secs(20);
+/// A replica that made no token for this long is not ready, whatever its ranks say.
+pub const REPLICA_FRESH_MAX: Duration = Duration::from_secs(30);
+/// A replica that made no token for this long is given a new plan; beyond `STEP_DEADLINE`, so that
+/// its ranks had the time to find the fault themselves.
+pub const REPLICA_STUCK_MAX: Duration = Duration::from_secs(90);
+
+/// Orders waiting for one worker's control stream; a worker further behind is disconnected.
+pub const WORKER_ORDERS_MAX: usize = 64;
+
+/// Connections of all kinds a coordinator serves at once.
+pub const CONTROL_CONNECTIONS_MAX: usize = 2_048;
+
+/// Sequences a coordinator carries at once.
+pub const DISPATCH_TASKS_MAX: usize = 4_096;
+
+/// Wait between two looks for a replica that takes a sequence which was refused or cut off.
+pub const DISPATCH_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Silence of a driver in mid-sequence. Long, because a sequence may wait its turn behind a full
+/// waiting room; a driver that died is noticed by its connection.
+pub const GENERATE_SILENCE_MAX: Duration = Duration::from_secs(600);
+
+/// How long a sequence waits for a client that has stopped reading.
+pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
+
+/// Resolving a model again after it could not be opened at a coordinator's start.
+pub const MODEL_RETRY_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Join tokens: uses and life.
+pub const TOKEN_USES_MAX: u32 = 10_000;
+pub const TOKEN_TTL_SECONDS_MAX: u64 = 366 * 86_400;
+
+/// Bytes of a deployment's or tenant's name.
+pub const NAME_BYTES_MAX: usize = 128;
