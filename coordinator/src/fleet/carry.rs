@@ -266,11 +266,7 @@ struct Exchange {
 }
 
 impl Exchange {
-    async fn open(
-        fleet: &Fleet,
-        route: &Route,
-        request: &GenerateRequest,
-    ) -> Result<Self, String> {
+    async fn open(fleet: &Fleet, route: &Route, request: &GenerateRequest) -> Result<Self, String> {
         let endpoint = fleet
             .shared
             .endpoint
@@ -288,7 +284,11 @@ impl Exchange {
             complete: false,
             _load: load,
         };
-        let write = write_frame(&mut exchange.send, request, limits::GENERATE_FRAME_BYTES_MAX);
+        let write = write_frame(
+            &mut exchange.send,
+            request,
+            limits::GENERATE_FRAME_BYTES_MAX,
+        );
         timeout(limits::CONTROL_DEADLINE, write)
             .await
             .map_err(|_| "its driver does not read".to_owned())?

@@ -28,7 +28,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use trireme_shared::api::CoordinatorReport;
 use trireme_shared::identity::ClusterAuthority;
-use trireme_shared::ids::{DeploymentId, WorkerId};
+use trireme_shared::ids::{DeploymentId, Epoch, WorkerId};
 use trireme_shared::limits;
 use trireme_shared::plan::ReplicaPlan;
 use trireme_shared::transport::Endpoint;
@@ -187,11 +187,7 @@ impl Fleet {
                 plan,
                 previous,
             } => {
-                let command = |plan: ReplicaPlan| Command::CommitPlan {
-                    plan: Box::new(plan),
-                    previous,
-                };
-                tokio::spawn(self.clone().commit(attempt, *plan, command));
+                tokio::spawn(self.clone().commit(attempt, *plan, previous));
             }
             Effect::Assign { worker, assignment } => {
                 let plan = &assignment.plan;
@@ -229,16 +225,15 @@ impl Fleet {
         }
     }
 
-    async fn commit(
-        self,
-        attempt: u64,
-        mut plan: ReplicaPlan,
-        command: impl FnOnce(ReplicaPlan) -> Command,
-    ) {
+    async fn commit(self, attempt: u64, mut plan: ReplicaPlan, previous: Option<Epoch>) {
         let key = (plan.deployment, plan.replica);
         let random = getrandom::fill(&mut plan.nonce).map_err(|e| e.to_string());
         let outcome = match random {
-            Ok(()) => self.shared.journal.propose(command(plan.clone())).await,
+            Ok(()) => {
+                let plan = Box::new(plan.clone());
+                let command = Command::CommitPlan { plan, previous };
+                self.shared.journal.propose(command).await
+            }
             Err(reason) => Err(JournalError::Storage(reason)),
         };
         let event = match outcome {
