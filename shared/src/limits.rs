@@ -67,6 +67,60 @@ pub const TOP_LOGPROBS_MAX: u8 = 20;
 /// behind is waited for: the stream's sequence pauses nothing else.
 pub const STREAM_EVENTS_MAX: usize = 4_096;
 
+// --- HTTP gateway -----------------------------------------------------------------------------
+
+/// Open client connections. Above it new ones wait in the kernel's accept queue.
+pub const HTTP_CONNECTIONS_MAX: usize = 4_096;
+
+/// HTTP requests being answered at once; one more is answered 503. Twice what one driver's waiting
+/// room holds would only queue where no client can see it.
+pub const HTTP_REQUESTS_MAX: usize = 1_024;
+
+/// Request line and headers; a slower client is cut off (slow-loris).
+pub const HTTP_HEADER_DEADLINE: Duration = Duration::from_secs(15);
+
+/// A whole body of `HTTP_BODY_BYTES_MAX`: 4 MiB over a 1 Mbit/s line takes 34 s.
+pub const HTTP_BODY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Bytes of a refused body that are read and thrown away, so that the client sees the answer and not
+/// a reset connection. Beyond it the connection is simply closed.
+pub const HTTP_DISCARD_BYTES_MAX: usize = 64 << 20;
+
+/// Time given to reading a refused body.
+pub const HTTP_DISCARD_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A comment is sent on an idle event stream this often, so that proxies keep it open.
+pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// How long a stream's answer may wait for its first event before the headers are sent anyway.
+/// Longer than `REPLICA_WAIT_MAX`, so that "no replica" is still a 503 and not a broken stream.
+pub const FIRST_EVENT_WAIT: Duration = Duration::from_secs(22);
+
+/// Silence of one sequence after which the gateway gives it up: a full waiting room ahead of it, or
+/// a replica that fails over, can take minutes; a lost sequence must not wait for ever.
+pub const SEQUENCE_SILENCE_MAX: Duration = Duration::from_secs(600);
+
+/// A client that reads nothing for so long while its events wait is taken for gone.
+pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
+
+/// Events of one request's choices between their sessions and its answer.
+pub const SESSION_EVENTS_MAX: usize = 256;
+
+/// The usage record of one request becoming durable.
+pub const USAGE_COMMIT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a request waits for the model's tokeniser to be loaded; loading goes on after it.
+pub const TEXT_LOAD_WAIT: Duration = Duration::from_secs(20);
+
+/// Tokenisers kept in memory (a few tens of MB each).
+pub const TEXTS_MAX: usize = 16;
+
+/// Bodies above this are parsed off the async runtime: 64 KiB of JSON takes under 0.5 ms.
+pub const INLINE_JSON_BYTES_MAX: usize = 64 << 10;
+
+/// `stop_token_ids` in one request.
+pub const STOP_TOKENS_MAX: usize = 64;
+
 // --- engine -----------------------------------------------------------------------------------
 
 /// Tokens of one KV page. 16 keeps the waste per sequence under 16 tokens and a page of one head
