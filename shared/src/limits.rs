@@ -151,3 +151,24 @@ pub const GGUF_STRING_BYTES_MAX: u64 = 16 << 20;
 pub const GGUF_HEADER_BYTES_MAX: u64 = 256 << 20;
 /// Bytes of a safetensors header (its own format allows 100 MB).
 pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100 << 20;
+
+// --- coordinator state ------------------------------------------------------------------------
+
+/// Proposals waiting for the journal's thread; a proposer waits for room.
+pub const JOURNAL_QUEUE_MAX: usize = 1_024;
+
+/// Proposals that share one disk sync. A sync takes 150-250 us; a few hundred small inserts less.
+pub const JOURNAL_BATCH_MAX: usize = 256;
+
+/// Commands between snapshots: replaying this many takes milliseconds.
+pub const JOURNAL_SNAPSHOT_EVERY: u64 = 4_096;
+
+/// Page cache of the journal's database. The working set is the log's tail.
+pub const JOURNAL_CACHE_BYTES: usize = 16 << 20;
+
+/// Making one command durable, queueing included. A healthy disk takes under a millisecond.
+pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Usage ids remembered against counting a retried proposal twice. A retry comes within
+/// `PROPOSE_DEADLINE`; this covers 3,000 requests a second for that long.
+pub const USAGE_WINDOW: usize = 32_768;
