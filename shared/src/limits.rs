@@ -79,6 +79,9 @@ pub const HTTP_REQUESTS_MAX: usize = 1_024;
 /// Request line and headers; a slower client is cut off (slow-loris).
 pub const HTTP_HEADER_DEADLINE: Duration = Duration::from_secs(15);
 
+/// Pause after a connection could not be accepted (no file descriptors left, usually).
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
 /// A whole body of `HTTP_BODY_BYTES_MAX`: 4 MiB over a 1 Mbit/s line takes 34 s.
 pub const HTTP_BODY_DEADLINE: Duration = Duration::from_secs(60);
 
