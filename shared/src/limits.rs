@@ -15,6 +15,55 @@ pub const GENERATE_FRAME_BYTES_MAX: usize = 8 << 20;
 /// Largest data-plane frame: a prefill chunk's activations, `STEP_TOKENS_MAX` x 16,384 f32.
 pub const LINK_FRAME_BYTES_MAX: usize = 64 << 20;
 
+/// Largest join frame: a token, a certificate request or a certificate; each is under 2 KiB. Small,
+/// because a joiner is not yet anybody.
+pub const JOIN_FRAME_BYTES_MAX: usize = 16 << 10;
+
+// --- connections ------------------------------------------------------------------------------
+
+/// QUIC keep-alive: three are sent before `PEER_SILENCE_MAX` is over.
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(800);
+
+/// Handshakes in progress at one endpoint; more are refused, so that a flood costs bounded memory.
+pub const HANDSHAKES_MAX: usize = 256;
+
+/// Addresses tried for one name.
+pub const DIAL_ADDRESSES_MAX: usize = 4;
+
+/// Saying goodbye when an endpoint closes; peers that do not hear it notice by `PEER_SILENCE_MAX`.
+pub const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Bytes in flight to us on one connection whose peer is not authenticated yet.
+pub const UNAUTHENTICATED_WINDOW_BYTES: u32 = 64 << 10;
+
+/// Bytes in flight to us on one authenticated connection, and on one of its streams. A tensor of
+/// `STEP_TOKENS_MAX` rows of a 4,096-wide model is 8 MiB: it must not wait for a window update.
+pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+
+/// Streams a peer may have open on one control connection (one, and one more while reconnecting).
+pub const CONTROL_STREAMS_MAX: u32 = 2;
+
+/// Streams a gateway may have open at one driver: all that may run and wait there.
+pub const GENERATE_STREAMS_MAX: u32 = (WAITING_SEQUENCES_MAX + STEP_SEQUENCES_MAX) as u32;
+
+/// Streams between two workers: each replica they share opens a few.
+pub const LINK_STREAMS_MAX: u32 = 256;
+
+/// Largest UDP payload tried on a path: a 9,000-byte jumbo frame less its headers.
+pub const UDP_PAYLOAD_BYTES_MAX: u16 = 8_900;
+
+// --- certificates -----------------------------------------------------------------------------
+
+/// How long a node certificate holds. Until renewal is built a node joins again after it.
+pub const NODE_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
+
+/// How long a cluster's own CA holds.
+pub const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// How far the clocks of two nodes may differ when a new certificate is used at once.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
+
 // --- waits ------------------------------------------------------------------------------------
 
 /// A worker says it lives this often; three missed beats and it is taken for dead.
@@ -175,3 +224,82 @@ pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
 /// Usage ids remembered against counting a retried proposal twice. A retry comes within
 /// `PROPOSE_DEADLINE`; this covers 3,000 requests a second for that long.
 pub const USAGE_WINDOW: usize = 32_768;
+
+// --- placement --------------------------------------------------------------------------------
+
+/// Replicas of one deployment.
+pub const REPLICAS_MAX: u16 = 64;
+
+/// Full contexts a replica's KV pages should hold together; more only help very large batches.
+pub const KV_CONTEXTS_TARGET: u64 = 16;
+
+/// KV pages take at most one part in this many of a worker's memory: the rest is for weights, for
+/// buffers and for whoever else lives on the machine.
+pub const KV_MEMORY_DIVISOR: u64 = 4;
+
+/// Fewest KV pages worth serving with: 256 tokens.
+pub const KV_PAGES_MIN: u64 = 16;
+
+/// Activations, logits and link buffers of one rank: two steps of `STEP_TOKENS_MAX` rows of a
+/// 4,096-wide model, and one row of logits for each sequence of a step.
+pub const RANK_WORKING_BYTES: u64 = 64 << 20;
+
+// --- fleet ------------------------------------------------------------------------------------
+
+/// With workers missing for some replica, how long the fleet must be quiet before the others are
+/// planned: workers that start together arrive within this, and plan better together.
+pub const PLAN_SETTLE: Duration = Duration::from_millis(500);
+
+/// How often the reconciler looks at the time. Events do not wait for it.
+pub const RECONCILE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Wait before a replica's second attempt after a failure; doubles with each further failure.
+pub const REPLAN_BACKOFF_MIN: Duration = Duration::from_millis(500);
+/// The longest such wait: a broken model is tried twice a minute.
+pub const REPLAN_BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// A replica that was ready for this long starts with a clean record when it fails.
+pub const REPLICA_SOUND_AFTER: Duration = Duration::from_secs(30);
+
+/// A starting replica none of whose ranks reports any progress for this long has failed. Long,
+/// because fetching through a Python wheel shows no progress.
+pub const REPLICA_START_SILENCE_MAX: Duration = Duration::from_secs(600);
+
+/// An idle replica is asked for one token this often.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+/// One probe, queueing included.
+pub const PROBE_DEADLINE: Duration = Duration::from_secs(20);
+/// A replica that made no token for this long is not ready, whatever its ranks say.
+pub const REPLICA_FRESH_MAX: Duration = Duration::from_secs(30);
+/// A replica that made no token for this long is given a new plan; beyond `STEP_DEADLINE`, so that
+/// its ranks had the time to find the fault themselves.
+pub const REPLICA_STUCK_MAX: Duration = Duration::from_secs(90);
+
+/// Orders waiting for one worker's control stream; a worker further behind is disconnected.
+pub const WORKER_ORDERS_MAX: usize = 64;
+
+/// Connections of all kinds a coordinator serves at once.
+pub const CONTROL_CONNECTIONS_MAX: usize = 2_048;
+
+/// Sequences a coordinator carries at once.
+pub const DISPATCH_TASKS_MAX: usize = 4_096;
+
+/// Wait between two looks for a replica that takes a sequence which was refused or cut off.
+pub const DISPATCH_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Silence of a driver in mid-sequence. Long, because a sequence may wait its turn behind a full
+/// waiting room; a driver that died is noticed by its connection.
+pub const GENERATE_SILENCE_MAX: Duration = Duration::from_secs(600);
+
+/// How long a sequence waits for a client that has stopped reading.
+pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
+
+/// Resolving a model again after it could not be opened at a coordinator's start.
+pub const MODEL_RETRY_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Join tokens: uses and life.
+pub const TOKEN_USES_MAX: u32 = 10_000;
+pub const TOKEN_TTL_SECONDS_MAX: u64 = 366 * 86_400;
+
+/// Bytes of a deployment's or tenant's name.
+pub const NAME_BYTES_MAX: usize = 128;
