@@ -303,3 +303,18 @@ pub const TOKEN_TTL_SECONDS_MAX: u64 = 366 * 86_400;
 
 /// Bytes of a deployment's or tenant's name.
 pub const NAME_BYTES_MAX: usize = 128;
+
+/// Files of one sharded safetensors model (the largest public ones have under 200).
+pub const SAFETENSORS_SHARDS_MAX: usize = 1_024;
+/// Bytes of a model folder's JSON files (tokenizer.json of a 256k vocabulary is 34 MB).
+pub const MODEL_JSON_BYTES_MAX: u64 = 128 << 20;
+/// `general.alignment` of a GGUF file; 32 is usual, a page of 64 KiB the largest use.
+pub const GGUF_ALIGNMENT_MAX: u64 = 1 << 16;
+
+/// A model's own numbers: some ten times the largest public model's, and small enough that no
+/// product of two of them overflows u64.
+pub const MODEL_LAYERS_MAX: u32 = 2_048;
+pub const MODEL_WIDTH_MAX: u32 = 1 << 20;
+pub const MODEL_HEADS_MAX: u32 = 4_096;
+pub const MODEL_VOCAB_MAX: u32 = 1 << 22;
+pub const MODEL_CONTEXT_MAX: u32 = 1 << 27;

@@ -26,9 +26,7 @@ fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, key)| key.trim())
         .filter(|key| !key.is_empty())
-        .ok_or_else(|| {
-            ApiError::unauthorized("The Authorization header must be 'Bearer <key>'.")
-        })
+        .ok_or_else(|| ApiError::unauthorized("The Authorization header must be 'Bearer <key>'."))
 }
 
 fn principal(journal: &Journal, headers: &HeaderMap) -> Result<Principal, ApiError> {

@@ -197,12 +197,8 @@ impl ApiError {
     }
 
     pub fn internal(message: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "server_error",
-            message,
-        )
-        .coded("internal_error")
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+            .coded("internal_error")
     }
 
     /// Nothing is wrong with the request: it may be sent again after `seconds`.

@@ -163,8 +163,12 @@ impl Metrics {
 
     /// A prompt entered a batch.
     pub fn prompt(&self, model: &str, tokens: u64, cached: u64) {
-        self.prompt_tokens.with_label_values(&[model]).inc_by(tokens);
-        self.cached_tokens.with_label_values(&[model]).inc_by(cached);
+        self.prompt_tokens
+            .with_label_values(&[model])
+            .inc_by(tokens);
+        self.cached_tokens
+            .with_label_values(&[model])
+            .inc_by(cached);
     }
 
     pub fn first_token(&self, model: &str, since_arrival: Duration) {
@@ -186,9 +190,7 @@ impl Metrics {
     }
 
     pub fn ended(&self, model: &str, how: Ended, since_arrival: Duration) {
-        self.success
-            .with_label_values(&[model, how.label()])
-            .inc();
+        self.success.with_label_values(&[model, how.label()]).inc();
         if !matches!(how, Ended::Abort) {
             self.e2e
                 .with_label_values(&[model])
@@ -274,7 +276,10 @@ mod tests {
         let text = metrics
             .scrape(&[of(0), of(1)], &[("m".into(), true)])
             .unwrap();
-        assert!(text.contains("vllm:num_requests_running{model_name=\"m\"} 4"), "{text}");
+        assert!(
+            text.contains("vllm:num_requests_running{model_name=\"m\"} 4"),
+            "{text}"
+        );
         assert!(text.contains("vllm:kv_cache_usage_perc{model_name=\"m\"} 0.5"));
         assert!(text.contains("trireme_replica_steps{model_name=\"m\",replica=\"1\"} 0"));
         let text = metrics.scrape(&[], &[]).unwrap();

@@ -94,7 +94,10 @@ pub fn check_split(manifest: &Manifest, spec: &DeploymentSpec) -> Result<(), Pla
         .map(|(tp, pp)| format!("--tp {tp} --pp {pp}"))
         .collect();
     let hint = if others.is_empty() {
-        format!("no split fits {} workers: use fewer", u32::from(tp) * u32::from(pp))
+        format!(
+            "no split fits {} workers: use fewer",
+            u32::from(tp) * u32::from(pp)
+        )
     } else {
         format!("possible here: {}", others.join(", "))
     };

@@ -109,7 +109,10 @@ fn message(index: usize, value: Value) -> Result<Value, ApiError> {
     match fields.take("content") {
         None => return Err(ApiError::missing(&content_at)),
         Some(content) => {
-            message.insert("content".into(), Value::String(text_of(&content_at, content)?));
+            message.insert(
+                "content".into(),
+                Value::String(text_of(&content_at, content)?),
+            );
         }
     }
     match fields.take("name") {
@@ -230,10 +233,16 @@ mod tests {
         .unwrap();
         let sampling = &request.common.sampling;
         assert_eq!(sampling.temperature, 0.5);
-        assert_eq!((sampling.top_p, sampling.top_k, sampling.min_p), (0.25, 0, 0.125));
+        assert_eq!(
+            (sampling.top_p, sampling.top_k, sampling.min_p),
+            (0.25, 0, 0.125)
+        );
         assert_eq!(sampling.seed, -3i64 as u64);
         assert_eq!(sampling.logit_bias, [(3, 1.5), (9, -100.0)]);
-        assert_eq!((sampling.frequency_penalty, sampling.presence_penalty), (-2.0, 2.0));
+        assert_eq!(
+            (sampling.frequency_penalty, sampling.presence_penalty),
+            (-2.0, 2.0)
+        );
         assert_eq!(request.common.stop, ["a", "b"]);
         assert_eq!(request.common.stop_token_ids, [5]);
         assert_eq!((request.max_tokens, request.logprobs), (Some(7), Some(4)));
@@ -248,8 +257,14 @@ mod tests {
             {"role": "user", "content": "", "name": "Ann"},
         ]}))
         .unwrap();
-        assert_eq!(request.messages[0], json!({"role": "system", "content": "a\nb"}));
-        assert_eq!(request.messages[1], json!({"role": "user", "content": "", "name": "Ann"}));
+        assert_eq!(
+            request.messages[0],
+            json!({"role": "system", "content": "a\nb"})
+        );
+        assert_eq!(
+            request.messages[1],
+            json!({"role": "user", "content": "", "name": "Ann"})
+        );
     }
 
     #[test]
@@ -257,7 +272,10 @@ mod tests {
         for (extra, param) in [
             (json!({"frobnicate": 1}), "frobnicate"),
             (json!({"tools": [{"type": "function"}]}), "tools"),
-            (json!({"response_format": {"type": "json_object"}}), "response_format"),
+            (
+                json!({"response_format": {"type": "json_object"}}),
+                "response_format",
+            ),
             (json!({"audio": {}}), "audio"),
             (json!({"store": true}), "store"),
             (json!({"suffix": "x"}), "suffix"),
@@ -269,20 +287,38 @@ mod tests {
             (json!({"n": 0}), "n"),
             (json!({"n": 129}), "n"),
             (json!({"max_tokens": 0}), "max_tokens"),
-            (json!({"max_tokens": 3, "max_completion_tokens": 4}), "max_tokens"),
+            (
+                json!({"max_tokens": 3, "max_completion_tokens": 4}),
+                "max_tokens",
+            ),
             (json!({"logprobs": 3}), "logprobs"),
             (json!({"top_logprobs": 3}), "top_logprobs"),
-            (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs"),
+            (
+                json!({"logprobs": true, "top_logprobs": 21}),
+                "top_logprobs",
+            ),
             (json!({"stop": [""]}), "stop"),
             (json!({"stop": vec!["x"; 17]}), "stop"),
             (json!({"logit_bias": {"x": 1}}), "logit_bias"),
             (json!({"logit_bias": {"1": 101}}), "logit_bias"),
             (json!({"logit_bias": {"1": 1, "01": 2}}), "logit_bias"),
-            (json!({"stream_options": {"include_usage": true}}), "stream_options"),
+            (
+                json!({"stream_options": {"include_usage": true}}),
+                "stream_options",
+            ),
             (json!({"messages": []}), "messages"),
-            (json!({"messages": [{"role": "user"}]}), "messages[0].content"),
-            (json!({"messages": [{"role": "king", "content": ""}]}), "messages[0].role"),
-            (json!({"messages": [{"role": "user", "content": "", "x": 1}]}), "messages[0].x"),
+            (
+                json!({"messages": [{"role": "user"}]}),
+                "messages[0].content",
+            ),
+            (
+                json!({"messages": [{"role": "king", "content": ""}]}),
+                "messages[0].role",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": "", "x": 1}]}),
+                "messages[0].x",
+            ),
             (
                 json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
                 "messages[0].content[0].type",

@@ -68,7 +68,8 @@ impl CompletionRequest {
 /// A string, strings, token ids, or lists of token ids.
 fn prompts(value: Option<Value>) -> Result<Vec<PromptInput>, ApiError> {
     const NAME: &str = "prompt";
-    const FORMS: &str = "a string, an array of strings, an array of token ids, or an array of those";
+    const FORMS: &str =
+        "a string, an array of strings, an array of token ids, or an array of those";
     match value {
         None => Err(ApiError::missing(NAME)),
         Some(Value::String(text)) => Ok(vec![PromptInput::Text(text)]),

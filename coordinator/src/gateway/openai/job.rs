@@ -74,7 +74,10 @@ impl Model {
         param: &str,
     ) -> Result<Prompt, ApiError> {
         if ids.is_empty() {
-            return Err(ApiError::value(param, "The prompt has no tokens; send some text."));
+            return Err(ApiError::value(
+                param,
+                "The prompt has no tokens; send some text.",
+            ));
         }
         let context = self.context as usize;
         let room = context.saturating_sub(ids.len());
@@ -108,7 +111,13 @@ impl Model {
         Ok(Prompt { ids, max_tokens })
     }
 
-    fn shape(&self, api: Api, common: &CommonParams, logprobs: bool, echo: Vec<Echo>) -> Result<Shape, ApiError> {
+    fn shape(
+        &self,
+        api: Api,
+        common: &CommonParams,
+        logprobs: bool,
+        echo: Vec<Echo>,
+    ) -> Result<Shape, ApiError> {
         let mut random = [0; 12];
         getrandom::fill(&mut random)
             .map_err(|error| ApiError::internal(format!("no random numbers: {error}")))?;

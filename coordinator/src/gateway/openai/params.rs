@@ -65,10 +65,18 @@ impl CommonParams {
         let outside = |name: &str, id: u32| {
             Err(ApiError::value(
                 name,
-                format!("'{name}' names token {id}; this model's tokens are 0 to {}.", vocabulary.saturating_sub(1)),
+                format!(
+                    "'{name}' names token {id}; this model's tokens are 0 to {}.",
+                    vocabulary.saturating_sub(1)
+                ),
             ))
         };
-        if let Some((id, _)) = self.sampling.logit_bias.iter().find(|(id, _)| *id >= vocabulary) {
+        if let Some((id, _)) = self
+            .sampling
+            .logit_bias
+            .iter()
+            .find(|(id, _)| *id >= vocabulary)
+        {
             return outside("logit_bias", *id);
         }
         if let Some(id) = self.stop_token_ids.iter().find(|id| **id >= vocabulary) {
@@ -83,7 +91,10 @@ fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
     let top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0);
     // As f32: a value that rounds to 0 would keep nothing.
     if top_p as f32 <= 0.0 {
-        return Err(ApiError::value("top_p", "'top_p' must be above 0, up to 1."));
+        return Err(ApiError::value(
+            "top_p",
+            "'top_p' must be above 0, up to 1.",
+        ));
     }
     let top_k = fields
         .integer("top_k", -1..=i64::from(u32::MAX))?
@@ -251,9 +262,7 @@ fn harmless(fields: &mut Fields) -> Result<(), ApiError> {
     fields.only_if("response_format", TEXT_ONLY, |v| {
         v.get("type").is_some_and(|kind| kind == "text")
     })?;
-    fields.only_if("modalities", TEXT_ONLY, |v| {
-        v == &Value::from(vec!["text"])
-    })?;
+    fields.only_if("modalities", TEXT_ONLY, |v| v == &Value::from(vec!["text"]))?;
     let no_list = |v: &Value| v.as_array().is_some_and(Vec::is_empty);
     fields.only_if("tools", NO_TOOLS, no_list)?;
     fields.only_if("functions", NO_TOOLS, no_list)?;

@@ -32,10 +32,7 @@ struct Events {
 }
 
 /// Answers with a stream; a failure before its first event is still an error answer.
-pub async fn respond(
-    mut generation: Generation,
-    renderer: Renderer,
-) -> Result<Response, ApiError> {
+pub async fn respond(mut generation: Generation, renderer: Renderer) -> Result<Response, ApiError> {
     generation.first(limits::FIRST_EVENT_WAIT).await?;
     let events = Events {
         generation: Some(generation),
