@@ -116,6 +116,63 @@ pub const TOP_LOGPROBS_MAX: u8 = 20;
 /// behind is waited for: the stream's sequence pauses nothing else.
 pub const STREAM_EVENTS_MAX: usize = 4_096;
 
+// --- HTTP gateway -----------------------------------------------------------------------------
+
+/// Open client connections. Above it new ones wait in the kernel's accept queue.
+pub const HTTP_CONNECTIONS_MAX: usize = 4_096;
+
+/// HTTP requests being answered at once; one more is answered 503. Twice what one driver's waiting
+/// room holds would only queue where no client can see it.
+pub const HTTP_REQUESTS_MAX: usize = 1_024;
+
+/// Request line and headers; a slower client is cut off (slow-loris).
+pub const HTTP_HEADER_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Pause after a connection could not be accepted (no file descriptors left, usually).
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// A whole body of `HTTP_BODY_BYTES_MAX`: 4 MiB over a 1 Mbit/s line takes 34 s.
+pub const HTTP_BODY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Bytes of a refused body that are read and thrown away, so that the client sees the answer and not
+/// a reset connection. Beyond it the connection is simply closed.
+pub const HTTP_DISCARD_BYTES_MAX: usize = 64 << 20;
+
+/// Time given to reading a refused body.
+pub const HTTP_DISCARD_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A comment is sent on an idle event stream this often, so that proxies keep it open.
+pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// How long a stream's answer may wait for its first event before the headers are sent anyway.
+/// Longer than `REPLICA_WAIT_MAX`, so that "no replica" is still a 503 and not a broken stream.
+pub const FIRST_EVENT_WAIT: Duration = Duration::from_secs(22);
+
+/// Silence of one sequence after which the gateway gives it up: a full waiting room ahead of it, or
+/// a replica that fails over, can take minutes; a lost sequence must not wait for ever.
+pub const SEQUENCE_SILENCE_MAX: Duration = Duration::from_secs(600);
+
+/// A client that reads nothing for so long while its events wait is taken for gone.
+pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
+
+/// Events of one request's choices between their sessions and its answer.
+pub const SESSION_EVENTS_MAX: usize = 256;
+
+/// The usage record of one request becoming durable.
+pub const USAGE_COMMIT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a request waits for the model's tokeniser to be loaded; loading goes on after it.
+pub const TEXT_LOAD_WAIT: Duration = Duration::from_secs(20);
+
+/// Tokenisers kept in memory (a few tens of MB each).
+pub const TEXTS_MAX: usize = 16;
+
+/// Bodies above this are parsed off the async runtime: 64 KiB of JSON takes under 0.5 ms.
+pub const INLINE_JSON_BYTES_MAX: usize = 64 << 10;
+
+/// `stop_token_ids` in one request.
+pub const STOP_TOKENS_MAX: usize = 64;
+
 // --- engine -----------------------------------------------------------------------------------
 
 /// Tokens of one KV page. 16 keeps the waste per sequence under 16 tokens and a page of one head
@@ -246,3 +303,18 @@ pub const TOKEN_TTL_SECONDS_MAX: u64 = 366 * 86_400;
 
 /// Bytes of a deployment's or tenant's name.
 pub const NAME_BYTES_MAX: usize = 128;
+
+/// Files of one sharded safetensors model (the largest public ones have under 200).
+pub const SAFETENSORS_SHARDS_MAX: usize = 1_024;
+/// Bytes of a model folder's JSON files (tokenizer.json of a 256k vocabulary is 34 MB).
+pub const MODEL_JSON_BYTES_MAX: u64 = 128 << 20;
+/// `general.alignment` of a GGUF file; 32 is usual, a page of 64 KiB the largest use.
+pub const GGUF_ALIGNMENT_MAX: u64 = 1 << 16;
+
+/// A model's own numbers: some ten times the largest public model's, and small enough that no
+/// product of two of them overflows u64.
+pub const MODEL_LAYERS_MAX: u32 = 2_048;
+pub const MODEL_WIDTH_MAX: u32 = 1 << 20;
+pub const MODEL_HEADS_MAX: u32 = 4_096;
+pub const MODEL_VOCAB_MAX: u32 = 1 << 22;
+pub const MODEL_CONTEXT_MAX: u32 = 1 << 27;

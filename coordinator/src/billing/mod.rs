@@ -3,6 +3,7 @@
 //! Neighbours: `state` keeps the totals; the gateway prices each request and records it through
 //! the journal.
 
+pub mod price;
 pub mod usage;
 
 use crate::state::PriceList;
