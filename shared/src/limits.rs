@@ -116,6 +116,63 @@ pub const TOP_LOGPROBS_MAX: u8 = 20;
 /// behind is waited for: the stream's sequence pauses nothing else.
 pub const STREAM_EVENTS_MAX: usize = 4_096;
 
+// --- HTTP gateway -----------------------------------------------------------------------------
+
+/// Open client connections. Above it new ones wait in the kernel's accept queue.
+pub const HTTP_CONNECTIONS_MAX: usize = 4_096;
+
+/// HTTP requests being answered at once; one more is answered 503. Twice what one driver's waiting
+/// room holds would only queue where no client can see it.
+pub const HTTP_REQUESTS_MAX: usize = 1_024;
+
+/// Request line and headers; a slower client is cut off (slow-loris).
+pub const HTTP_HEADER_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Pause after a connection could not be accepted (no file descriptors left, usually).
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// A whole body of `HTTP_BODY_BYTES_MAX`: 4 MiB over a 1 Mbit/s line takes 34 s.
+pub const HTTP_BODY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Bytes of a refused body that are read and thrown away, so that the client sees the answer and not
+/// a reset connection. Beyond it the connection is simply closed.
+pub const HTTP_DISCARD_BYTES_MAX: usize = 64 << 20;
+
+/// Time given to reading a refused body.
+pub const HTTP_DISCARD_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A comment is sent on an idle event stream this often, so that proxies keep it open.
+pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// How long a stream's answer may wait for its first event before the headers are sent anyway.
+/// Longer than `REPLICA_WAIT_MAX`, so that "no replica" is still a 503 and not a broken stream.
+pub const FIRST_EVENT_WAIT: Duration = Duration::from_secs(22);
+
+/// Silence of one sequence after which the gateway gives it up: a full waiting room ahead of it, or
+/// a replica that fails over, can take minutes; a lost sequence must not wait for ever.
+pub const SEQUENCE_SILENCE_MAX: Duration = Duration::from_secs(600);
+
+/// A client that reads nothing for so long while its events wait is taken for gone.
+pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
+
+/// Events of one request's choices between their sessions and its answer.
+pub const SESSION_EVENTS_MAX: usize = 256;
+
+/// The usage record of one request becoming durable.
+pub const USAGE_COMMIT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a request waits for the model's tokeniser to be loaded; loading goes on after it.
+pub const TEXT_LOAD_WAIT: Duration = Duration::from_secs(20);
+
+/// Tokenisers kept in memory (a few tens of MB each).
+pub const TEXTS_MAX: usize = 16;
+
+/// Bodies above this are parsed off the async runtime: 64 KiB of JSON takes under 0.5 ms.
+pub const INLINE_JSON_BYTES_MAX: usize = 64 << 10;
+
+/// `stop_token_ids` in one request.
+pub const STOP_TOKENS_MAX: usize = 64;
+
 // --- engine -----------------------------------------------------------------------------------
 
 /// Tokens of one KV page. 16 keeps the waste per sequence under 16 tokens and a page of one head
@@ -188,6 +245,107 @@ pub const GGUF_STRING_BYTES_MAX: u64 = 16 << 20;
 pub const GGUF_HEADER_BYTES_MAX: u64 = 256 << 20;
 /// Bytes of a safetensors header (its own format allows 100 MB).
 pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100 << 20;
+
+// --- coordinator state ------------------------------------------------------------------------
+
+/// Proposals waiting for the journal's thread; a proposer waits for room.
+pub const JOURNAL_QUEUE_MAX: usize = 1_024;
+
+/// Proposals that share one disk sync. A sync takes 150-250 us; a few hundred small inserts less.
+pub const JOURNAL_BATCH_MAX: usize = 256;
+
+/// Commands between snapshots: replaying this many takes milliseconds.
+pub const JOURNAL_SNAPSHOT_EVERY: u64 = 4_096;
+
+/// Page cache of the journal's database. The working set is the log's tail.
+pub const JOURNAL_CACHE_BYTES: usize = 16 << 20;
+
+/// Making one command durable, queueing included. A healthy disk takes under a millisecond.
+pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Usage ids remembered against counting a retried proposal twice. A retry comes within
+/// `PROPOSE_DEADLINE`; this covers 3,000 requests a second for that long.
+pub const USAGE_WINDOW: usize = 32_768;
+
+// --- placement --------------------------------------------------------------------------------
+
+/// Replicas of one deployment.
+pub const REPLICAS_MAX: u16 = 64;
+
+/// Full contexts a replica's KV pages should hold together; more only help very large batches.
+pub const KV_CONTEXTS_TARGET: u64 = 16;
+
+/// KV pages take at most one part in this many of a worker's memory: the rest is for weights, for
+/// buffers and for whoever else lives on the machine.
+pub const KV_MEMORY_DIVISOR: u64 = 4;
+
+/// Fewest KV pages worth serving with: 256 tokens.
+pub const KV_PAGES_MIN: u64 = 16;
+
+/// Activations, logits and link buffers of one rank: two steps of `STEP_TOKENS_MAX` rows of a
+/// 4,096-wide model, and one row of logits for each sequence of a step.
+pub const RANK_WORKING_BYTES: u64 = 64 << 20;
+
+// --- fleet ------------------------------------------------------------------------------------
+
+/// With workers missing for some replica, how long the fleet must be quiet before the others are
+/// planned: workers that start together arrive within this, and plan better together.
+pub const PLAN_SETTLE: Duration = Duration::from_millis(500);
+
+/// How often the reconciler looks at the time. Events do not wait for it.
+pub const RECONCILE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Wait before a replica's second attempt after a failure; doubles with each further failure.
+pub const REPLAN_BACKOFF_MIN: Duration = Duration::from_millis(500);
+/// The longest such wait: a broken model is tried twice a minute.
+pub const REPLAN_BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// A replica that was ready for this long starts with a clean record when it fails.
+pub const REPLICA_SOUND_AFTER: Duration = Duration::from_secs(30);
+
+/// A starting replica none of whose ranks reports any progress for this long has failed. Long,
+/// because fetching through a Python wheel shows no progress.
+pub const REPLICA_START_SILENCE_MAX: Duration = Duration::from_secs(600);
+
+/// An idle replica is asked for one token this often.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+/// One probe, queueing included.
+pub const PROBE_DEADLINE: Duration = Duration::from_secs(20);
+/// A replica that made no token for this long is not ready, whatever its ranks say.
+pub const REPLICA_FRESH_MAX: Duration = Duration::from_secs(30);
+/// A replica that made no token for this long is given a new plan; beyond `STEP_DEADLINE`, so that
+/// its ranks had the time to find the fault themselves.
+pub const REPLICA_STUCK_MAX: Duration = Duration::from_secs(90);
+
+/// Orders waiting for one worker's control stream; a worker further behind is disconnected.
+pub const WORKER_ORDERS_MAX: usize = 64;
+
+/// Connections of all kinds a coordinator serves at once.
+pub const CONTROL_CONNECTIONS_MAX: usize = 2_048;
+
+/// Sequences a coordinator carries at once.
+pub const DISPATCH_TASKS_MAX: usize = 4_096;
+
+/// Wait between two looks for a replica that takes a sequence which was refused or cut off.
+pub const DISPATCH_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Silence of a driver in mid-sequence. Long, because a sequence may wait its turn behind a full
+/// waiting room; a driver that died is noticed by its connection.
+pub const GENERATE_SILENCE_MAX: Duration = Duration::from_secs(600);
+
+/// How long a sequence waits for a client that has stopped reading.
+pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
+
+/// Resolving a model again after it could not be opened at a coordinator's start.
+pub const MODEL_RETRY_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Join tokens: uses and life.
+pub const TOKEN_USES_MAX: u32 = 10_000;
+pub const TOKEN_TTL_SECONDS_MAX: u64 = 366 * 86_400;
+
+/// Bytes of a deployment's or tenant's name.
+pub const NAME_BYTES_MAX: usize = 128;
+
 /// Files of one sharded safetensors model (the largest public ones have under 200).
 pub const SAFETENSORS_SHARDS_MAX: usize = 1_024;
 /// Bytes of a model folder's JSON files (tokenizer.json of a 256k vocabulary is 34 MB).
