@@ -165,7 +165,14 @@ impl Reconciler {
                 spec,
                 manifest,
                 epochs,
-            } => self.deployed(id, spec, Some(manifest), String::new(), &epochs, &mut effects),
+            } => self.deployed(
+                id,
+                spec,
+                Some(manifest),
+                String::new(),
+                &epochs,
+                &mut effects,
+            ),
             Event::ModelUnavailable { id, spec, reason } => {
                 self.deployed(id, spec, None, reason, &BTreeMap::new(), &mut effects);
             }
@@ -546,10 +553,12 @@ impl Reconciler {
                         previous: slot.epoch,
                     });
                 }
-                Err(error) => *why = slot.last_failure.as_ref().map_or_else(
-                    || error.to_string(),
-                    |failure| format!("{error} (before: {failure})"),
-                ),
+                Err(error) => {
+                    *why = slot.last_failure.as_ref().map_or_else(
+                        || error.to_string(),
+                        |failure| format!("{error} (before: {failure})"),
+                    )
+                }
             }
         }
     }

@@ -11,7 +11,9 @@ use trireme_shared::wire::control::{EngineStats, RankReport, RankState};
 
 pub(super) enum Phase {
     /// `why` is for status.
-    Waiting { why: String },
+    Waiting {
+        why: String,
+    },
     /// A plan with these workers is being made durable.
     Committing {
         attempt: u64,
@@ -203,9 +205,9 @@ impl Running {
         self.all_ready()
             && self.probe_sent.is_none()
             && self.last_token.is_none_or(past)
-            && self.probe_failed_at.is_none_or(|at| {
-                now.saturating_duration_since(at) >= limits::REPLAN_BACKOFF_MIN
-            })
+            && self
+                .probe_failed_at
+                .is_none_or(|at| now.saturating_duration_since(at) >= limits::REPLAN_BACKOFF_MIN)
     }
 
     pub(super) fn probe_now(&mut self, now: Instant, key: ReplicaKey, effects: &mut Vec<Effect>) {
