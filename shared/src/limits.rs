@@ -311,3 +311,26 @@ pub const MODEL_WIDTH_MAX: u32 = 1 << 20;
 pub const MODEL_HEADS_MAX: u32 = 4_096;
 pub const MODEL_VOCAB_MAX: u32 = 1 << 22;
 pub const MODEL_CONTEXT_MAX: u32 = 1 << 27;
+
+// --- fetching models --------------------------------------------------------------------------
+
+/// Reaching a server that has a model (name look-up and connection, each).
+pub const FETCH_CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// A download without a byte for this long has broken off.
+pub const FETCH_STALL_MAX: Duration = Duration::from_secs(20);
+/// Tries of one download; each goes on where the last broke off.
+pub const FETCH_ATTEMPTS_MAX: u32 = 4;
+/// One read or write of a download.
+pub const FETCH_BUFFER_BYTES: usize = 1 << 18;
+/// A whole `pip download`: 2 GB at 2 MB/s.
+pub const PIP_DEADLINE: Duration = Duration::from_secs(1_000);
+/// `pip` without a new byte: it resolves names and retries on its own for up to a minute.
+pub const PIP_STALL_MAX: Duration = Duration::from_secs(75);
+/// End of pip's output that is looked at for its error.
+pub const PIP_LOG_TAIL_BYTES: usize = 4_096;
+/// Waiting for another process that fetches the same model.
+pub const MODEL_LOCK_WAIT_MAX: Duration = Duration::from_secs(1_800);
+/// Largest model file: eight times the largest public one (1.4 TB in one file is unheard of).
+pub const MODEL_FILE_BYTES_MAX: u64 = 8 << 40;
+/// Left free on the cache's disk.
+pub const DISK_RESERVE_BYTES: u64 = 64 << 20;
