@@ -148,13 +148,6 @@ pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Longer than `REPLICA_WAIT_MAX`, so that "no replica" is still a 503 and not a broken stream.
 pub const FIRST_EVENT_WAIT: Duration = Duration::from_secs(22);
 
-/// Silence of one sequence after which the gateway gives it up: a full waiting room ahead of it, or
-/// a replica that fails over, can take minutes; a lost sequence must not wait for ever.
-pub const SEQUENCE_SILENCE_MAX: Duration = Duration::from_secs(600);
-
-/// A client that reads nothing for so long while its events wait is taken for gone.
-pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
-
 /// Events of one request's choices between their sessions and its answer.
 pub const SESSION_EVENTS_MAX: usize = 256;
 
