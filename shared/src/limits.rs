@@ -97,3 +97,55 @@ pub const GGUF_STRING_BYTES_MAX: u64 = 16 << 20;
 pub const GGUF_HEADER_BYTES_MAX: u64 = 256 << 20;
 /// Bytes of a safetensors header (its own format allows 100 MB).
 pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100 << 20;
+
+// --- command line -----------------------------------------------------------------------------
+
+/// One question of the command line to a coordinator, and its answer.
+pub const CLIENT_ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// `PUT /admin/v1/deployments`: the coordinator may have to fetch the model before it answers.
+pub const CLIENT_DEPLOY_DEADLINE: Duration = Duration::from_secs(1_800);
+
+/// Longest silence of a stream of tokens before the command line gives it up: longer than a
+/// replica's recovery (`REPLICA_WAIT_MAX`) and a long prompt's prefill on a slow machine.
+pub const CLIENT_STREAM_SILENCE_MAX: Duration = Duration::from_secs(180);
+
+/// Largest answer (not stream) that the command line reads: a plan of 1,024 ranks is far below.
+pub const CLIENT_ANSWER_BYTES_MAX: u64 = 16 << 20;
+
+/// Largest line of a stream of events. Logprobs of one token take a few KiB.
+pub const CLIENT_EVENT_BYTES_MAX: usize = 4 << 20;
+
+/// Events of one stream read but not yet shown.
+pub const CLIENT_STREAM_EVENTS_MAX: usize = 256;
+
+/// How often `up` looks again at what it waits for. A start from a warm cache has 3 s in all.
+pub const CLIENT_POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A coordinator that `up` started must listen within this; it opens two ports and a small log.
+pub const COORDINATOR_START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A process whose starter vanished (its lifeline closed) ends by itself within this.
+pub const LIFELINE_EXIT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A process told to stop may finish its running requests (`DRAIN_DEADLINE`) and then clean up;
+/// after this `up` ends it.
+pub const CHILD_STOP_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long `up` waits for processes it killed to be gone: the kernel only has to free memory.
+pub const CHILD_KILL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A child of `up` that died is started again at most this often within the window; more is a
+/// fault that restarting does not mend.
+pub const CHILD_RESTARTS_MAX: usize = 5;
+pub const CHILD_RESTART_WINDOW: Duration = Duration::from_secs(60);
+
+/// Wait before a restart; doubles with each restart in the window.
+pub const CHILD_RESTART_DELAY_MIN: Duration = Duration::from_millis(100);
+pub const CHILD_RESTART_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// Exits and signals that wait to be looked at by `up`.
+pub const SUPERVISOR_EVENTS_MAX: usize = 1_024;
+
+/// Requests `bench serve` keeps open at once, a thread each.
+pub const BENCH_CONCURRENCY_MAX: usize = 1_024;
