@@ -15,6 +15,55 @@ pub const GENERATE_FRAME_BYTES_MAX: usize = 8 << 20;
 /// Largest data-plane frame: a prefill chunk's activations, `STEP_TOKENS_MAX` x 16,384 f32.
 pub const LINK_FRAME_BYTES_MAX: usize = 64 << 20;
 
+/// Largest join frame: a token, a certificate request or a certificate; each is under 2 KiB. Small,
+/// because a joiner is not yet anybody.
+pub const JOIN_FRAME_BYTES_MAX: usize = 16 << 10;
+
+// --- connections ------------------------------------------------------------------------------
+
+/// QUIC keep-alive: three are sent before `PEER_SILENCE_MAX` is over.
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(800);
+
+/// Handshakes in progress at one endpoint; more are refused, so that a flood costs bounded memory.
+pub const HANDSHAKES_MAX: usize = 256;
+
+/// Addresses tried for one name.
+pub const DIAL_ADDRESSES_MAX: usize = 4;
+
+/// Saying goodbye when an endpoint closes; peers that do not hear it notice by `PEER_SILENCE_MAX`.
+pub const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Bytes in flight to us on one connection whose peer is not authenticated yet.
+pub const UNAUTHENTICATED_WINDOW_BYTES: u32 = 64 << 10;
+
+/// Bytes in flight to us on one authenticated connection, and on one of its streams. A tensor of
+/// `STEP_TOKENS_MAX` rows of a 4,096-wide model is 8 MiB: it must not wait for a window update.
+pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+
+/// Streams a peer may have open on one control connection (one, and one more while reconnecting).
+pub const CONTROL_STREAMS_MAX: u32 = 2;
+
+/// Streams a gateway may have open at one driver: all that may run and wait there.
+pub const GENERATE_STREAMS_MAX: u32 = (WAITING_SEQUENCES_MAX + STEP_SEQUENCES_MAX) as u32;
+
+/// Streams between two workers: each replica they share opens a few.
+pub const LINK_STREAMS_MAX: u32 = 256;
+
+/// Largest UDP payload tried on a path: a 9,000-byte jumbo frame less its headers.
+pub const UDP_PAYLOAD_BYTES_MAX: u16 = 8_900;
+
+// --- certificates -----------------------------------------------------------------------------
+
+/// How long a node certificate holds. Until renewal is built a node joins again after it.
+pub const NODE_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
+
+/// How long a cluster's own CA holds.
+pub const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// How far the clocks of two nodes may differ when a new certificate is used at once.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
+
 // --- waits ------------------------------------------------------------------------------------
 
 /// A worker says it lives this often; three missed beats and it is taken for dead.
