@@ -8,7 +8,9 @@ use std::path::Path;
 /// Writes `bytes` beside `path`, syncs, and renames over it. `mode` is e.g. `0o600`. The folder must
 /// exist. On an error nothing is left behind and an old `path` is untouched.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     let name = path
         .file_name()

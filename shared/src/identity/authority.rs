@@ -119,8 +119,9 @@ impl ClusterAuthority {
         node: NodeId,
         validity: Duration,
     ) -> Result<CertificateDer<'static>, IdentityError> {
-        let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr))
-            .map_err(|error| IdentityError::Request(error.to_string()))?;
+        let request =
+            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr))
+                .map_err(|error| IdentityError::Request(error.to_string()))?;
         let mut params = CertificateParams::new(vec![node.dns_name()])?;
         params
             .distinguished_name
@@ -145,7 +146,12 @@ impl ClusterAuthority {
 
 impl fmt::Debug for ClusterAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ClusterAuthority({}, {})", self.cluster, self.fingerprint())
+        write!(
+            f,
+            "ClusterAuthority({}, {})",
+            self.cluster,
+            self.fingerprint()
+        )
     }
 }
 

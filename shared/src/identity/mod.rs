@@ -115,7 +115,9 @@ impl From<rcgen::Error> for IdentityError {
     }
 }
 
-fn parse_certificate<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {
+fn parse_certificate<'a>(
+    der: &'a CertificateDer<'_>,
+) -> Result<X509Certificate<'a>, IdentityError> {
     match X509Certificate::from_der(der) {
         Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
         Ok(_) => Err(IdentityError::Certificate("bytes follow it".into())),

@@ -1,8 +1,8 @@
 //! Identities as scenarios: issue, keep, reload, and what must not pass.
 
 use super::*;
-use crate::limits;
 use crate::ids::TokenRecordId;
+use crate::limits;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -67,7 +67,11 @@ fn an_authority_survives_its_pem_and_signs_what_it_is_told() {
     assert!(!parsed.is_ca());
 
     let other = ClusterAuthority::new("test").unwrap();
-    let (key, _) = other.to_pem().split_once("-----BEGIN CERT").map(|(k, c)| (k.to_owned(), c.to_owned())).unwrap();
+    let (key, _) = other
+        .to_pem()
+        .split_once("-----BEGIN CERT")
+        .map(|(k, c)| (k.to_owned(), c.to_owned()))
+        .unwrap();
     let mixed = key + &pem_section("CERTIFICATE", authority.certificate());
     assert!(ClusterAuthority::from_pem(&mixed).is_err());
 }
@@ -142,10 +146,23 @@ fn a_token_is_read_back_and_never_shows_its_secret() {
     assert!(again == token && again.secret_hash() == token.secret_hash());
     let secret = text.rsplit('.').next().unwrap();
     assert_eq!(secret.len(), 64);
-    for shown in [format!("{token}"), format!("{token:?}"), format!("{token:#?}")] {
+    for shown in [
+        format!("{token}"),
+        format!("{token:?}"),
+        format!("{token:#?}"),
+    ] {
         assert!(!shown.contains(&secret[..8]), "{shown}");
     }
-    for wrong in ["", "a.b.c", &text[1..], &text[..text.len() - 1], &format!("{text}.x")] {
-        assert!(matches!(wrong.parse::<JoinToken>(), Err(IdentityError::Token)));
+    for wrong in [
+        "",
+        "a.b.c",
+        &text[1..],
+        &text[..text.len() - 1],
+        &format!("{text}.x"),
+    ] {
+        assert!(matches!(
+            wrong.parse::<JoinToken>(),
+            Err(IdentityError::Token)
+        ));
     }
 }

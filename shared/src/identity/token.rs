@@ -45,7 +45,12 @@ impl JoinToken {
 
     /// The whole token with its secret, to be shown to its owner once.
     pub fn reveal(&self) -> String {
-        format!("{}.{}.{}", self.authority, self.id, hex::encode(self.secret))
+        format!(
+            "{}.{}.{}",
+            self.authority,
+            self.id,
+            hex::encode(self.secret)
+        )
     }
 
     pub(crate) fn secret(&self) -> [u8; 32] {

@@ -1,0 +1,70 @@
+//! QUIC's own settings: windows, timeouts, packet sizes. Every number stands in `limits`.
+
+use super::Protocol;
+use crate::limits;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, EndpointConfig, MtuDiscoveryConfig, ServerConfig, TransportConfig};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+pub(super) fn endpoint() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    // Out of range only below 1,200 bytes; the default would then stand.
+    let _ = config.max_udp_payload_size(limits::UDP_PAYLOAD_BYTES_MAX);
+    config
+}
+
+/// Until the handshake has named the dialler it gets one stream and a small window;
+/// [`admitted`] widens both.
+pub(super) fn server(tls: QuicServerConfig) -> ServerConfig {
+    let mut transport = base();
+    transport.max_concurrent_bidi_streams(1u32.into());
+    transport.receive_window(limits::UNAUTHENTICATED_WINDOW_BYTES.into());
+    let mut config = ServerConfig::with_crypto(Arc::new(tls));
+    config.transport_config(Arc::new(transport));
+    config.max_incoming(limits::HANDSHAKES_MAX);
+    config
+}
+
+/// Widens an accepted connection to what its protocol needs.
+pub(super) fn admitted(quic: &quinn::Connection, protocol: Protocol) {
+    if protocol.dialler().is_some() {
+        quic.set_max_concurrent_bi_streams(protocol.streams_max().into());
+        quic.set_receive_window(limits::CONNECTION_WINDOW_BYTES.into());
+    }
+}
+
+pub(super) fn client(tls: QuicClientConfig, to: SocketAddr, protocol: Protocol) -> ClientConfig {
+    let mut transport = base();
+    // Either end of a link may open streams; elsewhere only the dialler does.
+    let streams = match protocol {
+        Protocol::Link => protocol.streams_max(),
+        _ => 0,
+    };
+    transport.max_concurrent_bidi_streams(streams.into());
+    transport.receive_window(limits::CONNECTION_WINDOW_BYTES.into());
+    if to.ip().is_loopback() {
+        // The loopback device carries 64 KiB; no need to find that out first.
+        transport.initial_mtu(limits::UDP_PAYLOAD_BYTES_MAX);
+    }
+    let mut config = ClientConfig::new(Arc::new(tls));
+    config.transport_config(Arc::new(transport));
+    config
+}
+
+fn base() -> TransportConfig {
+    let mut config = TransportConfig::default();
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(limits::UDP_PAYLOAD_BYTES_MAX);
+    let silence = limits::PEER_SILENCE_MAX.try_into();
+    config
+        .mtu_discovery_config(Some(discovery))
+        .keep_alive_interval(Some(limits::KEEP_ALIVE_INTERVAL))
+        // A timeout that QUIC cannot express (over 2^62 ms) falls back to quinn's own.
+        .max_idle_timeout(silence.ok())
+        .stream_receive_window(limits::STREAM_WINDOW_BYTES.into())
+        .send_window(limits::CONNECTION_WINDOW_BYTES.into())
+        .max_concurrent_uni_streams(0u32.into())
+        .datagram_receive_buffer_size(None);
+    config
+}
