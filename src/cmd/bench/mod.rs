@@ -1,6 +1,6 @@
 //! `cluster bench`: numbers, of any OpenAI-compatible server or of this machine's own engine.
 
-//ENG mod engine;
+mod engine;
 mod serve;
 
 use anyhow::Result;
@@ -18,14 +18,14 @@ enum BenchCommand {
     /// Measure a server: output tok/s, time to first token, time between tokens
     Serve(serve::ServeArgs),
     /// Measure the engine in this process, without network and split: prefill and decode tok/s
-//ENG    Engine(engine::EngineArgs),
+   Engine(engine::EngineArgs),
 }
 
 impl BenchArgs {
     pub fn run(self) -> Result<()> {
         match self.command {
             BenchCommand::Serve(args) => args.run(),
-//ENG            BenchCommand::Engine(args) => args.run(),
+           BenchCommand::Engine(args) => args.run(),
         }
     }
 }

@@ -25,15 +25,9 @@ pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
 pub type MakeCommand = Box<dyn Fn() -> Result<Command> + Send>;
 
 enum Message {
-    Add { child: ChildId, process: Box<Spec> },
     Event(Event),
     /// The process of this child is a zombie.
     Gone(ChildId),
-}
-
-struct Spec {
-    log: PathBuf,
-    command: MakeCommand,
 }
 
 /// What others may know of the children.
@@ -71,33 +65,28 @@ pub struct Children {
 /// Made first, so that children can be added by name before any runs.
 pub struct Roster {
     core: Supervise,
-    specs: Vec<(ChildId, Spec)>,
+    /// By `ChildId`.
+    processes: Vec<Process>,
 }
 
 impl Roster {
     pub fn new() -> Self {
-        Self { core: Supervise::new(), specs: Vec::new() }
+        Self { core: Supervise::new(), processes: Vec::new() }
     }
 
     pub fn add(&mut self, name: &str, kind: Kind, log: PathBuf, command: MakeCommand) -> ChildId {
-        let child = self.core.add(name.to_owned(), kind, log.clone());
-        self.specs.push((child, Spec { log, command }));
-        child
+        self.processes.push(Process { log: log.clone(), command, running: None });
+        self.core.add(name.to_owned(), kind, log)
     }
 
     /// Starts the supervisor thread; no child runs before `Children::launch`.
     pub fn supervise(self, say: Say) -> Result<Children> {
         let (messages, inbox) = sync_channel(limits::SUPERVISOR_EVENTS_MAX);
         let shared = Arc::new(Shared::default());
-        shared.lock().pids = vec![None; self.specs.len()];
-        for (child, spec) in self.specs {
-            // The queue is far longer than any list of children.
-            let process = Box::new(spec);
-            messages.send(Message::Add { child, process }).context("the supervisor is gone")?;
-        }
+        shared.lock().pids = vec![None; self.processes.len()];
         let mut supervisor = Supervisor {
             core: self.core,
-            processes: Vec::new(),
+            processes: self.processes,
             messages: messages.clone(),
             shared: shared.clone(),
             say,
@@ -154,7 +143,8 @@ impl Children {
 }
 
 struct Process {
-    spec: Spec,
+    log: PathBuf,
+    command: MakeCommand,
     running: Option<Child>,
 }
 
@@ -169,11 +159,7 @@ struct Supervisor {
 impl Supervisor {
     fn run(&mut self, inbox: &Receiver<Message>) {
         loop {
-            let event = match self.next(inbox) {
-                Some(event) => event,
-                None => continue,
-            };
-            let mut events = vec![event];
+            let mut events = vec![self.next(inbox)];
             while let Some(event) = events.pop() {
                 for effect in self.core.on(event, Instant::now()) {
                     match effect {
@@ -198,20 +184,15 @@ impl Supervisor {
         }
     }
 
-    fn next(&mut self, inbox: &Receiver<Message>) -> Option<Event> {
+    fn next(&mut self, inbox: &Receiver<Message>) -> Event {
         // Without a due time there is only the inbox to wait for; an hour is "for ever" that ends.
         let wait = self.core.next_tick().map_or(Duration::from_secs(3_600), |due| {
             due.saturating_duration_since(Instant::now())
         });
         match inbox.recv_timeout(wait) {
-            Ok(Message::Add { child, process }) => {
-                debug_assert_eq!(child.0, self.processes.len());
-                self.processes.push(Process { spec: *process, running: None });
-                None
-            }
-            Ok(Message::Event(event)) => Some(event),
-            Ok(Message::Gone(child)) => Some(self.reap(child)),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Some(Event::Tick),
+            Ok(Message::Event(event)) => event,
+            Ok(Message::Gone(child)) => self.reap(child),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Event::Tick,
         }
     }
 
@@ -234,9 +215,9 @@ impl Supervisor {
             .create(true)
             .append(true)
             .mode(0o600)
-            .open(&process.spec.log)
-            .with_context(|| format!("cannot write {}", process.spec.log.display()))?;
-        let mut running = (process.spec.command)()?
+            .open(&process.log)
+            .with_context(|| format!("cannot write {}", process.log.display()))?;
+        let mut running = (process.command)()?
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
