@@ -165,6 +165,57 @@ pub const INLINE_JSON_BYTES_MAX: usize = 64 << 10;
 
 /// `stop_token_ids` in one request.
 pub const STOP_TOKENS_MAX: usize = 64;
+// --- command line -----------------------------------------------------------------------------
+
+/// One question of the command line to a coordinator, and its answer.
+pub const CLIENT_ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// `PUT /admin/v1/deployments`: the coordinator may have to fetch the model before it answers.
+pub const CLIENT_DEPLOY_DEADLINE: Duration = Duration::from_secs(1_800);
+
+/// Longest silence of a stream of tokens before the command line gives it up: longer than a
+/// replica's recovery (`REPLICA_WAIT_MAX`) and a long prompt's prefill on a slow machine.
+pub const CLIENT_STREAM_SILENCE_MAX: Duration = Duration::from_secs(180);
+
+/// Largest answer (not stream) that the command line reads: a plan of 1,024 ranks is far below.
+pub const CLIENT_ANSWER_BYTES_MAX: u64 = 16 << 20;
+
+/// Largest line of a stream of events. Logprobs of one token take a few KiB.
+pub const CLIENT_EVENT_BYTES_MAX: usize = 4 << 20;
+
+/// Events of one stream read but not yet shown.
+pub const CLIENT_STREAM_EVENTS_MAX: usize = 256;
+
+/// How often `up` looks again at what it waits for. A start from a warm cache has 3 s in all.
+pub const CLIENT_POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A coordinator that `up` started must listen within this; it opens two ports and a small log.
+pub const COORDINATOR_START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A process whose starter vanished (its lifeline closed) ends by itself within this.
+pub const LIFELINE_EXIT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A process told to stop may finish its running requests (`DRAIN_DEADLINE`) and then clean up;
+/// after this `up` ends it.
+pub const CHILD_STOP_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long `up` waits for processes it killed to be gone: the kernel only has to free memory.
+pub const CHILD_KILL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A child of `up` that died is started again at most this often within the window; more is a
+/// fault that restarting does not mend.
+pub const CHILD_RESTARTS_MAX: usize = 5;
+pub const CHILD_RESTART_WINDOW: Duration = Duration::from_secs(60);
+
+/// Wait before a restart; doubles with each restart in the window.
+pub const CHILD_RESTART_DELAY_MIN: Duration = Duration::from_millis(100);
+pub const CHILD_RESTART_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// Exits and signals that wait to be looked at by `up`.
+pub const SUPERVISOR_EVENTS_MAX: usize = 1_024;
+
+/// Requests `bench serve` keeps open at once, a thread each.
+pub const BENCH_CONCURRENCY_MAX: usize = 1_024;
 
 // --- engine -----------------------------------------------------------------------------------
 
@@ -204,8 +255,8 @@ pub const ENGINE_INBOX_MAX: usize = WAITING_SEQUENCES_MAX;
 /// in flight may still bring (prompt scores and a token each), and the last event.
 pub const STREAM_BACKLOG_MAX: usize = 256;
 
-/// How long a sequence stays paused for a client that does not read before it is cancelled: it
-/// holds KV pages that others wait for.
+/// How long a sequence waits, in the driver, the fleet or the gateway, for a client that does not
+/// read before it is cancelled: it holds KV pages that others wait for.
 pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(30);
 
 /// How long stopping a rank waits for its thread, which looks at the abort flag between steps and
@@ -325,9 +376,6 @@ pub const DISPATCH_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Silence of a driver in mid-sequence. Long, because a sequence may wait its turn behind a full
 /// waiting room; a driver that died is noticed by its connection.
 pub const GENERATE_SILENCE_MAX: Duration = Duration::from_secs(600);
-
-/// How long a sequence waits for a client that has stopped reading.
-pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
 
 /// Resolving a model again after it could not be opened at a coordinator's start.
 pub const MODEL_RETRY_INTERVAL: Duration = Duration::from_secs(30);
