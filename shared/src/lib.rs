@@ -11,5 +11,7 @@ pub mod model;
 pub mod plan;
 pub mod source;
 pub mod telemetry;
+#[cfg(test)]
+mod test_folder;
 pub mod transport;
 pub mod wire;

@@ -1,0 +1,127 @@
+//! Encoding and decoding rows of each storage type, one element at a time: the plain reference the
+//! kernels are tested against, and what writes test models.
+//!
+//! Layouts and rounding are ggml's (`quantize_row_*_ref` in llama.cpp's `ggml-quants.c`).
+
+use super::DType;
+use half::{bf16, f16};
+
+/// Encodes `values`, which must be whole blocks.
+pub fn encode(dtype: DType, values: &[f32], out: &mut Vec<u8>) {
+    match dtype {
+        DType::F32 => values.iter().for_each(|x| out.extend(x.to_le_bytes())),
+        DType::F16 => values
+            .iter()
+            .for_each(|x| out.extend(f16::from_f32(*x).to_le_bytes())),
+        DType::BF16 => values
+            .iter()
+            .for_each(|x| out.extend(bf16::from_f32(*x).to_le_bytes())),
+        DType::Q4_0 | DType::Q4_1 | DType::Q8_0 => {
+            for block in values.chunks_exact(dtype.block_elements()) {
+                encode_block(dtype, block, out);
+            }
+        }
+    }
+}
+
+fn encode_block(dtype: DType, block: &[f32], out: &mut Vec<u8>) {
+    let inverse = |d: f32| if d == 0.0 { 0.0 } else { 1.0 / d };
+    let nibbles = |out: &mut Vec<u8>, q: &dyn Fn(f32) -> u8| {
+        let (low, high) = block.split_at(16);
+        out.extend(low.iter().zip(high).map(|(a, b)| q(*a) | q(*b) << 4));
+    };
+    match dtype {
+        DType::Q4_0 => {
+            let extreme = block
+                .iter()
+                .copied()
+                .fold(0.0f32, |m, x| if x.abs() > m.abs() { x } else { m });
+            let d = extreme / -8.0;
+            let id = inverse(d);
+            out.extend(f16::from_f32(d).to_le_bytes());
+            nibbles(out, &|x| (x * id + 8.5).clamp(0.0, 15.0) as u8);
+        }
+        DType::Q4_1 => {
+            let min = block.iter().copied().fold(f32::INFINITY, f32::min);
+            let max = block.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let d = (max - min) / 15.0;
+            let id = inverse(d);
+            out.extend(f16::from_f32(d).to_le_bytes());
+            out.extend(f16::from_f32(min).to_le_bytes());
+            nibbles(out, &|x| ((x - min) * id + 0.5).clamp(0.0, 15.0) as u8);
+        }
+        _ => {
+            let most = block.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            let d = most / 127.0;
+            let id = inverse(d);
+            out.extend(f16::from_f32(d).to_le_bytes());
+            out.extend(block.iter().map(|x| (x * id).round() as i8 as u8));
+        }
+    }
+}
+
+/// Decodes whole blocks to f32; bytes beyond the last whole block are left out.
+pub fn decode(dtype: DType, bytes: &[u8]) -> Vec<f32> {
+    let half = |b: &[u8]| f16::from_le_bytes([b[0], b[1]]).to_f32();
+    let blocks = bytes.chunks_exact(dtype.block_bytes());
+    let mut out = Vec::with_capacity(blocks.len() * dtype.block_elements());
+    for b in blocks {
+        match dtype {
+            DType::F32 => out.push(f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+            DType::F16 => out.push(half(b)),
+            DType::BF16 => out.push(bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+            DType::Q4_0 => {
+                let d = half(b);
+                out.extend(b[2..].iter().map(|q| d * (f32::from(q & 15) - 8.0)));
+                out.extend(b[2..].iter().map(|q| d * (f32::from(q >> 4) - 8.0)));
+            }
+            DType::Q4_1 => {
+                let (d, m) = (half(b), half(&b[2..]));
+                out.extend(b[4..].iter().map(|q| d * f32::from(q & 15) + m));
+                out.extend(b[4..].iter().map(|q| d * f32::from(q >> 4) + m));
+            }
+            DType::Q8_0 => {
+                let d = half(b);
+                out.extend(b[2..].iter().map(|q| d * f32::from(*q as i8)));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decoding_gives_back_what_was_encoded_within_half_a_step() {
+        let values: Vec<f32> = (0..64)
+            .map(|i| ((i * 37 % 64) as f32 - 30.0) / 16.0)
+            .collect();
+        let range = 4.0;
+        for (dtype, step) in [
+            (DType::F32, 0.0),
+            (DType::F16, range / 2048.0),
+            (DType::BF16, range / 256.0),
+            (DType::Q4_0, range / 15.0),
+            (DType::Q4_1, range / 28.0),
+            (DType::Q8_0, range / 250.0),
+        ] {
+            let mut bytes = Vec::new();
+            encode(dtype, &values, &mut bytes);
+            assert_eq!(Some(bytes.len() as u64), dtype.bytes_of(64));
+            let back = decode(dtype, &bytes);
+            for (a, b) in values.iter().zip(&back) {
+                assert!((a - b).abs() <= step, "{dtype:?}: {a} became {b}");
+            }
+        }
+        // The halves of a block: low nibbles first.
+        let mut bytes = vec![0x00, 0x3c, 0, 0];
+        bytes.extend([0x21; 16]);
+        let back = decode(DType::Q4_1, &bytes);
+        assert_eq!(
+            (back[0], back[15], back[16], back[31]),
+            (1.0, 1.0, 2.0, 2.0)
+        );
+    }
+}
