@@ -91,8 +91,8 @@ pub const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 /// full are left out.
 pub const CONTROL_QUEUE_MAX: usize = 16;
 
-/// How long a worker that leaves waits for its rank to free its memory.
-pub const RANK_STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a worker that leaves waits for its rank: twice what stopping one may take.
+pub const WORKER_EXIT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a driver holds an event for a gateway that does not read; then the stream is cancelled.
 pub const STREAM_STALL_MAX: Duration = Duration::from_secs(60);

@@ -133,7 +133,9 @@ impl Link {
             Err(_) => End::Lost("the coordinator did not welcome this worker in time".into()),
         };
         match (end, connection.refusal()) {
-            (End::Lost(_), Some(reason)) => End::Fatal(WorkerError::Refused {
+            // A welcomed worker that is thrown out asks again: its rank may run, and whether it is
+            // no member any more is what the next greeting tells.
+            (End::Lost(_), Some(reason)) if !*up => End::Fatal(WorkerError::Refused {
                 node: self.node,
                 reason,
             }),

@@ -17,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use trireme_shared::ids::WorkerId;
 use trireme_shared::limits::{
-    CLOSE_DEADLINE, DRAIN_DEADLINE, HEARTBEAT_INTERVAL, RANK_STOP_DEADLINE,
+    CLOSE_DEADLINE, DRAIN_DEADLINE, HEARTBEAT_INTERVAL, WORKER_EXIT_DEADLINE,
 };
 use trireme_shared::plan::Assignment;
 use trireme_shared::transport::Endpoint;
@@ -146,6 +146,7 @@ impl Agent {
             endpoint: self.endpoint.clone(),
             incoming: self.incoming.clone(),
             runtime: tokio::runtime::Handle::current(),
+            cache_dir: self.config.cache_dir.clone(),
         });
         now.state = Some(self.rank.set(handle));
         now.reported = None;
@@ -182,7 +183,7 @@ impl Agent {
         if let Some(handle) = self.rank.take() {
             now.stop(handle);
         }
-        let stopped = timeout(RANK_STOP_DEADLINE, ended_once(&mut now.stopping)).await;
+        let stopped = timeout(WORKER_EXIT_DEADLINE, ended_once(&mut now.stopping)).await;
         if stopped.is_err() {
             tracing::warn!("the rank did not stop in time");
         }

@@ -7,11 +7,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 use trireme_shared::identity::{ClusterAuthority, JoinToken, NodeIdentity};
-use trireme_shared::ids::{CoordinatorId, TokenRecordId};
+use trireme_shared::ids::{
+    CoordinatorId, DeploymentId, Epoch, Rank, Replica, Stage, TokenRecordId,
+};
 use trireme_shared::limits::CONTROL_FRAME_BYTES_MAX;
+use trireme_shared::model::{RankShare, Span};
+use trireme_shared::plan::{Assignment, LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
 use trireme_shared::transport::join::serve_join;
 use trireme_shared::wire::codec::{FrameReader, write_frame};
-use trireme_shared::wire::control::{ToCoordinator, ToWorker};
+use trireme_shared::wire::control::{RankReport, RankState, ToCoordinator, ToWorker};
 
 const WORKER: WorkerId = WorkerId(5);
 
@@ -95,6 +99,101 @@ impl Control {
         let heartbeat = ToCoordinator::Heartbeat { ranks: Vec::new() };
         assert_eq!(self.heard().await, Some(heartbeat));
     }
+}
+
+/// A plan for one rank on `WORKER`, of a model that is not there.
+fn assignment(epoch: u64) -> Box<Assignment> {
+    let whole = Span::new(0, 1);
+    let share = RankShare {
+        stage: Stage(0),
+        rank: Rank(0),
+        stages: 1,
+        ranks: 1,
+        layers: whole,
+        kv_heads: whole,
+        ffn: whole,
+        vocab: whole,
+    };
+    Box::new(Assignment {
+        plan: ReplicaPlan {
+            deployment: DeploymentId(1),
+            replica: Replica(0),
+            epoch: Epoch(epoch),
+            model: ModelRef {
+                name: "missing".into(),
+                source: "/nonexistent/missing.gguf".into(),
+                sha256: None,
+            },
+            tensor_parallel: 1,
+            pipeline_parallel: 1,
+            link: LinkPolicy::Auto,
+            ranks: vec![RankPlacement {
+                share,
+                worker: WORKER,
+                address: "127.0.0.1:1".into(),
+                host: "here".into(),
+                weight_bytes: 1,
+            }],
+            kv_pages: 8,
+            context: 128,
+            nonce: [7; 16],
+        },
+        index: 0,
+    })
+}
+
+impl Control {
+    /// Reads heartbeats until one satisfies `wanted`; the worker sends them for ever, so a wait
+    /// that is not met ends by the read's own end.
+    async fn until(&mut self, wanted: impl Fn(&[RankReport]) -> bool) {
+        const HEARTBEATS_MAX: usize = 100;
+        for _ in 0..HEARTBEATS_MAX {
+            match self.heard().await {
+                Some(ToCoordinator::Heartbeat { ranks }) if wanted(&ranks) => return,
+                Some(ToCoordinator::Heartbeat { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        panic!("the worker never reported it");
+    }
+}
+
+/// The real engine, given a model that is not there: it reports failure, and each plan replaces the
+/// one before.
+#[tokio::test]
+async fn plans_start_fail_give_way_and_are_released() {
+    let authority = cluster();
+    let coordinator = Coordinator::start(&authority, loopback()).await;
+    let worker = Worker::start("plans", coordinator.address(), token(&authority));
+    let mut control = coordinator.next_worker().await;
+    control.welcome().await;
+    for epoch in [1, 2] {
+        control.say(&ToWorker::Assign(assignment(epoch))).await;
+        control
+            .until(|ranks| match ranks {
+                [rank] => {
+                    rank.epoch == Epoch(epoch) && matches!(rank.state, RankState::Failed { .. })
+                }
+                _ => false,
+            })
+            .await;
+    }
+    // An old epoch's plan and release change nothing; the present one's release does.
+    control.say(&ToWorker::Assign(assignment(1))).await;
+    let release = |epoch| ToWorker::Release {
+        deployment: DeploymentId(1),
+        replica: Replica(0),
+        epoch: Epoch(epoch),
+    };
+    control.say(&release(1)).await;
+    control
+        .until(|ranks| ranks.len() == 1 && ranks[0].epoch == Epoch(2))
+        .await;
+    control.say(&release(2)).await;
+    control.until(<[RankReport]>::is_empty).await;
+    worker.shutdown.cancel();
+    worker.task.await.unwrap().unwrap();
+    std::fs::remove_dir_all(&worker.folder).unwrap();
 }
 
 /// A running worker with a data folder of its own.
