@@ -209,12 +209,12 @@ impl Now {
 
 /// Waits for a change of the rank's state; for ever without a rank.
 async fn changed(state: &mut Option<watch::Receiver<RankState>>) {
-    if let Some(receiver) = state {
-        if receiver.changed().await.is_ok() {
-            return;
-        }
-        // The rank's thread is gone; its last state stays and is what heartbeats report.
+    if let Some(receiver) = state
+        && receiver.changed().await.is_ok()
+    {
+        return;
     }
+    // No rank, or one whose thread is gone: its last state stays, and heartbeats report it.
     std::future::pending().await
 }
 
