@@ -203,4 +203,4 @@ fn place(manifest: &Manifest, shares: &[RankShare], seats: &[Seat<'_>]) -> Vec<R
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
