@@ -148,13 +148,6 @@ pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Longer than `REPLICA_WAIT_MAX`, so that "no replica" is still a 503 and not a broken stream.
 pub const FIRST_EVENT_WAIT: Duration = Duration::from_secs(22);
 
-/// Silence of one sequence after which the gateway gives it up: a full waiting room ahead of it, or
-/// a replica that fails over, can take minutes; a lost sequence must not wait for ever.
-pub const SEQUENCE_SILENCE_MAX: Duration = Duration::from_secs(600);
-
-/// A client that reads nothing for so long while its events wait is taken for gone.
-pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
-
 /// Events of one request's choices between their sessions and its answer.
 pub const SESSION_EVENTS_MAX: usize = 256;
 
@@ -172,6 +165,57 @@ pub const INLINE_JSON_BYTES_MAX: usize = 64 << 10;
 
 /// `stop_token_ids` in one request.
 pub const STOP_TOKENS_MAX: usize = 64;
+// --- command line -----------------------------------------------------------------------------
+
+/// One question of the command line to a coordinator, and its answer.
+pub const CLIENT_ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// `PUT /admin/v1/deployments`: the coordinator may have to fetch the model before it answers.
+pub const CLIENT_DEPLOY_DEADLINE: Duration = Duration::from_secs(1_800);
+
+/// Longest silence of a stream of tokens before the command line gives it up: longer than a
+/// replica's recovery (`REPLICA_WAIT_MAX`) and a long prompt's prefill on a slow machine.
+pub const CLIENT_STREAM_SILENCE_MAX: Duration = Duration::from_secs(180);
+
+/// Largest answer (not stream) that the command line reads: a plan of 1,024 ranks is far below.
+pub const CLIENT_ANSWER_BYTES_MAX: u64 = 16 << 20;
+
+/// Largest line of a stream of events. Logprobs of one token take a few KiB.
+pub const CLIENT_EVENT_BYTES_MAX: usize = 4 << 20;
+
+/// Events of one stream read but not yet shown.
+pub const CLIENT_STREAM_EVENTS_MAX: usize = 256;
+
+/// How often `up` looks again at what it waits for. A start from a warm cache has 3 s in all.
+pub const CLIENT_POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A coordinator that `up` started must listen within this; it opens two ports and a small log.
+pub const COORDINATOR_START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A process whose starter vanished (its lifeline closed) ends by itself within this.
+pub const LIFELINE_EXIT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A process told to stop may finish its running requests (`DRAIN_DEADLINE`) and then clean up;
+/// after this `up` ends it.
+pub const CHILD_STOP_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long `up` waits for processes it killed to be gone: the kernel only has to free memory.
+pub const CHILD_KILL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A child of `up` that died is started again at most this often within the window; more is a
+/// fault that restarting does not mend.
+pub const CHILD_RESTARTS_MAX: usize = 5;
+pub const CHILD_RESTART_WINDOW: Duration = Duration::from_secs(60);
+
+/// Wait before a restart; doubles with each restart in the window.
+pub const CHILD_RESTART_DELAY_MIN: Duration = Duration::from_millis(100);
+pub const CHILD_RESTART_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// Exits and signals that wait to be looked at by `up`.
+pub const SUPERVISOR_EVENTS_MAX: usize = 1_024;
+
+/// Requests `bench serve` keeps open at once, a thread each.
+pub const BENCH_CONCURRENCY_MAX: usize = 1_024;
 
 // --- engine -----------------------------------------------------------------------------------
 
@@ -188,9 +232,51 @@ pub const STEP_SEQUENCES_MAX: usize = 128;
 /// Sequences waiting at one driver; one more is answered "overloaded".
 pub const WAITING_SEQUENCES_MAX: usize = 1_024;
 
+/// Prefill tokens of a step while other sequences decode: on a slow core 128 rows take about
+/// 0.2 s, and that is the longest gap a running stream sees because someone else's prompt came.
+pub const PREFILL_BESIDE_DECODE_TOKENS_MAX: usize = 128;
+
+/// Logits of one step, rows x vocabulary: 64 MiB of f32, and as much again where they are gathered.
+/// Prompt scoring asks for a row per token, so its chunks shrink to stay under this.
+pub const STEP_LOGITS_MAX: usize = 16 << 20;
+
+/// Largest encoded step plan or step result. Tokens, pages and results of a step are far smaller;
+/// most is the state of sequences that enter, see `STEP_ADDED_BYTES_MAX`.
+pub const STEP_PLAN_BYTES_MAX: usize = 16 << 20;
+
+/// Biases and penalty counts of the sequences one step adds (the first is always taken: at most a
+/// vocabulary of counts, 2 MiB at 256 Ki tokens).
+pub const STEP_ADDED_BYTES_MAX: usize = 4 << 20;
+
+/// Requests handed to the driver's thread and not yet taken by it, which it does before each step.
+pub const ENGINE_INBOX_MAX: usize = WAITING_SEQUENCES_MAX;
+
+/// Events kept for a client whose queue is full, while its sequence is paused: what steps already
+/// in flight may still bring (prompt scores and a token each), and the last event.
+pub const STREAM_BACKLOG_MAX: usize = 256;
+
+/// How long a sequence waits, in the driver, the fleet or the gateway, for a client that does not
+/// read before it is cancelled: it holds KV pages that others wait for.
+pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(30);
+
+/// How long stopping a rank waits for its thread, which looks at the abort flag between steps and
+/// in every wait. Longer than a step of a small model; a thread that is later still is left to end
+/// by itself.
+pub const RANK_STOP_DEADLINE: Duration = Duration::from_secs(5);
+
 /// Ranks of one stage, and stages of one replica.
 pub const TENSOR_PARALLEL_MAX: usize = 64;
 pub const PIPELINE_PARALLEL_MAX: usize = 64;
+
+/// How often an idle compute thread looks for work before it gives its core away: about 10 us, a
+/// few times the gap between two regions of a step.
+pub const COMPUTE_SPINS: u32 = 256;
+
+/// How often it then yields before it parks: some 100 us, the gap between two steps.
+pub const COMPUTE_YIELDS: u32 = 256;
+
+/// Widest attention head: the attention kernel keeps eight such rows on its stack.
+pub const HEAD_DIM_MAX: usize = 256;
 
 // --- model files ------------------------------------------------------------------------------
 
@@ -318,3 +404,88 @@ pub const MODEL_WIDTH_MAX: u32 = 1 << 20;
 pub const MODEL_HEADS_MAX: u32 = 4_096;
 pub const MODEL_VOCAB_MAX: u32 = 1 << 22;
 pub const MODEL_CONTEXT_MAX: u32 = 1 << 27;
+
+// --- fetching models --------------------------------------------------------------------------
+
+/// Reaching a server that has a model (name look-up and connection, each).
+pub const FETCH_CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// A download without a byte for this long has broken off.
+pub const FETCH_STALL_MAX: Duration = Duration::from_secs(20);
+/// Tries of one download; each goes on where the last broke off.
+pub const FETCH_ATTEMPTS_MAX: u32 = 4;
+/// One read or write of a download.
+pub const FETCH_BUFFER_BYTES: usize = 1 << 18;
+/// A whole `pip download`: 2 GB at 2 MB/s.
+pub const PIP_DEADLINE: Duration = Duration::from_secs(1_000);
+/// `pip` without a new byte: it resolves names and retries on its own for up to a minute.
+pub const PIP_STALL_MAX: Duration = Duration::from_secs(75);
+/// End of pip's output that is looked at for its error.
+pub const PIP_LOG_TAIL_BYTES: usize = 4_096;
+/// Waiting for another process that fetches the same model.
+pub const MODEL_LOCK_WAIT_MAX: Duration = Duration::from_secs(1_800);
+/// Largest model file: eight times the largest public one (1.4 TB in one file is unheard of).
+pub const MODEL_FILE_BYTES_MAX: u64 = 8 << 40;
+/// Left free on the cache's disk.
+pub const DISK_RESERVE_BYTES: u64 = 64 << 20;
+
+// --- links between ranks ------------------------------------------------------------------------
+
+/// How long a rank's thread polls for its peer before it gives the core away. Covers the imbalance
+/// of two ranks' shares of a layer, so that decoding never parks.
+pub const LINK_SPIN: Duration = Duration::from_micros(1_000);
+
+/// The same where compute threads outnumber cores: only what a running peer needs to answer.
+pub const LINK_SPIN_CROWDED: Duration = Duration::from_micros(3);
+
+/// How long it then polls with `sched_yield`, before it parks (60-100 us to wake).
+pub const LINK_YIELD: Duration = Duration::from_micros(100);
+
+/// Longest sleep of a parked rank: how late an abort or a killed peer is noticed.
+pub const LINK_PARK_SLICE: Duration = Duration::from_millis(100);
+
+/// Bytes of a shared-memory ring, and of the window of a QUIC link. Two fit a core's L2 cache beside
+/// its work, and the 28 links of 8 ranks (7 MiB) fit Docker's 64 MiB `/dev/shm`. Power of two.
+pub const LINK_RING_BYTES: usize = 128 << 10;
+
+/// Bytes of the ring that carries activations to the next stage: a whole prefill chunk of a small
+/// model, so that a stage can go on while the next one computes. Power of two.
+pub const STAGE_RING_BYTES: usize = 1 << 20;
+
+/// Bytes of the unused direction of a one-way link: one page. Power of two.
+pub const ONE_WAY_BACK_BYTES: usize = 4 << 10;
+
+/// Bytes of a large write that are published at once, so that the reader copies meanwhile.
+pub const LINK_PUBLISH_BYTES: usize = 16 << 10;
+
+/// Above this, more than two ranks all-reduce by segments (two hops, less traffic). 16 KiB is a
+/// decode step of 4 rows of a 1,024-wide model.
+pub const ALL_REDUCE_DIRECT_BYTES: usize = 16 << 10;
+
+/// Bytes of one frame of a gather; a step's logits may be larger than a frame.
+pub const GATHER_CHUNK_BYTES: usize = 1 << 20;
+
+/// Bytes by which a received frame's buffer grows as they arrive.
+pub const LINK_GROW_BYTES: usize = 1 << 20;
+
+/// A peer that opened a link stream says within this what it is for.
+pub const LINK_HELLO_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Link streams being greeted at once, streams held for ranks that have not asked yet, and those
+/// of one worker: a replica of 64 x 64 has under 70 links to any rank.
+pub const LINK_HELLOS_MAX: usize = 256;
+pub const INCOMING_LINKS_MAX: usize = 1_024;
+pub const INCOMING_LINKS_PER_WORKER_MAX: usize = 128;
+
+/// How long a stream is held for a rank that has not asked for it; the dialler gives up then too.
+pub const INCOMING_LINK_HOLD: Duration = MESH_DEADLINE;
+
+/// How long a link that was let go keeps its connection so that its last bytes arrive.
+pub const LINK_LINGER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How often a rank looks whether its peer joined their shared memory, and dials again.
+pub const MESH_POLL: Duration = Duration::from_millis(2);
+pub const MESH_REDIAL: Duration = Duration::from_millis(100);
+
+/// A shared-memory file that no process holds and that is older than this was left by a kill in
+/// the instant between its creation and its lock.
+pub const SHM_UNLOCKED_AGE_MAX: Duration = Duration::from_secs(60);

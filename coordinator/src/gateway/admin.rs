@@ -15,9 +15,6 @@ use trireme_shared::api::{
 use trireme_shared::ids::TokenRecordId;
 use trireme_shared::plan::{DeploymentSpec, ReplicaPlan};
 
-/// Longest name of a tenant, in bytes.
-const TENANT_NAME_BYTES_MAX: usize = 128;
-
 /// Lets the admin in and parses the body.
 async fn admit<T: DeserializeOwned + Send + 'static>(
     gateway: &GatewayState,
@@ -129,16 +126,6 @@ pub async fn create_key(
     request: Request,
 ) -> Result<(StatusCode, Json<KeyCreated>), ApiError> {
     let wanted: KeyRequest = admit(&gateway, request).await?;
-    let name = &wanted.tenant;
-    if name.trim().is_empty()
-        || name.len() > TENANT_NAME_BYTES_MAX
-        || name.chars().any(char::is_control)
-    {
-        return Err(ApiError::value(
-            "tenant",
-            format!("'tenant' must be a name of 1 to {TENANT_NAME_BYTES_MAX} bytes."),
-        ));
-    }
     let created = gateway.fleet.create_key(wanted).await?;
     Ok((StatusCode::CREATED, Json(created)))
 }

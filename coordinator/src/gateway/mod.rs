@@ -16,6 +16,8 @@ pub mod openai;
 mod server;
 mod session;
 mod stop;
+#[cfg(test)]
+mod tests;
 pub mod text;
 mod texts;
 mod usage;

@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -64,6 +65,13 @@ impl GatewayState {
     pub(super) fn permit(&self) -> Option<Permit> {
         let permit = Arc::clone(&self.requests).try_acquire_owned().ok()?;
         Some(Permit(Arc::new(permit)))
+    }
+
+    /// Waits until no request runs and every usage record is durable: each of them holds a permit.
+    /// False where that took longer than `wait`.
+    pub(super) async fn idle(&self, wait: Duration) -> bool {
+        let all = self.requests.acquire_many(limits::HTTP_REQUESTS_MAX as u32);
+        tokio::time::timeout(wait, all).await.is_ok()
     }
 
     /// Begins to load the tokenisers of all deployments.
@@ -141,14 +149,7 @@ pub async fn serve(listener: TcpListener, state: GatewayState, shutdown: Cancell
         );
         connections.shutdown().await;
     }
-    // Usage records of cut-off requests hold their permits until they are durable.
-    let recorded = state
-        .requests
-        .acquire_many(limits::HTTP_REQUESTS_MAX as u32);
-    if tokio::time::timeout(limits::USAGE_COMMIT_DEADLINE, recorded)
-        .await
-        .is_err()
-    {
+    if !state.idle(limits::USAGE_COMMIT_DEADLINE).await {
         tracing::error!("usage of some requests was not recorded before the gateway ended");
     }
 }

@@ -190,7 +190,7 @@ pub async fn run(
 ) {
     let mut choice = Choice::new(&text, stops, stop_tokens);
     while !choice.is_done() {
-        let next = tokio::time::timeout(limits::SEQUENCE_SILENCE_MAX, stream.next());
+        let next = tokio::time::timeout(limits::GENERATE_SILENCE_MAX, stream.next());
         let events = match next.await {
             Ok(Some(Ok(event))) => choice.on(event),
             Ok(Some(Err(error))) => vec![ChoiceEvent::Failed(error.into())],

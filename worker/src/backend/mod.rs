@@ -1,4 +1,16 @@
 //! Where the arithmetic runs.
+//!
+//! The model is written once against [`Backend`], whose operations are a layer's parts rather than
+//! single kernels, so that a backend can fuse and place them as suits it. [`cpu`] is the one that
+//! always exists.
+
+pub mod cpu;
+pub mod weights;
+
+pub use weights::WeightView;
+
+use crate::model::SequenceSlice;
+use trireme_shared::model::{Rope, Span};
 
 /// Which CPU kernels run. Detected at start; each can be forced (`--isa`), and tests force each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,24 +24,38 @@ pub enum Isa {
 }
 
 impl Isa {
+    /// Every path, best first.
+    pub const ALL: [Self; 3] = [Self::Avx512Vnni, Self::Avx2, Self::Portable];
+
+    /// Whether this machine can run it.
+    pub fn available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => {
+                Self::Avx2.available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
     /// The best this machine has.
     pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512vnni")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-            {
-                return Self::Avx512Vnni;
-            }
-            if is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c")
-            {
-                return Self::Avx2;
-            }
-        }
-        Self::Portable
+        Self::ALL
+            .into_iter()
+            .find(|isa| isa.available())
+            .unwrap_or(Self::Portable)
     }
 
     pub fn name(self) -> &'static str {
@@ -39,4 +65,106 @@ impl Isa {
             Self::Avx512Vnni => "avx512-vnni",
         }
     }
+}
+
+/// Why a backend could not take weights or memory.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    #[error("{0}")]
+    Unsupported(String),
+    #[error(
+        "out of memory for {what} ({bytes} bytes): {source}; offer less memory or another split"
+    )]
+    Memory {
+        what: &'static str,
+        bytes: usize,
+        source: std::io::Error,
+    },
+    #[error("cannot start compute threads: {0}")]
+    Threads(std::io::Error),
+}
+
+/// The shape of a rank's KV cache. Pages hold `limits::PAGE_TOKENS` tokens of every layer and head.
+#[derive(Clone, Copy, Debug)]
+pub struct KvShape {
+    pub layers: usize,
+    pub pages: usize,
+    /// KV heads of this rank.
+    pub heads: usize,
+    pub head_dim: usize,
+}
+
+/// What a step's operations need to know of its rows: checked by the model against the KV shape,
+/// so that kernels need not.
+pub struct Step<'a> {
+    /// Slices in order of `first`, covering every row once.
+    pub sequences: &'a [SequenceSlice],
+    /// Per row, `rope.dims / 2` cosines and as many sines.
+    pub cosines: &'a [f32],
+    pub sines: &'a [f32],
+    pub rope: Rope,
+    /// Query heads per KV head.
+    pub group: usize,
+}
+
+/// Layer-sized operations. Matrices are `[outputs, inputs]`; activations are rows of f32.
+///
+/// Operations are called by one thread, in order; shapes that do not fit each other are a defect
+/// of the caller and panic.
+pub trait Backend {
+    type Matrix;
+    /// Gate and up projections of a gated FFN, of equal shape.
+    type Gated;
+    type Vector;
+    /// `rows x width` of f32, resized by the operation that fills it.
+    type Rows;
+    type Kv;
+
+    fn matrix(&mut self, view: &WeightView<'_>) -> Result<Self::Matrix, BackendError>;
+    fn gated(
+        &mut self,
+        gate: &WeightView<'_>,
+        up: &WeightView<'_>,
+    ) -> Result<Self::Gated, BackendError>;
+    fn vector(&mut self, view: &WeightView<'_>) -> Result<Self::Vector, BackendError>;
+    fn kv(&mut self, shape: KvShape) -> Result<Self::Kv, BackendError>;
+    /// An empty buffer.
+    fn rows(&self) -> Self::Rows;
+
+    /// Fills `out` from the host.
+    fn upload(&mut self, values: &[f32], width: usize, out: &mut Self::Rows);
+    /// The values on the host, to exchange with other ranks in place.
+    fn values<'a>(&mut self, rows: &'a mut Self::Rows) -> &'a mut [f32];
+
+    /// Row `token - vocab.start` of `table` for each token inside `vocab`, zeroes for the others.
+    fn embed(&mut self, table: &Self::Matrix, vocab: Span, tokens: &[u32], out: &mut Self::Rows);
+    /// `out = x / rms(x) * weight`
+    fn rms_norm(&mut self, x: &Self::Rows, weight: &Self::Vector, eps: f32, out: &mut Self::Rows);
+    /// `out_i = x * matrix_i^T`, of one input, together.
+    fn linear(&mut self, x: &mut Self::Rows, outputs: &mut [(&Self::Matrix, &mut Self::Rows)]);
+    /// Rotates `q` in place and writes rotated `k`, and `v`, into their sequences' pages.
+    fn rope_append(
+        &mut self,
+        step: &Step<'_>,
+        q: &mut Self::Rows,
+        k: &Self::Rows,
+        v: &Self::Rows,
+        kv: &mut Self::Kv,
+        layer: usize,
+    );
+    /// Causal attention of each row's query heads over its sequence so far.
+    fn attention(
+        &mut self,
+        step: &Step<'_>,
+        q: &Self::Rows,
+        kv: &Self::Kv,
+        layer: usize,
+        out: &mut Self::Rows,
+    );
+    /// `out = silu(x * gate^T) * (x * up^T)`
+    fn gated_ffn(&mut self, x: &mut Self::Rows, weights: &Self::Gated, out: &mut Self::Rows);
+    /// `x += delta`
+    fn add(&mut self, x: &mut Self::Rows, delta: &Self::Rows);
+    /// `out` becomes the rows of `x` named by `rows`.
+    fn select(&mut self, x: &Self::Rows, rows: &[u32], out: &mut Self::Rows);
 }

@@ -1,1 +1,182 @@
-//! loader
+//! From a manifest to exactly one rank's bytes.
+//!
+//! [`part`] is the arithmetic (which bytes of which file), pure; [`WeightFiles`] maps the files and
+//! gives a backend views of those bytes and no others. Tensor-parallel ranks hold rows of q, k, v,
+//! gate, up, embedding and output, and columns of the attention output and FFN down projections
+//! (Shoeybi et al. 2019, "Megatron-LM"); norms are small and held by every rank.
+
+use crate::backend::WeightView;
+use crate::model::LoadError;
+use memmap2::Mmap;
+use std::fs::File;
+use std::ops::Range;
+use trireme_shared::model::{DType, Manifest, RankShare, TensorEntry, TensorRole};
+
+/// A rank's part of one tensor: `rows` runs of `run_bytes`, `stride` apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorPart {
+    pub role: TensorRole,
+    pub dtype: DType,
+    pub rows: usize,
+    pub columns: usize,
+    /// Index into `Manifest::files`.
+    pub file: usize,
+    /// Absolute offset of the first run.
+    pub offset: u64,
+    pub run_bytes: u64,
+    pub stride: u64,
+}
+
+impl TensorPart {
+    /// Bytes this part reads.
+    pub fn bytes(&self) -> u64 {
+        self.rows as u64 * self.run_bytes
+    }
+
+    /// From the first byte to past the last, gaps included.
+    fn extent(&self) -> u64 {
+        match self.rows as u64 {
+            0 => 0,
+            rows => (rows - 1) * self.stride + self.run_bytes,
+        }
+    }
+}
+
+/// The tensors that the holder of `share` needs, in the order of use.
+pub fn roles(manifest: &Manifest, share: &RankShare) -> Vec<TensorRole> {
+    use TensorRole::*;
+    let mut roles = Vec::new();
+    if share.is_first_stage() {
+        roles.push(Embedding);
+    }
+    for l in share.layers.start..share.layers.end {
+        roles.extend([AttnNorm(l), Query(l), Key(l), Value(l), AttnOutput(l)]);
+        roles.extend([FfnNorm(l), FfnGate(l), FfnUp(l), FfnDown(l)]);
+    }
+    if share.is_last_stage() {
+        roles.push(OutputNorm);
+        match output_role(manifest) {
+            // Tied, and already there.
+            Embedding if share.is_first_stage() => {}
+            role => roles.push(role),
+        }
+    }
+    roles
+}
+
+/// The tensor of the output matrix.
+pub fn output_role(manifest: &Manifest) -> TensorRole {
+    if manifest.config.tied_embeddings {
+        TensorRole::Embedding
+    } else {
+        TensorRole::Output
+    }
+}
+
+/// Which bytes of `role` the holder of `share` needs.
+pub fn part(
+    manifest: &Manifest,
+    share: &RankShare,
+    role: TensorRole,
+) -> Result<TensorPart, LoadError> {
+    use TensorRole::*;
+    let entry = manifest.tensors.get(&role).ok_or_else(|| {
+        LoadError::Unsupported(format!(
+            "the file has no tensor for {role:?}: it is not complete"
+        ))
+    })?;
+    let config = &manifest.config;
+    let (hidden, kv) = (config.hidden as usize, share.kv_heads.range());
+    let per_kv = config.head_dim as usize;
+    let per_query = per_kv * config.group() as usize;
+    let queries = kv.start * per_query..kv.end * per_query;
+    let keys = kv.start * per_kv..kv.end * per_kv;
+    let (rows, columns) = match role {
+        Embedding | Output => (share.vocab.range(), 0..hidden),
+        OutputNorm | AttnNorm(_) | FfnNorm(_) => (0..1, 0..hidden),
+        Query(_) => (queries, 0..hidden),
+        Key(_) | Value(_) => (keys, 0..hidden),
+        AttnOutput(_) => (0..hidden, queries),
+        FfnGate(_) | FfnUp(_) => (share.ffn.range(), 0..hidden),
+        FfnDown(_) => (0..hidden, share.ffn.range()),
+    };
+    cut(role, entry, rows, columns)
+}
+
+fn cut(
+    role: TensorRole,
+    entry: &TensorEntry,
+    rows: Range<usize>,
+    columns: Range<usize>,
+) -> Result<TensorPart, LoadError> {
+    let refuse = |reason: String| LoadError::Unsupported(format!("{role:?}: {reason}"));
+    if rows.end as u64 > entry.rows || columns.end as u64 > entry.columns {
+        return Err(refuse(format!(
+            "rows {rows:?}, columns {columns:?} were asked of a {} x {} tensor",
+            entry.rows, entry.columns
+        )));
+    }
+    let uneven = || {
+        refuse(format!(
+            "columns {columns:?} do not fall on the {} columns of a {:?} block; \
+             choose a split with fewer tensor-parallel ranks",
+            entry.dtype.block_elements(),
+            entry.dtype
+        ))
+    };
+    let bytes_to = |column: u64| entry.dtype.bytes_of(column).ok_or_else(uneven);
+    let stride = bytes_to(entry.columns)?;
+    let first = bytes_to(columns.start as u64)?;
+    Ok(TensorPart {
+        role,
+        dtype: entry.dtype,
+        rows: rows.len(),
+        columns: columns.len(),
+        file: entry.file,
+        offset: entry.offset + rows.start as u64 * stride + first,
+        run_bytes: bytes_to(columns.end as u64)? - first,
+        stride,
+    })
+}
+
+/// A model's files, mapped.
+pub struct WeightFiles<'a> {
+    manifest: &'a Manifest,
+    maps: Vec<Mmap>,
+}
+
+impl<'a> WeightFiles<'a> {
+    pub fn open(manifest: &'a Manifest) -> Result<Self, LoadError> {
+        let mut maps = Vec::with_capacity(manifest.files.len());
+        for path in &manifest.files {
+            let failed = |source| LoadError::Io {
+                path: path.display().to_string(),
+                source,
+            };
+            let file = File::open(path).map_err(failed)?;
+            // SAFETY: the mapping is read only. Model files are replaced by renaming, never
+            // written in place (the cache's rule), so the bytes do not change under us.
+            maps.push(unsafe { Mmap::map(&file) }.map_err(failed)?);
+        }
+        Ok(Self { manifest, maps })
+    }
+
+    /// The part's bytes. Fails if the file has become shorter than its header says.
+    pub fn view(&self, part: &TensorPart) -> Result<WeightView<'_>, LoadError> {
+        let whole = usize::try_from(part.offset).ok().and_then(|start| {
+            let end = start.checked_add(usize::try_from(part.extent()).ok()?)?;
+            self.maps[part.file].get(start..end)
+        });
+        let bytes = whole.ok_or_else(|| LoadError::Io {
+            path: self.manifest.files[part.file].display().to_string(),
+            source: std::io::ErrorKind::UnexpectedEof.into(),
+        })?;
+        Ok(WeightView {
+            dtype: part.dtype,
+            rows: part.rows,
+            columns: part.columns,
+            bytes,
+            stride: part.stride as usize,
+        })
+    }
+}

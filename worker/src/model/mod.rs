@@ -2,30 +2,20 @@
 //!
 //! A [`RankModel`] is one rank's share with its weights packed and its KV pages allocated. It knows
 //! nothing of requests: the engine gives it a [`Batch`] and gets hidden states or logits back.
+//! Neighbours: `loader` says which bytes of the files are this rank's, `backend` computes,
+//! `parallel` sums over ranks.
 
+mod batch;
+mod rope;
+mod transformer;
+
+pub use batch::{Batch, SequenceSlice};
+
+use crate::backend::BackendError;
+use crate::backend::cpu::Cpu;
 use crate::parallel::{Abort, Collective, LinkError};
+use transformer::Transformer;
 use trireme_shared::model::{Manifest, ModelConfig, RankShare};
-
-/// Rows of one step, flattened over sequences. Row counts are in tokens.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Batch {
-    /// Token id of each row.
-    pub tokens: Vec<u32>,
-    pub sequences: Vec<SequenceSlice>,
-    /// Rows whose logits are wanted, ascending.
-    pub outputs: Vec<u32>,
-}
-
-/// One sequence's rows in a batch: `len` rows from `first`, at positions `context..context + len`.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct SequenceSlice {
-    pub first: u32,
-    pub len: u32,
-    /// Tokens of this sequence already in the KV cache.
-    pub context: u32,
-    /// Physical KV pages in order, enough for `context + len` tokens.
-    pub pages: Vec<u32>,
-}
 
 /// How a rank runs on this machine.
 #[derive(Clone, Debug)]
@@ -48,6 +38,9 @@ pub enum Forward<'a> {
 pub enum ForwardError {
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// A defect of the caller, caught before it could reach memory.
+    #[error("the batch is not valid: {0}")]
+    Batch(String),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -59,41 +52,50 @@ pub enum LoadError {
     },
     #[error("the model cannot be loaded: {0}")]
     Unsupported(String),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
     #[error("loading was stopped")]
     Aborted,
 }
 
 /// One rank's share of a model, ready to run.
-pub struct RankModel {}
+pub struct RankModel {
+    inner: Transformer<Cpu>,
+}
 
 impl RankModel {
     /// Reads and packs exactly this share's bytes. `progress(done, total)` is called with bytes.
     pub fn load(
-        _manifest: &Manifest,
-        _share: &RankShare,
-        _runtime: &Runtime,
-        _progress: &(dyn Fn(u64, u64) + Sync),
-        _abort: &Abort,
+        manifest: &Manifest,
+        share: &RankShare,
+        runtime: &Runtime,
+        progress: &(dyn Fn(u64, u64) + Sync),
+        abort: &Abort,
     ) -> Result<Self, LoadError> {
-        Err(LoadError::Unsupported("not built yet".into()))
+        let backend = Cpu::new(runtime.isa, runtime.threads)?;
+        let pages = runtime.kv_pages;
+        let inner = Transformer::load(backend, manifest, share, pages, progress, abort)?;
+        Ok(Self { inner })
     }
 
     pub fn config(&self) -> &ModelConfig {
-        unreachable!()
+        self.inner.config()
     }
 
     pub fn share(&self) -> &RankShare {
-        unreachable!()
+        self.inner.share()
     }
 
     /// Runs `batch` through this rank's layers. `input` is `rows x hidden` from the previous stage,
     /// `None` on the first.
+    ///
+    /// After a `Link` error the epoch is over: ranks may disagree about what the KV cache holds.
     pub fn forward(
         &mut self,
-        _batch: &Batch,
-        _input: Option<&[f32]>,
-        _collective: &mut dyn Collective,
+        batch: &Batch,
+        input: Option<&[f32]>,
+        collective: &mut dyn Collective,
     ) -> Result<Forward<'_>, ForwardError> {
-        unreachable!()
+        self.inner.forward(batch, input, collective)
     }
 }

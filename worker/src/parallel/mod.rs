@@ -5,9 +5,21 @@
 //! ends: by the bytes, by the deadline, by the peer closing, or by [`Abort`].
 
 pub mod abort;
+pub mod bench;
+pub mod channel;
+pub mod collective;
+pub mod frame;
+mod incoming;
 pub mod mesh;
+pub mod quic;
+pub mod ring;
+pub mod shm;
+pub mod stage;
+pub mod topology;
+pub mod wait;
 
 pub use abort::Abort;
+pub use wait::{Patience, WaitPolicy, Waits};
 
 use std::time::Duration;
 
@@ -30,8 +42,15 @@ pub enum LinkError {
 pub trait Link: Send {
     /// Hands all of `bytes` over; waits while the peer is behind.
     fn write_all(&mut self, bytes: &[u8]) -> Result<(), LinkError>;
-    /// Fills `bytes`; waits until the peer has written enough.
+    /// Fills `bytes`; waits until the peer has written enough, each time at most the deadline.
     fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), LinkError>;
+    /// Like `read_exact`, but the peer may take any time before the first byte: between steps there
+    /// may be nothing to say. Ends by a close or an abort.
+    fn read_exact_idle(&mut self, bytes: &mut [u8]) -> Result<(), LinkError>;
+    /// The other end's index in the plan.
+    fn peer(&self) -> usize;
+    /// Bytes that each side may have under way before the other must read.
+    fn window_bytes(&self) -> usize;
 }
 
 /// The ranks of one stage, acting together. Every member calls the same operations in the same

@@ -1,0 +1,226 @@
+//! [`Lanes`] in two 256-bit registers.
+//!
+//! `maddubs` adds two products into a saturating i16. Nibbles times bytes stay below 3,811 a pair,
+//! so the eight pairs a lane meets in one block (30,480) are summed before widening. Full bytes
+//! would saturate, so 8-bit weights go in as magnitudes (at most 128) with their signs moved onto
+//! the activations: 2 * 128 * 127 = 32,512 fits.
+
+use super::Lanes;
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(in super::super) struct Avx2(__m256, __m256);
+
+/// Rows 0..8 and rows 8..16.
+type Pair = (__m256i, __m256i);
+
+#[inline(always)]
+unsafe fn sum8(v: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+}
+
+#[inline(always)]
+unsafe fn max8(v: __m256) -> f32 {
+    let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+}
+
+#[inline(always)]
+unsafe fn widen_bf16(from: *const u16) -> __m256 {
+    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+}
+
+#[inline(always)]
+unsafe fn scale8(v: __m256, n: __m256) -> __m256 {
+    let exponent = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n));
+    _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponent))
+}
+
+impl Lanes for Avx2 {
+    const ROWS: usize = 4;
+    type Acc4 = Pair;
+    type Acc8 = Pair;
+    type Bytes = Pair;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Self(_mm256_setzero_ps(), _mm256_setzero_ps())
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self(_mm256_set1_ps(value), _mm256_set1_ps(value))
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8)))
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        _mm256_storeu_ps(to, self.0);
+        _mm256_storeu_ps(to.add(8), self.1)
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        Self(
+            _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
+            _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast())),
+        )
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        Self(widen_bf16(from), widen_bf16(from.add(8)))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+        _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<NEAREST>(self.0));
+        _mm_storeu_si128(to.add(8).cast(), _mm256_cvtps_ph::<NEAREST>(self.1))
+    }
+    #[inline(always)]
+    unsafe fn add(self, o: Self) -> Self {
+        Self(_mm256_add_ps(self.0, o.0), _mm256_add_ps(self.1, o.1))
+    }
+    #[inline(always)]
+    unsafe fn sub(self, o: Self) -> Self {
+        Self(_mm256_sub_ps(self.0, o.0), _mm256_sub_ps(self.1, o.1))
+    }
+    #[inline(always)]
+    unsafe fn mul(self, o: Self) -> Self {
+        Self(_mm256_mul_ps(self.0, o.0), _mm256_mul_ps(self.1, o.1))
+    }
+    #[inline(always)]
+    unsafe fn div(self, o: Self) -> Self {
+        Self(_mm256_div_ps(self.0, o.0), _mm256_div_ps(self.1, o.1))
+    }
+    #[inline(always)]
+    unsafe fn max(self, o: Self) -> Self {
+        Self(_mm256_max_ps(self.0, o.0), _mm256_max_ps(self.1, o.1))
+    }
+    #[inline(always)]
+    unsafe fn min(self, o: Self) -> Self {
+        Self(_mm256_min_ps(self.0, o.0), _mm256_min_ps(self.1, o.1))
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        let sign = _mm256_set1_ps(-0.0);
+        Self(
+            _mm256_andnot_ps(sign, self.0),
+            _mm256_andnot_ps(sign, self.1),
+        )
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        Self(
+            _mm256_round_ps::<NEAREST>(self.0),
+            _mm256_round_ps::<NEAREST>(self.1),
+        )
+    }
+    #[inline(always)]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        Self(
+            _mm256_fmadd_ps(self.0, b.0, c.0),
+            _mm256_fmadd_ps(self.1, b.1, c.1),
+        )
+    }
+    #[inline(always)]
+    unsafe fn scale2(self, n: Self) -> Self {
+        Self(scale8(self.0, n.0), scale8(self.1, n.1))
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        sum8(_mm256_add_ps(self.0, self.1))
+    }
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        max8(_mm256_max_ps(self.0, self.1))
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8) -> i32 {
+        let (a, b) = (_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
+        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
+        let bytes = _mm_packs_epi16(
+            _mm256_castsi256_si128(words),
+            _mm256_extracti128_si256::<1>(words),
+        );
+        _mm_storeu_si128(to.cast(), bytes);
+        let eight = _mm256_add_epi32(a, b);
+        let four = _mm_add_epi32(
+            _mm256_castsi256_si128(eight),
+            _mm256_extracti128_si256::<1>(eight),
+        );
+        let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b00_00_11_10>(four));
+        _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
+    }
+
+    #[inline(always)]
+    unsafe fn acc4() -> Pair {
+        (_mm256_setzero_si256(), _mm256_setzero_si256())
+    }
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8) -> (Pair, Pair) {
+        let mask = _mm256_set1_epi8(15);
+        let (a, b) = Self::bytes(from);
+        let (a4, b4) = (_mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b));
+        (
+            (_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)),
+            (_mm256_and_si256(a4, mask), _mm256_and_si256(b4, mask)),
+        )
+    }
+    #[inline(always)]
+    unsafe fn dot4(acc: Pair, weights: Pair, quad: i32) -> Pair {
+        let a = _mm256_set1_epi32(quad);
+        (
+            _mm256_add_epi16(acc.0, _mm256_maddubs_epi16(weights.0, a)),
+            _mm256_add_epi16(acc.1, _mm256_maddubs_epi16(weights.1, a)),
+        )
+    }
+    #[inline(always)]
+    unsafe fn acc4_f32(acc: Pair) -> Self {
+        let ones = _mm256_set1_epi16(1);
+        Self(
+            _mm256_cvtepi32_ps(_mm256_madd_epi16(acc.0, ones)),
+            _mm256_cvtepi32_ps(_mm256_madd_epi16(acc.1, ones)),
+        )
+    }
+
+    #[inline(always)]
+    unsafe fn acc8() -> Pair {
+        (_mm256_setzero_si256(), _mm256_setzero_si256())
+    }
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> Pair {
+        (
+            _mm256_loadu_si256(from.cast()),
+            _mm256_loadu_si256(from.add(32).cast()),
+        )
+    }
+    #[inline(always)]
+    unsafe fn dot8(acc: Pair, weights: Pair, quad: i32) -> Pair {
+        let (a, flip) = (_mm256_set1_epi32(quad), _mm256_set1_epi8(-128));
+        let ones = _mm256_set1_epi16(1);
+        let (w0, w1) = (
+            _mm256_xor_si256(weights.0, flip),
+            _mm256_xor_si256(weights.1, flip),
+        );
+        let p0 = _mm256_maddubs_epi16(_mm256_abs_epi8(w0), _mm256_sign_epi8(a, w0));
+        let p1 = _mm256_maddubs_epi16(_mm256_abs_epi8(w1), _mm256_sign_epi8(a, w1));
+        (
+            _mm256_add_epi32(acc.0, _mm256_madd_epi16(p0, ones)),
+            _mm256_add_epi32(acc.1, _mm256_madd_epi16(p1, ones)),
+        )
+    }
+    #[inline(always)]
+    unsafe fn acc8_f32(acc: Pair, _total: i32) -> Self {
+        Self(_mm256_cvtepi32_ps(acc.0), _mm256_cvtepi32_ps(acc.1))
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(at.cast())
+    }
+}

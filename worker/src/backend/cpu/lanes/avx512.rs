@@ -1,0 +1,147 @@
+//! [`Lanes`] in one 512-bit register, byte products by VNNI.
+
+use super::Lanes;
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(in super::super) struct Avx512(__m512);
+
+impl Lanes for Avx512 {
+    const ROWS: usize = 8;
+    type Acc4 = __m512i;
+    type Acc8 = __m512i;
+    type Bytes = __m512i;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Self(_mm512_setzero_ps())
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self(_mm512_set1_ps(value))
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Self(_mm512_loadu_ps(from))
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        _mm512_storeu_ps(to, self.0)
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast())))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+        Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        _mm256_storeu_si256(
+            to.cast(),
+            _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0),
+        )
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Self(_mm512_add_ps(self.0, other.0))
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        Self(_mm512_sub_ps(self.0, other.0))
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        Self(_mm512_mul_ps(self.0, other.0))
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        Self(_mm512_div_ps(self.0, other.0))
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        Self(_mm512_max_ps(self.0, other.0))
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        Self(_mm512_min_ps(self.0, other.0))
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        Self(_mm512_abs_ps(self.0))
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        Self(_mm512_roundscale_ps::<_MM_FROUND_TO_NEAREST_INT>(self.0))
+    }
+    #[inline(always)]
+    unsafe fn fma(self, factor: Self, addend: Self) -> Self {
+        Self(_mm512_fmadd_ps(self.0, factor.0, addend.0))
+    }
+    #[inline(always)]
+    unsafe fn scale2(self, n: Self) -> Self {
+        Self(_mm512_scalef_ps(self.0, n.0))
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        _mm512_reduce_add_ps(self.0)
+    }
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        _mm512_reduce_max_ps(self.0)
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8) -> i32 {
+        let whole = _mm512_cvtps_epi32(self.0);
+        _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(whole));
+        _mm512_reduce_add_epi32(whole)
+    }
+
+    #[inline(always)]
+    unsafe fn acc4() -> __m512i {
+        _mm512_setzero_si512()
+    }
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8) -> (__m512i, __m512i) {
+        let mask = _mm512_set1_epi8(15);
+        let both = _mm512_loadu_si512(from.cast());
+        (
+            _mm512_and_si512(both, mask),
+            _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask),
+        )
+    }
+    #[inline(always)]
+    unsafe fn dot4(acc: __m512i, weights: __m512i, quad: i32) -> __m512i {
+        _mm512_dpbusd_epi32(acc, weights, _mm512_set1_epi32(quad))
+    }
+    #[inline(always)]
+    unsafe fn acc4_f32(acc: __m512i) -> Self {
+        Self(_mm512_cvtepi32_ps(acc))
+    }
+
+    #[inline(always)]
+    unsafe fn acc8() -> __m512i {
+        _mm512_setzero_si512()
+    }
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> __m512i {
+        _mm512_loadu_si512(from.cast())
+    }
+    #[inline(always)]
+    unsafe fn dot8(acc: __m512i, weights: __m512i, quad: i32) -> __m512i {
+        _mm512_dpbusd_epi32(acc, weights, _mm512_set1_epi32(quad))
+    }
+    #[inline(always)]
+    unsafe fn acc8_f32(acc: __m512i, total: i32) -> Self {
+        // The instruction takes unsigned weights, so 128 times the activations came in too.
+        let excess = _mm512_set1_epi32(128 * total);
+        Self(_mm512_cvtepi32_ps(_mm512_sub_epi32(acc, excess)))
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(at.cast())
+    }
+}

@@ -1,0 +1,142 @@
+//! Sixteen f32 lanes, the unit every CPU kernel is written in.
+//!
+//! Kernels are generic over [`Lanes`] and are compiled once per instruction set by [`kernel!`],
+//! whose wrappers carry the `target_feature` attributes; every method here is inlined into one of
+//! those wrappers. An implementation's methods may be called only where its instructions exist,
+//! which the wrappers' callers guarantee by choosing with a detected [`crate::backend::Isa`].
+//!
+//! Sixteen is also the rows of a weight tile and the tokens of a KV page, so one vector holds one
+//! column of either.
+
+#![allow(
+    unsafe_op_in_unsafe_fn,
+    reason = "every method is one intrinsic or two; the trait states the conditions once"
+)]
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "the module's header states the condition of all of them"
+)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx512::Avx512;
+pub(super) use portable::Portable;
+
+/// Lanes of a vector.
+pub(super) const LANES: usize = 16;
+
+/// A vector of sixteen f32, and sums of byte products for sixteen weight rows.
+///
+/// Weight bytes come as 64 bytes: four consecutive columns of row 0, then of row 1, and so on. A
+/// `quad` is the four signed activation bytes of those columns, in memory order.
+pub(super) trait Lanes: Copy {
+    /// Activation rows worth keeping in registers at once.
+    const ROWS: usize;
+    /// Sums over one 32-column block of 4-bit weights.
+    type Acc4: Copy;
+    /// Sums over one 32-column block of 8-bit weights.
+    type Acc8: Copy;
+    /// 64 weight bytes.
+    type Bytes: Copy;
+
+    unsafe fn zero() -> Self;
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn load_f16(from: *const u16) -> Self;
+    unsafe fn load_bf16(from: *const u16) -> Self;
+    /// Rounds to nearest even.
+    unsafe fn store_f16(self, to: *mut u16);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
+    unsafe fn max(self, other: Self) -> Self;
+    unsafe fn min(self, other: Self) -> Self;
+    unsafe fn abs(self) -> Self;
+    unsafe fn round(self) -> Self;
+    /// `self * factor + addend`
+    unsafe fn fma(self, factor: Self, addend: Self) -> Self;
+    /// `self * 2^n` for whole `n` in -126..=127.
+    unsafe fn scale2(self, n: Self) -> Self;
+    unsafe fn sum(self) -> f32;
+    unsafe fn largest(self) -> f32;
+    /// Rounds to nearest, stores as bytes (values lie in -127..=127), and gives their sum.
+    unsafe fn store_i8(self, to: *mut i8) -> i32;
+
+    unsafe fn acc4() -> Self::Acc4;
+    /// The low and the high nibbles of 64 bytes.
+    unsafe fn nibbles(from: *const u8) -> (Self::Bytes, Self::Bytes);
+    unsafe fn dot4(acc: Self::Acc4, weights: Self::Bytes, quad: i32) -> Self::Acc4;
+    unsafe fn acc4_f32(acc: Self::Acc4) -> Self;
+
+    unsafe fn acc8() -> Self::Acc8;
+    unsafe fn bytes(from: *const u8) -> Self::Bytes;
+    /// Weights are stored as value + 128.
+    unsafe fn dot8(acc: Self::Acc8, weights: Self::Bytes, quad: i32) -> Self::Acc8;
+    /// `total` is the sum of the block's activation bytes.
+    unsafe fn acc8_f32(acc: Self::Acc8, total: i32) -> Self;
+
+    /// Asks for the cache line of `at`; any address is allowed.
+    unsafe fn prefetch(at: *const u8);
+
+    /// e^x, relative error below 2e-7, clamped to e^-87 and e^88.
+    ///
+    /// Splits x = n ln2 + r (ln2 in two parts, so that r is exact) and sums the Taylor series of
+    /// e^r to the sixth power: |r| <= ln2 / 2 makes the rest smaller than an f32 can show.
+    #[inline(always)]
+    unsafe fn exp(self) -> Self {
+        let x = self.max(Self::splat(-87.0)).min(Self::splat(88.0));
+        let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
+        let r = n.fma(Self::splat(-0.693_359_4), x);
+        let r = n.fma(Self::splat(2.121_944_4e-4), r);
+        let mut p = Self::splat(1.0 / 720.0);
+        p = p.fma(r, Self::splat(1.0 / 120.0));
+        p = p.fma(r, Self::splat(1.0 / 24.0));
+        p = p.fma(r, Self::splat(1.0 / 6.0));
+        p = p.fma(r, Self::splat(0.5));
+        p = p.fma(r, Self::splat(1.0));
+        p = p.fma(r, Self::splat(1.0));
+        p.scale2(n)
+    }
+}
+
+/// Compiles a function generic over [`Lanes`] once per instruction set and dispatches on an `Isa`.
+///
+/// The generated function is unsafe: `isa` must be one this machine has, and the pointers must be
+/// as the generic function says.
+macro_rules! kernel {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $generic:ident) => {
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments)]
+        $vis unsafe fn $name(isa: $crate::backend::Isa, $($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx512($($arg: $ty),*) {
+                $generic::<$crate::backend::cpu::lanes::Avx512>($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx2($($arg: $ty),*) {
+                $generic::<$crate::backend::cpu::lanes::Avx2>($($arg),*)
+            }
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                $crate::backend::Isa::Avx512Vnni => avx512($($arg),*),
+                #[cfg(target_arch = "x86_64")]
+                $crate::backend::Isa::Avx2 => avx2($($arg),*),
+                _ => $generic::<$crate::backend::cpu::lanes::Portable>($($arg),*),
+            }
+        }
+    };
+}
+pub(super) use kernel;

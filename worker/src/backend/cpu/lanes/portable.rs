@@ -1,0 +1,161 @@
+//! [`Lanes`] in plain Rust: loops over arrays that the compiler vectorises for its target.
+
+use super::{LANES, Lanes};
+use half::{bf16, f16};
+
+#[derive(Clone, Copy)]
+pub(in super::super) struct Portable([f32; LANES]);
+
+macro_rules! lanewise {
+    ($a:expr, $b:expr, $op:expr) => {{
+        let mut out = $a.0;
+        for lane in 0..LANES {
+            out[lane] = $op(out[lane], $b.0[lane]);
+        }
+        Portable(out)
+    }};
+}
+
+impl Lanes for Portable {
+    const ROWS: usize = 4;
+    type Acc4 = [i32; LANES];
+    type Acc8 = [i32; LANES];
+    type Bytes = [u8; 64];
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Self([0.0; LANES])
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self([value; LANES])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Self(from.cast::<[f32; LANES]>().read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        to.cast::<[f32; LANES]>().write_unaligned(self.0)
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        let bits = from.cast::<[u16; LANES]>().read_unaligned();
+        Self(bits.map(|b| f16::from_bits(b).to_f32()))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        let bits = from.cast::<[u16; LANES]>().read_unaligned();
+        Self(bits.map(|b| bf16::from_bits(b).to_f32()))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        let bits = self.0.map(|v| f16::from_f32(v).to_bits());
+        to.cast::<[u16; LANES]>().write_unaligned(bits)
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a + b)
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a - b)
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a * b)
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a / b)
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        Self(self.0.map(f32::abs))
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        Self(self.0.map(f32::round_ties_even))
+    }
+    #[inline(always)]
+    unsafe fn fma(self, factor: Self, addend: Self) -> Self {
+        // Two roundings: a fused one is a library call where the target has no instruction for it.
+        let mut out = addend.0;
+        for (lane, sum) in out.iter_mut().enumerate() {
+            *sum += self.0[lane] * factor.0[lane];
+        }
+        Self(out)
+    }
+    #[inline(always)]
+    unsafe fn scale2(self, n: Self) -> Self {
+        lanewise!(self, n, |a: f32, n: f32| a * f32::from_bits(
+            ((n as i32 + 127) as u32) << 23
+        ))
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        self.0.iter().sum()
+    }
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        self.0.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8) -> i32 {
+        let bytes = self.0.map(|v| v.round_ties_even() as i8);
+        to.cast::<[i8; LANES]>().write_unaligned(bytes);
+        bytes.iter().map(|&b| i32::from(b)).sum()
+    }
+
+    #[inline(always)]
+    unsafe fn acc4() -> [i32; LANES] {
+        [0; LANES]
+    }
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8) -> ([u8; 64], [u8; 64]) {
+        let both = Self::bytes(from);
+        (both.map(|b| b & 15), both.map(|b| b >> 4))
+    }
+    #[inline(always)]
+    unsafe fn dot4(mut acc: [i32; LANES], weights: [u8; 64], quad: i32) -> [i32; LANES] {
+        let a = quad.to_ne_bytes().map(|b| i32::from(b as i8));
+        for (row, sum) in acc.iter_mut().enumerate() {
+            for (column, a) in a.iter().enumerate() {
+                *sum += i32::from(weights[row * 4 + column]) * a;
+            }
+        }
+        acc
+    }
+    #[inline(always)]
+    unsafe fn acc4_f32(acc: [i32; LANES]) -> Self {
+        Self(acc.map(|v| v as f32))
+    }
+
+    #[inline(always)]
+    unsafe fn acc8() -> [i32; LANES] {
+        [0; LANES]
+    }
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> [u8; 64] {
+        from.cast::<[u8; 64]>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn dot8(acc: [i32; LANES], weights: [u8; 64], quad: i32) -> [i32; LANES] {
+        Self::dot4(acc, weights, quad)
+    }
+    #[inline(always)]
+    unsafe fn acc8_f32(acc: [i32; LANES], total: i32) -> Self {
+        Self(acc.map(|v| (v - 128 * total) as f32))
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const u8) {}
+}

@@ -1,0 +1,291 @@
+//! Up to [`ROWS_MAX`] rows of activations times one group of packed weights.
+//!
+//! With one row, all tiles of a group advance together and memory is read once, front to back,
+//! with software prefetch: the speed of memory is the limit. With more, each tile's weights are
+//! unpacked once for several rows, whose sums stay in registers.
+
+#![allow(
+    unsafe_op_in_unsafe_fn,
+    clippy::undocumented_unsafe_blocks,
+    reason = "kernels are unsafe as a whole: their pointers cover what their docs say"
+)]
+
+use super::lanes::{LANES, Lanes, kernel};
+use super::pack::{BLOCK, BYTE_TILE_BYTES, Format, GROUP_ROWS, NIBBLE_TILE_BYTES, TILE};
+use super::rows::CpuRows;
+
+/// Rows of one call.
+pub(super) const ROWS_MAX: usize = 8;
+
+/// Bytes ahead of the weights in use to ask for: far enough for the latency of memory at full
+/// speed, near enough to stay in the first-level cache. Found by measurement (2.5 KiB to 10 KiB
+/// are alike).
+const AHEAD: usize = 5 << 10;
+
+/// Output of one call: `rows x GROUP_ROWS`.
+#[repr(align(64))]
+pub(super) struct Sums(pub(super) [f32; ROWS_MAX * GROUP_ROWS]);
+
+/// One call's inputs: `rows` rows from the pointers on.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs {
+    rows: usize,
+    /// Values of a row.
+    width: usize,
+    data: *const f32,
+    quants: *const i8,
+    scales: *const f32,
+    totals: *const i32,
+    scaled_totals: *const f32,
+}
+
+impl Inputs {
+    /// Rows `first..first + rows` of `x`.
+    pub(super) fn new(x: &CpuRows, first: usize, rows: usize) -> Self {
+        assert!(rows <= ROWS_MAX && first + rows <= x.rows);
+        let (at, block) = (first * x.width, first * (x.width / BLOCK));
+        let quantised = x.is_quantised;
+        Self {
+            rows,
+            width: x.width,
+            data: x.data[at..].as_ptr(),
+            quants: if quantised {
+                x.quants[at..].as_ptr()
+            } else {
+                std::ptr::null()
+            },
+            scales: if quantised {
+                x.scales[block..].as_ptr()
+            } else {
+                std::ptr::null()
+            },
+            totals: if quantised {
+                x.totals[block..].as_ptr()
+            } else {
+                std::ptr::null()
+            },
+            scaled_totals: if quantised {
+                x.scaled_totals[block..].as_ptr()
+            } else {
+                std::ptr::null()
+            },
+        }
+    }
+}
+
+/// One group's weights.
+#[derive(Clone, Copy)]
+pub(super) struct Weights {
+    pub(super) start: *const u8,
+    pub(super) tiles: usize,
+    pub(super) blocks: usize,
+}
+
+kernel! {
+    /// Sums for every row of `x` and every output of the group. Quantised formats need the
+    /// quantised form of `x`; `blocks` match its width.
+    pub(super) fn group_matmul(format: Format, w: Weights, x: Inputs, out: *mut f32) = by_format
+}
+
+#[inline(always)]
+unsafe fn by_format<V: Lanes>(format: Format, w: Weights, x: Inputs, out: *mut f32) {
+    match format {
+        Format::Nibbles => by_rows::<V, Nibbles>(w, x, out),
+        Format::Bytes => by_rows::<V, Bytes>(w, x, out),
+        Format::F16 => by_rows::<V, F16>(w, x, out),
+        Format::Bf16 => by_rows::<V, Bf16>(w, x, out),
+        Format::F32 => by_rows::<V, F32>(w, x, out),
+    }
+}
+
+#[inline(always)]
+unsafe fn by_rows<V: Lanes, K: Kernel>(w: Weights, x: Inputs, out: *mut f32) {
+    let mut row = 0;
+    while row < x.rows {
+        let left = x.rows - row;
+        let to = out.add(row * GROUP_ROWS);
+        if left >= 8 && V::ROWS >= 8 {
+            for tile in 0..w.tiles {
+                K::run::<V, 8, 1>(w, tile, x, row, to);
+            }
+            row += 8;
+        } else if left >= 4 {
+            for tile in 0..w.tiles {
+                K::run::<V, 4, 1>(w, tile, x, row, to);
+            }
+            row += 4;
+        } else if left >= 2 {
+            for tile in 0..w.tiles {
+                K::run::<V, 2, 1>(w, tile, x, row, to);
+            }
+            row += 2;
+        } else {
+            match w.tiles {
+                4 => K::run::<V, 1, 4>(w, 0, x, row, to),
+                3 => K::run::<V, 1, 3>(w, 0, x, row, to),
+                2 => K::run::<V, 1, 2>(w, 0, x, row, to),
+                _ => K::run::<V, 1, 1>(w, 0, x, row, to),
+            }
+            row += 1;
+        }
+    }
+}
+
+/// `M` rows from `row` times tiles `tile..tile + W`, into `out` at the tiles' columns.
+trait Kernel {
+    unsafe fn run<V: Lanes, const M: usize, const W: usize>(
+        w: Weights,
+        tile: usize,
+        x: Inputs,
+        row: usize,
+        out: *mut f32,
+    );
+}
+
+#[inline(always)]
+unsafe fn store_sums<V: Lanes, const M: usize, const W: usize>(
+    sums: &[[V; W]; M],
+    tile: usize,
+    out: *mut f32,
+) {
+    for m in 0..M {
+        for t in 0..W {
+            sums[m][t].store(out.add(m * GROUP_ROWS + (tile + t) * TILE));
+        }
+    }
+}
+
+struct Nibbles;
+
+impl Kernel for Nibbles {
+    #[inline(always)]
+    unsafe fn run<V: Lanes, const M: usize, const W: usize>(
+        w: Weights,
+        tile: usize,
+        x: Inputs,
+        row: usize,
+        out: *mut f32,
+    ) {
+        let blocks = w.blocks;
+        let quants = x.quants.add(row * x.width);
+        let scales = x.scales.add(row * blocks);
+        let scaled_totals = x.scaled_totals.add(row * blocks);
+        let mut sums = [[V::zero(); W]; M];
+        for block in 0..blocks {
+            let base = w.start.add((block * w.tiles + tile) * NIBBLE_TILE_BYTES);
+            for line in 0..W * NIBBLE_TILE_BYTES / 64 {
+                V::prefetch(base.wrapping_add(AHEAD + line * 64));
+            }
+            let mut acc = [[V::acc4(); W]; M];
+            for v in 0..4 {
+                for t in 0..W {
+                    let (low, high) = V::nibbles(base.add(t * NIBBLE_TILE_BYTES + v * 64));
+                    for m in 0..M {
+                        let quad = quants
+                            .add(m * x.width + block * BLOCK + v * 8)
+                            .cast::<i32>();
+                        acc[m][t] = V::dot4(acc[m][t], low, quad.read_unaligned());
+                        acc[m][t] = V::dot4(acc[m][t], high, quad.add(1).read_unaligned());
+                    }
+                }
+            }
+            for t in 0..W {
+                let halves = base.add(t * NIBBLE_TILE_BYTES + 256).cast::<u16>();
+                let (scale, least) = (V::load_f16(halves), V::load_f16(halves.add(TILE)));
+                for m in 0..M {
+                    let at = m * blocks + block;
+                    let factor = scale.mul(V::splat(*scales.add(at)));
+                    sums[m][t] = V::acc4_f32(acc[m][t]).fma(factor, sums[m][t]);
+                    sums[m][t] = least.fma(V::splat(*scaled_totals.add(at)), sums[m][t]);
+                }
+            }
+        }
+        store_sums(&sums, tile, out);
+    }
+}
+
+struct Bytes;
+
+impl Kernel for Bytes {
+    #[inline(always)]
+    unsafe fn run<V: Lanes, const M: usize, const W: usize>(
+        w: Weights,
+        tile: usize,
+        x: Inputs,
+        row: usize,
+        out: *mut f32,
+    ) {
+        let blocks = w.blocks;
+        let quants = x.quants.add(row * x.width);
+        let scales = x.scales.add(row * blocks);
+        let totals = x.totals.add(row * blocks);
+        let mut sums = [[V::zero(); W]; M];
+        for block in 0..blocks {
+            let base = w.start.add((block * w.tiles + tile) * BYTE_TILE_BYTES);
+            for line in 0..(W * BYTE_TILE_BYTES).div_ceil(64) {
+                V::prefetch(base.wrapping_add(AHEAD + line * 64));
+            }
+            let mut acc = [[V::acc8(); W]; M];
+            for v in 0..8 {
+                for t in 0..W {
+                    let bytes = V::bytes(base.add(t * BYTE_TILE_BYTES + v * 64));
+                    for m in 0..M {
+                        let quad = quants
+                            .add(m * x.width + block * BLOCK + v * 4)
+                            .cast::<i32>();
+                        acc[m][t] = V::dot8(acc[m][t], bytes, quad.read_unaligned());
+                    }
+                }
+            }
+            for t in 0..W {
+                let scale = V::load_f16(base.add(t * BYTE_TILE_BYTES + 512).cast());
+                for m in 0..M {
+                    let at = m * blocks + block;
+                    let factor = scale.mul(V::splat(*scales.add(at)));
+                    let products = V::acc8_f32(acc[m][t], *totals.add(at));
+                    sums[m][t] = products.fma(factor, sums[m][t]);
+                }
+            }
+        }
+        store_sums(&sums, tile, out);
+    }
+}
+
+macro_rules! float_kernel {
+    ($name:ident, $element:ty, $load:ident) => {
+        struct $name;
+
+        impl Kernel for $name {
+            #[inline(always)]
+            unsafe fn run<V: Lanes, const M: usize, const W: usize>(
+                w: Weights,
+                tile: usize,
+                x: Inputs,
+                row: usize,
+                out: *mut f32,
+            ) {
+                let start = w.start.cast::<$element>().add(tile * LANES);
+                let data = x.data.add(row * x.width);
+                let mut sums = [[V::zero(); W]; M];
+                for column in 0..w.blocks {
+                    let base = start.add(column * w.tiles * LANES);
+                    for line in 0..(W * LANES * size_of::<$element>()).div_ceil(64) {
+                        V::prefetch(base.cast::<u8>().wrapping_add(AHEAD + line * 64));
+                    }
+                    for t in 0..W {
+                        let weights = V::$load(base.add(t * LANES));
+                        for m in 0..M {
+                            let value = V::splat(*data.add(m * x.width + column));
+                            sums[m][t] = weights.fma(value, sums[m][t]);
+                        }
+                    }
+                }
+                store_sums(&sums, tile, out);
+            }
+        }
+    };
+}
+
+float_kernel!(F16, u16, load_f16);
+float_kernel!(Bf16, u16, load_bf16);
+float_kernel!(F32, f32, load);

@@ -1,0 +1,455 @@
+//! The CPU backend: int8 activations times packed weights, on a pool of threads.
+//!
+//! | file | what |
+//! |---|---|
+//! | `lanes/` | sixteen f32 at once, per instruction set |
+//! | `memory` | huge pages for weights, lazy pages for KV |
+//! | `pack` | the order of weights in memory |
+//! | `rows` | activations, their int8 form, norm and SiLU |
+//! | `matmul` | the kernels |
+//! | `attention` | paged KV, RoPE, attention |
+//! | `pool` | threads |
+//!
+//! Every matrix product sums in the same order whatever the number of threads or of rows beside
+//! it, so a sequence's results do not depend on what it is batched with.
+
+mod attention;
+mod lanes;
+mod matmul;
+mod memory;
+mod pack;
+mod pool;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use super::{Backend, BackendError, Isa, KvShape, Step, WeightView};
+use attention::{CpuKv, Slot, TILE_QUERIES, Tile};
+use matmul::{Inputs, ROWS_MAX, Sums, Weights};
+use pack::{BLOCK, GROUP_ROWS, Packed};
+use pool::Pool;
+use rows::CpuRows;
+use std::ops::Range;
+use trireme_shared::limits::HEAD_DIM_MAX;
+use trireme_shared::model::Span;
+
+/// Rows of activations one task takes through a group: their int8 form stays in the first-level
+/// cache while a prefill walks over the weights.
+const ROWS_CHUNK: usize = 64;
+
+/// Fewer values than this are not worth waking a thread for.
+const SERIAL_VALUES_MAX: usize = 8 << 10;
+
+/// Most queries of one attention task; a long prompt makes many tasks.
+const TASK_QUERIES_MAX: usize = 32;
+
+/// See the module's header.
+pub struct Cpu {
+    isa: Isa,
+    pool: Pool,
+    arena: memory::Arena,
+    /// Some matrix takes int8 activations, so that producing them at once pays.
+    quantised: bool,
+    attention_tasks: Vec<AttentionTask>,
+}
+
+/// Queries `queries` (row * group + head in group) of one sequence and KV head.
+struct AttentionTask {
+    sequence: usize,
+    head: usize,
+    queries: Range<usize>,
+}
+
+/// Gate and up projections.
+pub struct Gated {
+    gate: Packed,
+    up: Packed,
+}
+
+/// Output of a region: tasks write places of their own.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+
+// SAFETY: a plain pointer; each use says why its tasks do not overlap.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// # Safety
+    /// The range lies in the buffer and no other task touches it.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn slice(&self, at: usize, length: usize) -> &mut [f32] {
+        // SAFETY: by this function's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), length) }
+    }
+}
+
+/// The rows of chunk `chunk`, in pieces a kernel takes.
+fn row_pieces(chunk: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let chunk = chunk * ROWS_CHUNK..((chunk + 1) * ROWS_CHUNK).min(rows);
+    let end = chunk.end;
+    chunk
+        .step_by(ROWS_MAX)
+        .map(move |first| first..(first + ROWS_MAX).min(end))
+}
+
+impl Cpu {
+    /// # Errors
+    /// If `isa` is not one this machine has, or threads cannot be started.
+    pub fn new(isa: Isa, threads: usize) -> Result<Self, BackendError> {
+        if !isa.available() {
+            return Err(BackendError::Unsupported(format!(
+                "this machine cannot run {} kernels; use {}",
+                isa.name(),
+                Isa::detect().name()
+            )));
+        }
+        Ok(Self {
+            isa,
+            pool: Pool::new(threads).map_err(BackendError::Threads)?,
+            arena: memory::Arena::default(),
+            quantised: false,
+            attention_tasks: Vec::new(),
+        })
+    }
+
+    /// Calls `each` for every row, on all threads where that pays.
+    fn for_rows(&mut self, rows: usize, width: usize, each: &(dyn Fn(usize) + Sync)) {
+        if rows * width <= SERIAL_VALUES_MAX {
+            (0..rows).for_each(each);
+        } else {
+            self.pool.run(rows, &|range| range.for_each(each));
+        }
+    }
+
+    fn quantise_rows(&mut self, x: &mut CpuRows) {
+        if x.is_quantised {
+            return;
+        }
+        x.reserve_quants();
+        let (to, blocks, isa) = (x.quants_mut(), x.width / BLOCK, self.isa);
+        let (data, width) = (&x.data, x.width);
+        self.for_rows(x.rows, width, &|row| {
+            let from = data[row * width..(row + 1) * width].as_ptr();
+            // SAFETY: the row has `blocks` blocks, room was made, rows are apart, and `new`
+            // checked the instruction set.
+            unsafe { rows::quantise(isa, from, to, row * blocks, blocks) }
+        });
+        x.is_quantised = true;
+    }
+
+    /// Whether rows of this width are worth quantising where they are made.
+    fn quantises(&self, width: usize) -> bool {
+        self.quantised && width % BLOCK == 0
+    }
+
+    fn note_format(&mut self, packed: &Packed) {
+        self.quantised |= packed.format.is_quantised();
+    }
+}
+
+/// `x[rows] * group^T` into `out`.
+fn multiply(isa: Isa, w: &Packed, group: usize, x: &CpuRows, rows: Range<usize>, out: &mut Sums) {
+    assert_eq!(x.width, w.columns);
+    assert!(x.is_quantised || !w.format.is_quantised());
+    let weights = Weights {
+        start: w.group(group),
+        tiles: w.group_tiles(group),
+        blocks: w.blocks,
+    };
+    let inputs = Inputs::new(x, rows.start, rows.len());
+    // SAFETY: `Inputs::new` checked the rows, the assertions the shapes; the group's bytes are
+    // packed; `out` holds the largest result; `Cpu::new` checked the instruction set.
+    unsafe { matmul::group_matmul(isa, w.format, weights, inputs, out.0.as_mut_ptr()) }
+}
+
+impl Backend for Cpu {
+    type Matrix = Packed;
+    type Gated = Gated;
+    type Vector = Vec<f32>;
+    type Rows = CpuRows;
+    type Kv = CpuKv;
+
+    fn matrix(&mut self, view: &WeightView<'_>) -> Result<Packed, BackendError> {
+        let packed = Packed::new(view, &mut self.arena, &mut self.pool)?;
+        self.note_format(&packed);
+        Ok(packed)
+    }
+
+    fn gated(&mut self, gate: &WeightView<'_>, up: &WeightView<'_>) -> Result<Gated, BackendError> {
+        if (gate.rows, gate.columns) != (up.rows, up.columns) {
+            return Err(BackendError::Unsupported(
+                "the gate and up projections differ in shape".into(),
+            ));
+        }
+        let (gate, up) = Packed::pair(gate, up, &mut self.arena, &mut self.pool)?;
+        self.note_format(&gate);
+        self.note_format(&up);
+        Ok(Gated { gate, up })
+    }
+
+    fn vector(&mut self, view: &WeightView<'_>) -> Result<Vec<f32>, BackendError> {
+        Ok((0..view.rows).flat_map(|row| view.row_f32(row)).collect())
+    }
+
+    fn kv(&mut self, shape: KvShape) -> Result<CpuKv, BackendError> {
+        CpuKv::new(shape)
+    }
+
+    fn rows(&self) -> CpuRows {
+        CpuRows::default()
+    }
+
+    fn upload(&mut self, values: &[f32], width: usize, out: &mut CpuRows) {
+        assert_eq!(values.len() % width, 0);
+        out.reshape(values.len() / width, width);
+        out.data.copy_from_slice(values);
+    }
+
+    fn values<'a>(&mut self, rows: &'a mut CpuRows) -> &'a mut [f32] {
+        rows.is_quantised = false;
+        &mut rows.data
+    }
+
+    fn embed(&mut self, table: &Packed, vocab: Span, tokens: &[u32], out: &mut CpuRows) {
+        let width = table.columns;
+        out.reshape(tokens.len(), width);
+        let to = Shared(out.data.as_mut_ptr());
+        self.for_rows(tokens.len(), width, &|row| {
+            // SAFETY: the buffer has a row for each token, and rows are apart.
+            let out = unsafe { to.slice(row * width, width) };
+            if vocab.range().contains(&(tokens[row] as usize)) {
+                table.unpack_row((tokens[row] - vocab.start) as usize, out);
+            } else {
+                out.fill(0.0);
+            }
+        });
+    }
+
+    fn rms_norm(&mut self, x: &CpuRows, weight: &Vec<f32>, eps: f32, out: &mut CpuRows) {
+        let (width, isa) = (x.width, self.isa);
+        assert_eq!(weight.len(), width);
+        out.reshape(x.rows, width);
+        let quantise = self.quantises(width);
+        if quantise {
+            out.reserve_quants();
+        }
+        let (data, quants) = (Shared(out.data.as_mut_ptr()), out.quants_mut());
+        self.for_rows(x.rows, width, &|row| {
+            let from = x.data[row * width..(row + 1) * width].as_ptr();
+            // SAFETY: input, weight and output have `width` values, rows are apart, room for the
+            // quantised form was made where it is written, and the instruction set is checked.
+            unsafe {
+                let to = data.slice(row * width, width).as_mut_ptr();
+                rows::norm_row(isa, from, weight.as_ptr(), width, eps, to);
+                if quantise {
+                    let blocks = width / BLOCK;
+                    rows::quantise(isa, to, quants, row * blocks, blocks);
+                }
+            }
+        });
+        out.is_quantised = quantise;
+    }
+
+    fn linear(&mut self, x: &mut CpuRows, outputs: &mut [(&Packed, &mut CpuRows)]) {
+        if outputs.iter().any(|(w, _)| w.format.is_quantised()) {
+            self.quantise_rows(x);
+        }
+        let (x, isa) = (&*x, self.isa);
+        let mut groups = 0;
+        let targets: Vec<(&Packed, Shared, usize)> = outputs
+            .iter_mut()
+            .map(|(w, out)| {
+                out.reshape(x.rows, w.rows);
+                groups += w.groups();
+                (*w, Shared(out.data.as_mut_ptr()), groups)
+            })
+            .collect();
+        let chunks = x.rows.div_ceil(ROWS_CHUNK);
+        self.pool.run(chunks * groups, &|tasks| {
+            let mut sums = Sums([0.0; ROWS_MAX * GROUP_ROWS]);
+            for task in tasks {
+                let (chunk, index) = (task / groups, task % groups);
+                let at = targets.partition_point(|t| t.2 <= index);
+                let (w, to, end) = &targets[at];
+                let group = index + w.groups() - end;
+                let columns = w.group_rows(group);
+                for piece in row_pieces(chunk, x.rows) {
+                    multiply(isa, w, group, x, piece.clone(), &mut sums);
+                    for (row, sums) in piece.zip(sums.0.chunks_exact(GROUP_ROWS)) {
+                        // SAFETY: the columns of this group in rows of this chunk are this task's.
+                        let to = unsafe { to.slice(row * w.rows + columns.start, columns.len()) };
+                        to.copy_from_slice(&sums[..columns.len()]);
+                    }
+                }
+            }
+        });
+    }
+
+    fn rope_append(
+        &mut self,
+        step: &Step<'_>,
+        q: &mut CpuRows,
+        k: &CpuRows,
+        v: &CpuRows,
+        kv: &mut CpuKv,
+        layer: usize,
+    ) {
+        let (heads, dim, isa) = (kv.shape.heads, kv.shape.head_dim, self.isa);
+        assert_eq!(k.width, heads * dim);
+        assert_eq!(v.width, heads * dim);
+        assert_eq!(q.width, heads * step.group * dim);
+        assert!(k.rows == q.rows && v.rows == q.rows);
+        let (q_width, queries, kv) = (q.width, Shared(q.data.as_mut_ptr()), &*kv);
+        q.is_quantised = false;
+        let half = step.rope.dims as usize / 2;
+        self.for_rows(k.rows, q_width + 2 * k.width, &|row| {
+            let cosines = &step.cosines[row * half..(row + 1) * half];
+            let sines = &step.sines[row * half..(row + 1) * half];
+            // SAFETY: each task has rows of its own.
+            let query = unsafe { queries.slice(row * q_width, q_width) };
+            for head in query.chunks_exact_mut(dim) {
+                attention::rotate(step.rope, head, cosines, sines);
+            }
+            let (mut key, mut value) = ([0f32; HEAD_DIM_MAX], [0f32; HEAD_DIM_MAX]);
+            for head in 0..heads {
+                let at = row * k.width + head * dim;
+                key[..dim].copy_from_slice(&k.data[at..at + dim]);
+                value[..dim].copy_from_slice(&v.data[at..at + dim]);
+                attention::rotate(step.rope, &mut key[..dim], cosines, sines);
+                let slot = Slot::of(kv, step, layer, head, row);
+                // SAFETY: the model gives no two rows the same token of the same page; nobody
+                // reads the cache during this region; the instruction set is checked.
+                unsafe { attention::append(isa, slot, key.as_ptr(), value.as_ptr()) }
+            }
+        });
+    }
+
+    fn attention(
+        &mut self,
+        step: &Step<'_>,
+        q: &CpuRows,
+        kv: &CpuKv,
+        layer: usize,
+        out: &mut CpuRows,
+    ) {
+        let (heads, dim, group, isa) = (kv.shape.heads, kv.shape.head_dim, step.group, self.isa);
+        assert_eq!(q.width, heads * group * dim);
+        out.reshape(q.rows, q.width);
+        let threads = self.pool.threads();
+        // Large tasks read the cache least; small ones keep every thread busy.
+        let size = match q.rows * heads * group / (4 * threads) {
+            _ if threads == 1 => TASK_QUERIES_MAX,
+            few @ 0..TILE_QUERIES => few.max(1),
+            many => (many / TILE_QUERIES * TILE_QUERIES).min(TASK_QUERIES_MAX),
+        };
+        let tasks = &mut self.attention_tasks;
+        tasks.clear();
+        for (sequence, slice) in step.sequences.iter().enumerate() {
+            let all = slice.len as usize * group;
+            for head in 0..heads {
+                tasks.extend((0..all).step_by(size).map(|first| AttentionTask {
+                    sequence,
+                    head,
+                    queries: first..(first + size).min(all),
+                }));
+            }
+        }
+        let (tasks, width, to) = (
+            &self.attention_tasks,
+            q.width,
+            Shared(out.data.as_mut_ptr()),
+        );
+        self.pool.run(tasks.len(), &|range| {
+            for task in &tasks[range] {
+                let slice = &step.sequences[task.sequence];
+                let mut first = task.queries.start;
+                while first < task.queries.end {
+                    let mut tile = Tile::new(kv, layer, task.head, &slice.pages);
+                    for query in first..(first + TILE_QUERIES).min(task.queries.end) {
+                        let row = slice.first as usize + query / group;
+                        let at = row * width + (task.head * group + query % group) * dim;
+                        tile.queries[tile.count] = q.data[at..at + dim].as_ptr();
+                        // SAFETY: each query's output is its own.
+                        tile.outputs[tile.count] = unsafe { to.slice(at, dim) }.as_mut_ptr();
+                        tile.limits[tile.count] = slice.context as usize + query / group + 1;
+                        tile.count += 1;
+                    }
+                    first += tile.count;
+                    // SAFETY: pointers and pages are as the tile says (the model checked that
+                    // pages cover the limits and lie in the cache); the instruction set is checked.
+                    unsafe { attention::attend(isa, &tile) }
+                }
+            }
+        });
+    }
+
+    fn gated_ffn(&mut self, x: &mut CpuRows, weights: &Gated, out: &mut CpuRows) {
+        let (gate, up) = (&weights.gate, &weights.up);
+        if gate.format.is_quantised() || up.format.is_quantised() {
+            self.quantise_rows(x);
+        }
+        let (x, isa, width, groups) = (&*x, self.isa, gate.rows, gate.groups());
+        out.reshape(x.rows, width);
+        let quantise = self.quantises(width);
+        if quantise {
+            out.reserve_quants();
+        }
+        let (data, quants) = (Shared(out.data.as_mut_ptr()), out.quants_mut());
+        self.pool
+            .run(x.rows.div_ceil(ROWS_CHUNK) * groups, &|tasks| {
+                let mut gates = Sums([0.0; ROWS_MAX * GROUP_ROWS]);
+                let mut ups = Sums([0.0; ROWS_MAX * GROUP_ROWS]);
+                for task in tasks {
+                    let (chunk, group) = (task / groups, task % groups);
+                    let columns = gate.group_rows(group);
+                    for piece in row_pieces(chunk, x.rows) {
+                        multiply(isa, gate, group, x, piece.clone(), &mut gates);
+                        multiply(isa, up, group, x, piece.clone(), &mut ups);
+                        let count = piece.len() * GROUP_ROWS;
+                        // SAFETY: both hold `count` values, a multiple of sixteen.
+                        unsafe {
+                            rows::silu_mul(isa, gates.0.as_mut_ptr(), ups.0.as_ptr(), count);
+                        }
+                        for (row, from) in piece.zip(gates.0.chunks_exact(GROUP_ROWS)) {
+                            let at = row * width + columns.start;
+                            // SAFETY: the columns of this group in rows of this chunk are this
+                            // task's; a group starts at a whole block, and where the width is whole
+                            // blocks it ends at one.
+                            unsafe {
+                                let to = data.slice(at, columns.len());
+                                to.copy_from_slice(&from[..columns.len()]);
+                                if quantise {
+                                    let (first, blocks) = (at / BLOCK, columns.len() / BLOCK);
+                                    rows::quantise(isa, to.as_ptr(), quants, first, blocks);
+                                }
+                            }
+                        }
+                    }
+                }
+            });
+        out.is_quantised = quantise;
+    }
+
+    fn add(&mut self, x: &mut CpuRows, delta: &CpuRows) {
+        assert!(x.rows == delta.rows && x.width == delta.width);
+        x.is_quantised = false;
+        let (width, to) = (x.width, Shared(x.data.as_mut_ptr()));
+        self.for_rows(delta.rows, width, &|row| {
+            // SAFETY: each task has rows of its own.
+            let x = unsafe { to.slice(row * width, width) };
+            for (x, d) in x.iter_mut().zip(&delta.data[row * width..]) {
+                *x += d;
+            }
+        });
+    }
+
+    fn select(&mut self, x: &CpuRows, rows: &[u32], out: &mut CpuRows) {
+        out.reshape(rows.len(), x.width);
+        for (&row, out) in rows.iter().zip(out.data.chunks_exact_mut(x.width)) {
+            let at = row as usize * x.width;
+            out.copy_from_slice(&x.data[at..at + x.width]);
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Speed of the engine's arithmetic on this machine: the whole model on one rank, in process,
+//! without batcher, sampler or network.
+
+use crate::backend::Isa;
+use crate::model::{Batch, Forward, ForwardError, LoadError, RankModel, Runtime, SequenceSlice};
+use crate::parallel::{Abort, Solo};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::time::Instant;
+use trireme_shared::ids::{Rank, Stage};
+use trireme_shared::limits::{PAGE_TOKENS, STEP_SEQUENCES_MAX, STEP_TOKENS_MAX};
+use trireme_shared::model::manifest::ManifestError;
+use trireme_shared::model::{Manifest, ModelConfig, RankShare, Span};
+
+/// Times each measurement is taken; the median is reported.
+const RUNS: usize = 3;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct EngineBench {
+    /// A .gguf file or a Hugging Face folder.
+    pub model: PathBuf,
+    pub threads: usize,
+    /// Tokens of the prompt that is prefilled.
+    pub prompt_tokens: usize,
+    /// Tokens decoded by each sequence of a batch.
+    pub gen_tokens: usize,
+    /// Numbers of sequences decoded together.
+    pub batches: Vec<usize>,
+    pub isa: Isa,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct EngineBenchReport {
+    pub model: String,
+    pub isa: &'static str,
+    pub threads: usize,
+    pub prompt_tokens: usize,
+    pub gen_tokens: usize,
+    pub load_seconds: f64,
+    /// Bytes of weights one decode step reads (as stored in the files).
+    pub weight_bytes: u64,
+    pub prefill_tokens_per_second: f64,
+    pub decode: Vec<DecodeSpeed>,
+}
+
+/// Decoding `batch` sequences together, each from an empty context.
+#[derive(Clone, Debug, Serialize)]
+pub struct DecodeSpeed {
+    pub batch: usize,
+    /// Of all sequences together.
+    pub tokens_per_second: f64,
+    /// One step of all sequences.
+    pub step_milliseconds: f64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    #[error("{0}")]
+    Settings(String),
+}
+
+impl EngineBench {
+    /// Measures; `progress` is told in words what comes next. Blocks for the whole time.
+    pub fn run(&self, progress: &dyn Fn(&str)) -> Result<EngineBenchReport, BenchError> {
+        self.validate()?;
+        let manifest = Manifest::open(&self.model)?;
+        let share = whole(&manifest.config);
+        let pages_each = self.gen_tokens.div_ceil(PAGE_TOKENS);
+        let batch_max = self.batches.iter().copied().max().unwrap_or(0);
+        let prompt_pages = self.prompt_tokens.div_ceil(PAGE_TOKENS);
+        let runtime = Runtime {
+            threads: self.threads,
+            isa: self.isa,
+            kv_pages: prompt_pages.max(pages_each * batch_max).max(1),
+        };
+        progress("loading");
+        let begun = Instant::now();
+        let model = RankModel::load(&manifest, &share, &runtime, &|_, _| {}, &Abort::default())?;
+        let load_seconds = begun.elapsed().as_secs_f64();
+        let mut session = Session {
+            vocab: manifest.config.vocab,
+            model,
+        };
+
+        progress(&format!("prefilling {} tokens", self.prompt_tokens));
+        session.prefill(self.prompt_tokens)?;
+        let prefill = median(|| session.prefill(self.prompt_tokens))?;
+        let mut decode = Vec::new();
+        for &batch in &self.batches {
+            progress(&format!("decoding {batch} x {} tokens", self.gen_tokens));
+            session.decode(batch, self.gen_tokens.min(2), pages_each)?;
+            let seconds = median(|| session.decode(batch, self.gen_tokens, pages_each))?;
+            decode.push(DecodeSpeed {
+                batch,
+                tokens_per_second: (batch * self.gen_tokens) as f64 / seconds,
+                step_milliseconds: 1e3 * seconds / self.gen_tokens as f64,
+            });
+        }
+        Ok(EngineBenchReport {
+            model: manifest
+                .name
+                .clone()
+                .unwrap_or_else(|| self.model.display().to_string()),
+            isa: self.isa.name(),
+            threads: self.threads,
+            prompt_tokens: self.prompt_tokens,
+            gen_tokens: self.gen_tokens,
+            load_seconds,
+            weight_bytes: manifest.share_bytes(&share),
+            prefill_tokens_per_second: self.prompt_tokens as f64 / prefill,
+            decode,
+        })
+    }
+
+    fn validate(&self) -> Result<(), BenchError> {
+        let refuse = |reason: String| Err(BenchError::Settings(reason));
+        if self.threads == 0 || self.prompt_tokens == 0 || self.gen_tokens == 0 {
+            return refuse("threads, prompt tokens and generated tokens must be at least 1".into());
+        }
+        if let Some(batch) = self
+            .batches
+            .iter()
+            .find(|&&b| b == 0 || b > STEP_SEQUENCES_MAX)
+        {
+            return refuse(format!(
+                "a batch of {batch}: it must be 1 to {STEP_SEQUENCES_MAX}"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The share of a rank that is alone.
+fn whole(config: &ModelConfig) -> RankShare {
+    RankShare {
+        stage: Stage(0),
+        rank: Rank(0),
+        stages: 1,
+        ranks: 1,
+        layers: Span::new(0, config.layers),
+        kv_heads: Span::new(0, config.kv_heads),
+        ffn: Span::new(0, config.ffn),
+        vocab: Span::new(0, config.vocab),
+    }
+}
+
+/// Seconds of the median of [`RUNS`] runs.
+fn median(mut run: impl FnMut() -> Result<f64, BenchError>) -> Result<f64, BenchError> {
+    let mut seconds = Vec::with_capacity(RUNS);
+    for _ in 0..RUNS {
+        seconds.push(run()?);
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[RUNS / 2])
+}
+
+struct Session {
+    vocab: u32,
+    model: RankModel,
+}
+
+impl Session {
+    /// Seconds to prefill one prompt in chunks of a step, with the last token's logits.
+    fn prefill(&mut self, tokens: usize) -> Result<f64, BenchError> {
+        let pages: Vec<u32> = (0..tokens.div_ceil(PAGE_TOKENS) as u32).collect();
+        let begun = Instant::now();
+        for first in (0..tokens).step_by(STEP_TOKENS_MAX) {
+            let len = STEP_TOKENS_MAX.min(tokens - first);
+            let batch = Batch {
+                tokens: (first..first + len).map(|t| self.token(t)).collect(),
+                sequences: vec![SequenceSlice {
+                    first: 0,
+                    len: len as u32,
+                    context: first as u32,
+                    pages: pages.clone(),
+                }],
+                outputs: if first + len == tokens {
+                    vec![len as u32 - 1]
+                } else {
+                    Vec::new()
+                },
+            };
+            self.model.forward(&batch, None, &mut Solo)?;
+        }
+        Ok(begun.elapsed().as_secs_f64())
+    }
+
+    /// Seconds to decode `tokens` greedily in each of `count` sequences.
+    fn decode(&mut self, count: usize, tokens: usize, pages: usize) -> Result<f64, BenchError> {
+        let mut batch = Batch {
+            tokens: (0..count).map(|s| self.token(s)).collect(),
+            sequences: (0..count)
+                .map(|s| SequenceSlice {
+                    first: s as u32,
+                    len: 1,
+                    context: 0,
+                    pages: (s * pages..(s + 1) * pages).map(|p| p as u32).collect(),
+                })
+                .collect(),
+            outputs: (0..count as u32).collect(),
+        };
+        let begun = Instant::now();
+        for context in 0..tokens {
+            for slice in &mut batch.sequences {
+                slice.context = context as u32;
+            }
+            if let Forward::Logits(logits) = self.model.forward(&batch, None, &mut Solo)? {
+                let rows = logits.chunks_exact(self.vocab as usize);
+                for (token, row) in batch.tokens.iter_mut().zip(rows) {
+                    *token = largest(row);
+                }
+            }
+        }
+        Ok(begun.elapsed().as_secs_f64())
+    }
+
+    /// Some token of the vocabulary, not always the same.
+    fn token(&self, index: usize) -> u32 {
+        ((index as u64 * 7_919 + 13) % u64::from(self.vocab)) as u32
+    }
+}
+
+/// The first index of the largest value.
+fn largest(row: &[f32]) -> u32 {
+    let top = row
+        .iter()
+        .fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    row.iter().position(|&v| v == top).unwrap_or(0) as u32
+}

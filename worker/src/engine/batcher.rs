@@ -1,0 +1,442 @@
+//! Which sequences run in the next step: continuous batching with chunked prefill.
+//!
+//! A pure core: the driver tells it what happened (`submit`, `cancel`, `pause`, `complete`), asks
+//! it for the next [`StepPlan`], and carries its [`Effect`]s to the clients. What it keeps true:
+//!
+//! - Sequences are admitted in the order they came, when all pages of their known tokens are free.
+//! - Decoding sequences go first in every step, so a new prompt slows running streams by one
+//!   bounded chunk, never stops them.
+//! - When pages run out the newest sequence gives its pages back and is computed again later; its
+//!   client sees a pause, not an error. The oldest is never preempted, so there is always progress.
+//! - Every sequence ends with exactly one `Finished` or `Failed`, unless it was cancelled.
+//!
+//! With a pipeline, up to `steps_in_flight` plans are out at once. Ranks run plans in order, so
+//! pages freed by one plan may be given out by the next although the former still runs.
+
+use super::pages::PagePool;
+use super::plan::{EntryResult, PlanError, Sampled, SequenceKey, StepPlan, StepResults};
+use super::sequence::{self, Sequence, SequenceId};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use trireme_shared::limits;
+use trireme_shared::wire::control::EngineStats;
+use trireme_shared::wire::generate::{FailureKind, FinishReason, GenerateEvent, GenerateRequest};
+
+/// What a replica can hold.
+#[derive(Clone, Debug)]
+pub struct Capacity {
+    pub kv_pages: u32,
+    /// Longest sequence, in tokens.
+    pub context: u32,
+    pub vocab: u32,
+    /// Stages of the pipeline: a step for each may be under way.
+    pub steps_in_flight: usize,
+}
+
+/// Something to tell a client.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Effect {
+    pub sequence: SequenceId,
+    pub event: GenerateEvent,
+}
+
+pub struct Batcher {
+    capacity: Capacity,
+    /// Rows of logits one step may ask for; also bounds the running sequences.
+    rows_max: usize,
+    pool: PagePool,
+    sequences: HashMap<SequenceId, Sequence>,
+    /// By arrival: the first is the oldest.
+    waiting: BTreeSet<SequenceId>,
+    running: BTreeSet<SequenceId>,
+    by_key: HashMap<SequenceKey, SequenceId>,
+    /// Keys that the ranks still know and must forget.
+    removed: Vec<SequenceKey>,
+    in_flight: VecDeque<u64>,
+    next_step: u64,
+    next_key: u64,
+    next_id: u64,
+    effects: Vec<Effect>,
+    stats: EngineStats,
+}
+
+impl Batcher {
+    pub fn new(capacity: Capacity) -> Self {
+        let rows = limits::STEP_LOGITS_MAX / (capacity.vocab as usize).max(1);
+        Self {
+            rows_max: rows.clamp(1, limits::STEP_TOKENS_MAX),
+            pool: PagePool::new(capacity.kv_pages),
+            capacity,
+            sequences: HashMap::new(),
+            waiting: BTreeSet::new(),
+            running: BTreeSet::new(),
+            by_key: HashMap::new(),
+            removed: Vec::new(),
+            in_flight: VecDeque::new(),
+            next_step: 0,
+            next_key: 0,
+            next_id: 0,
+            effects: Vec::new(),
+            stats: EngineStats::default(),
+        }
+    }
+
+    /// Takes a request into the waiting room. A refusal is an effect too.
+    pub fn submit(&mut self, request: GenerateRequest) -> SequenceId {
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        if let Err(reason) = sequence::check(&request, self.capacity.vocab, self.capacity.context) {
+            self.tell_failed(id, FailureKind::Invalid, reason);
+            return id;
+        }
+        if self.waiting.len() >= limits::WAITING_SEQUENCES_MAX {
+            let reason = "the waiting room is full; try again later".to_owned();
+            self.tell_failed(id, FailureKind::Overloaded, reason);
+            return id;
+        }
+        let sequence = Sequence::new(request, self.capacity.context);
+        let finished = sequence.finished();
+        self.sequences.insert(id, sequence);
+        match finished {
+            Some(reason) => {
+                self.start(id);
+                self.finish(id, reason);
+            }
+            None => {
+                self.waiting.insert(id);
+            }
+        }
+        id
+    }
+
+    /// Forgets a sequence and frees its pages; its client hears nothing more.
+    pub fn cancel(&mut self, id: SequenceId) {
+        self.stop_running(id);
+        self.waiting.remove(&id);
+        self.sequences.remove(&id);
+    }
+
+    /// Leaves a sequence out of steps while its client is behind. What is in flight still arrives.
+    pub fn pause(&mut self, id: SequenceId, paused: bool) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.paused = paused;
+        }
+    }
+
+    /// Ends every sequence with `Failed`.
+    pub fn fail_all(&mut self, kind: FailureKind, reason: &str) {
+        let mut ids: Vec<_> = self.sequences.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            self.cancel(id);
+            self.tell_failed(id, kind, reason.to_owned());
+        }
+    }
+
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    pub fn steps_in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            running: self.running.len() as u32,
+            waiting: self.waiting.len() as u32,
+            kv_pages_total: self.pool.total() as u32,
+            kv_pages_used: self.pool.in_use() as u32,
+            ..self.stats
+        }
+    }
+
+    /// The next step; `None` while the pipeline is full or nothing can run.
+    pub fn plan(&mut self) -> Option<StepPlan> {
+        if self.in_flight.len() >= self.capacity.steps_in_flight {
+            return None;
+        }
+        let mut plan = StepPlan {
+            step: self.next_step,
+            ..StepPlan::default()
+        };
+        self.plan_decodes(&mut plan);
+        self.plan_prefills(&mut plan);
+        if plan.entries.is_empty() {
+            return None;
+        }
+        plan.removed = std::mem::take(&mut self.removed);
+        self.in_flight.push_back(plan.step);
+        self.next_step += 1;
+        self.stats.steps += 1;
+        Some(plan)
+    }
+
+    /// Takes the results of the oldest step in flight.
+    pub fn complete(&mut self, results: StepResults) -> Result<(), PlanError> {
+        if self.in_flight.pop_front() != Some(results.step) {
+            return Err(PlanError(format!(
+                "results of step {} came out of turn",
+                results.step
+            )));
+        }
+        for result in results.results {
+            // A sequence that left since the step was planned has no key any more.
+            if let Some(&id) = self.by_key.get(&result.key) {
+                self.take_result(id, result)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_result(&mut self, id: SequenceId, result: EntryResult) -> Result<(), PlanError> {
+        let refuse = |what: &str| Err(PlanError(format!("sequence {}: {what}", id.0)));
+        let Some(sequence) = self.sequences.get_mut(&id) else {
+            return refuse("it has a key and no state");
+        };
+        if !result.prompt.is_empty() {
+            let Some(first) = sequence.take_scores(result.prompt.len()) else {
+                return refuse("scores came that were not asked for");
+            };
+            self.effects.push(Effect {
+                sequence: id,
+                event: GenerateEvent::PromptLogprobs {
+                    first,
+                    entries: result.prompt,
+                },
+            });
+        }
+        match result.sampled {
+            Sampled::None => {}
+            Sampled::Token { token, logprobs } => {
+                if token >= self.capacity.vocab {
+                    return refuse("a token outside the vocabulary was sampled");
+                }
+                let Some(index) = sequence.take_token(token) else {
+                    return refuse("a token came that was not asked for");
+                };
+                self.stats.generated_tokens += 1;
+                self.effects.push(Effect {
+                    sequence: id,
+                    event: GenerateEvent::Token {
+                        index,
+                        token,
+                        logprobs,
+                    },
+                });
+            }
+            Sampled::NotFinite => {
+                self.cancel(id);
+                let reason = super::sampler::NotFinite.to_string();
+                self.tell_failed(id, FailureKind::Invalid, reason);
+                return Ok(());
+            }
+        }
+        if let Some(reason) = sequence.finished() {
+            self.finish(id, reason);
+        }
+        Ok(())
+    }
+
+    /// Decoding sequences, the longest unscheduled first; with a pipeline each step takes its
+    /// share of them, so that the other stages have steps to work on.
+    fn plan_decodes(&mut self, plan: &mut StepPlan) {
+        let ready = |s: &Sequence| !s.paused && s.remaining() == 1;
+        let mut decoding = 0;
+        let mut turn = Vec::new();
+        for &id in &self.running {
+            let sequence = &self.sequences[&id];
+            decoding += usize::from(!sequence.paused && sequence.decodes());
+            if ready(sequence) {
+                turn.push((sequence.last_step, id));
+            }
+        }
+        turn.sort_unstable();
+        turn.truncate(
+            decoding
+                .div_ceil(self.capacity.steps_in_flight)
+                .max(1)
+                .min(self.rows_max),
+        );
+        // By age, so that a sequence whose pages are taken has not been planned yet.
+        turn.sort_unstable_by_key(|&(_, id)| id);
+        for (_, id) in turn {
+            let new_pages = match self.sequences.get(&id) {
+                // Preempted by an older one just now.
+                Some(sequence) if sequence.key.is_none() => continue,
+                Some(sequence) if !sequence.needs_page() => Vec::new(),
+                Some(_) => match self.page_for(id) {
+                    Some(page) => page,
+                    None => continue,
+                },
+                None => continue,
+            };
+            let rows_left = self.rows_max - plan.entries.len();
+            if let Some(sequence) = self.sequences.get_mut(&id) {
+                sequence.pages.extend_from_slice(&new_pages);
+                let entry = sequence.chunk(plan.step, 1, rows_left, new_pages);
+                plan.entries.extend(entry);
+            }
+        }
+    }
+
+    /// One page for a running sequence, taken from the newest if none is free. `None` where the
+    /// sequence itself had to go.
+    fn page_for(&mut self, id: SequenceId) -> Option<Vec<u32>> {
+        loop {
+            if let Some(page) = self.pool.allocate(1) {
+                return Some(page);
+            }
+            if self.running.len() == 1 {
+                // It has every page there is.
+                self.finish(id, FinishReason::Length);
+                return None;
+            }
+            let newest = self.running.last().copied()?;
+            self.preempt(newest);
+            if newest == id {
+                return None;
+            }
+        }
+    }
+
+    fn preempt(&mut self, id: SequenceId) {
+        self.stop_running(id);
+        self.waiting.insert(id);
+        self.stats.preemptions += 1;
+    }
+
+    /// Chunks of prompts: first of running sequences, then of waiting ones that fit.
+    fn plan_prefills(&mut self, plan: &mut StepPlan) {
+        let decoding = self
+            .running
+            .iter()
+            .any(|id| !self.sequences[id].paused && self.sequences[id].decodes());
+        let mut budget = limits::STEP_TOKENS_MAX - plan.rows();
+        if decoding {
+            budget = budget.min(limits::PREFILL_BESIDE_DECODE_TOKENS_MAX);
+        }
+        let mut rows_left = self.rows_max - plan.entries.len();
+        let mut added_bytes = 0;
+
+        let mut prefilling: VecDeque<_> = self
+            .running
+            .iter()
+            .copied()
+            .filter(|id| {
+                let s = &self.sequences[id];
+                !s.paused && s.remaining() > 1
+            })
+            .collect();
+        while budget > 0 && rows_left > 0 {
+            let mut fresh = false;
+            let id = match prefilling.pop_front() {
+                Some(id) => id,
+                None => {
+                    let Some(id) = self.admit(plan, &mut added_bytes) else {
+                        return;
+                    };
+                    fresh = true;
+                    id
+                }
+            };
+            let Some(sequence) = self.sequences.get_mut(&id) else {
+                continue;
+            };
+            let pages = if fresh {
+                sequence.pages.clone()
+            } else {
+                Vec::new()
+            };
+            if let Some(entry) = sequence.chunk(plan.step, budget, rows_left, pages) {
+                budget -= entry.tokens.len();
+                rows_left -= entry.score.as_ref().map_or(0, |s| s.targets.len());
+                rows_left -= usize::from(entry.sample.is_some());
+                plan.entries.push(entry);
+                self.start(id);
+            }
+        }
+    }
+
+    /// Moves the oldest waiting sequence into the running batch if its pages are free and running
+    /// ones keep room to grow.
+    fn admit(&mut self, plan: &mut StepPlan, added_bytes: &mut usize) -> Option<SequenceId> {
+        loop {
+            if self.running.len() >= limits::STEP_SEQUENCES_MAX.min(self.rows_max) {
+                return None;
+            }
+            let &id = self.waiting.iter().find(|id| !self.sequences[*id].paused)?;
+            let sequence = self.sequences.get_mut(&id)?;
+            let needed = sequence.pages_wanted();
+            if needed > self.pool.total() {
+                self.start(id);
+                self.finish(id, FinishReason::Length);
+                continue;
+            }
+            if needed + self.running.len() > self.pool.free() && !self.running.is_empty() {
+                return None;
+            }
+            let bytes = *added_bytes + sequence.added_bytes();
+            if bytes > limits::STEP_ADDED_BYTES_MAX && !plan.added.is_empty() {
+                return None;
+            }
+            let pages = self.pool.allocate(needed)?;
+            *added_bytes = bytes;
+            let key = SequenceKey(self.next_key);
+            self.next_key += 1;
+            plan.added.push(sequence.admit(key, pages));
+            self.by_key.insert(key, id);
+            self.waiting.remove(&id);
+            self.running.insert(id);
+            return Some(id);
+        }
+    }
+
+    /// Tells the client, once, that its sequence is being worked on.
+    fn start(&mut self, id: SequenceId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else {
+            return;
+        };
+        if !sequence.started {
+            sequence.started = true;
+            self.stats.prompt_tokens += sequence.prompt_len() as u64;
+            self.effects.push(Effect {
+                sequence: id,
+                event: GenerateEvent::Started { cached_tokens: 0 },
+            });
+        }
+    }
+
+    fn finish(&mut self, id: SequenceId, reason: FinishReason) {
+        self.cancel(id);
+        self.effects.push(Effect {
+            sequence: id,
+            event: GenerateEvent::Finished { reason },
+        });
+    }
+
+    fn tell_failed(&mut self, id: SequenceId, kind: FailureKind, reason: String) {
+        self.effects.push(Effect {
+            sequence: id,
+            event: GenerateEvent::Failed { kind, reason },
+        });
+    }
+
+    /// Takes a sequence out of the running batch, if it is in it, and frees its pages.
+    fn stop_running(&mut self, id: SequenceId) {
+        if !self.running.remove(&id) {
+            return;
+        }
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            let (key, pages) = sequence.leave();
+            self.pool.release(&pages);
+            if let Some(key) = key {
+                self.by_key.remove(&key);
+                self.removed.push(key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "batcher_tests.rs"]
+pub(super) mod tests;

@@ -1,0 +1,460 @@
+//! The batcher against pretend ranks whose "model" is a hash of what the KV pages really hold, so
+//! that a page given to two sequences, a token at a wrong place or a lost step changes the tokens.
+
+use super::super::plan::SequenceTable;
+use super::*;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use trireme_shared::ids::{DeploymentId, Epoch, Replica, RequestId};
+use trireme_shared::limits::PAGE_TOKENS;
+use trireme_shared::wire::generate::{Sampling, TokenLogprobs};
+
+const VOCAB: u32 = 1_000;
+
+pub fn request(prompt: Vec<u32>, max_tokens: u32) -> GenerateRequest {
+    GenerateRequest {
+        request: RequestId::parse("test").unwrap(),
+        deployment: DeploymentId(1),
+        replica: Replica(0),
+        epoch: Epoch(1),
+        prompt,
+        emitted: vec![],
+        max_tokens,
+        sampling: Sampling::default(),
+        stop_tokens: vec![],
+        logprobs: None,
+        prompt_logprobs: None,
+    }
+}
+
+/// The pretend model: the token after `tokens`.
+fn next_token(tokens: &[u32]) -> u32 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for &token in tokens {
+        hash = (hash ^ u64::from(token)).wrapping_mul(0x100_0000_01b3);
+        hash ^= hash >> 29;
+    }
+    (hash % u64::from(VOCAB)) as u32
+}
+
+fn expected(request: &GenerateRequest, context: usize) -> (Vec<u32>, FinishReason) {
+    let mut tokens = [request.prompt.clone(), request.emitted.clone()].concat();
+    let max = (request.max_tokens as usize).min(context - request.prompt.len());
+    let stopped = |t: &[u32]| {
+        t.len() > request.prompt.len() && request.stop_tokens.contains(t.last().unwrap())
+    };
+    while tokens.len() - request.prompt.len() < max && !stopped(&tokens) {
+        tokens.push(next_token(&tokens));
+    }
+    let reason = if stopped(&tokens) {
+        FinishReason::Stop
+    } else {
+        FinishReason::Length
+    };
+    (
+        tokens.split_off(request.prompt.len() + request.emitted.len()),
+        reason,
+    )
+}
+
+/// The ranks of a replica: one table and one KV memory stand for all of them.
+struct Ranks {
+    table: SequenceTable,
+    memory: Vec<[u32; PAGE_TOKENS]>,
+}
+
+impl Ranks {
+    fn new(pages: u32) -> Self {
+        Self {
+            table: SequenceTable::new(pages, VOCAB),
+            memory: vec![[u32::MAX; PAGE_TOKENS]; pages as usize],
+        }
+    }
+
+    fn run(&mut self, plan: &StepPlan) -> StepResults {
+        let batch = self.table.apply(plan).expect("the plan is valid");
+        let mut owned = std::collections::HashSet::new();
+        for slice in &batch.sequences {
+            assert!(slice.pages.iter().all(|p| owned.insert(*p)), "page shared");
+            for row in 0..slice.len {
+                let at = (slice.context + row) as usize;
+                let page = slice.pages[at / PAGE_TOKENS] as usize;
+                self.memory[page][at % PAGE_TOKENS] = batch.tokens[(slice.first + row) as usize];
+            }
+        }
+        let mut results = Vec::new();
+        for (entry, slice) in plan.entries.iter().zip(&batch.sequences) {
+            let cached = |len: u32| -> Vec<u32> {
+                (0..len as usize)
+                    .map(|at| self.memory[slice.pages[at / PAGE_TOKENS] as usize][at % PAGE_TOKENS])
+                    .collect()
+            };
+            let targets = entry.score.as_ref().map_or(&[][..], |s| &s.targets);
+            let prompt = targets.iter().enumerate().map(|(i, &token)| {
+                let row = entry.score.as_ref().unwrap().first_row + i as u32;
+                TokenLogprobs {
+                    token,
+                    logprob: next_token(&cached(slice.context + row + 1)) as f32,
+                    top: vec![],
+                }
+            });
+            results.push(EntryResult {
+                key: entry.key,
+                prompt: prompt.collect(),
+                sampled: match entry.sample {
+                    None => Sampled::None,
+                    Some(_) => Sampled::Token {
+                        token: next_token(&cached(slice.context + slice.len)),
+                        logprobs: None,
+                    },
+                },
+            });
+        }
+        StepResults {
+            step: plan.step,
+            results,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Client {
+    started: bool,
+    scores: Vec<TokenLogprobs>,
+    tokens: Vec<u32>,
+    end: Option<GenerateEvent>,
+}
+
+/// A batcher, its ranks and its clients; steps come back in order, late by `steps_in_flight`.
+struct World {
+    batcher: Batcher,
+    ranks: Ranks,
+    flying: VecDeque<StepResults>,
+    clients: HashMap<SequenceId, (GenerateRequest, Client)>,
+}
+
+impl World {
+    fn new(pages: u32, context: u32, steps_in_flight: usize) -> Self {
+        Self {
+            batcher: Batcher::new(Capacity {
+                kv_pages: pages,
+                context,
+                vocab: VOCAB,
+                steps_in_flight,
+            }),
+            ranks: Ranks::new(pages),
+            flying: VecDeque::new(),
+            clients: HashMap::new(),
+        }
+    }
+
+    fn submit(&mut self, request: GenerateRequest) -> SequenceId {
+        let id = self.batcher.submit(request.clone());
+        self.clients.insert(id, (request, Client::default()));
+        self.deliver();
+        id
+    }
+
+    fn plan(&mut self) -> Option<StepPlan> {
+        let plan = self.batcher.plan();
+        if let Some(plan) = &plan {
+            assert!(plan.rows() <= limits::STEP_TOKENS_MAX);
+            let sent = StepPlan::decode(&plan.encode().unwrap()).unwrap();
+            self.flying.push_back(self.ranks.run(&sent));
+        }
+        self.deliver();
+        plan
+    }
+
+    fn land(&mut self) -> bool {
+        let Some(results) = self.flying.pop_front() else {
+            return false;
+        };
+        self.batcher.complete(results).unwrap();
+        self.deliver();
+        true
+    }
+
+    fn deliver(&mut self) {
+        for Effect { sequence, event } in self.batcher.take_effects() {
+            let (request, client) = self.clients.get_mut(&sequence).expect("a live client");
+            assert!(client.end.is_none(), "an event after the last");
+            match event {
+                GenerateEvent::Started { .. } => {
+                    assert!(!std::mem::replace(&mut client.started, true));
+                }
+                GenerateEvent::PromptLogprobs { first, entries } => {
+                    assert_eq!(first as usize, client.scores.len() + 1);
+                    assert!(client.tokens.is_empty());
+                    client.scores.extend(entries);
+                }
+                GenerateEvent::Token { index, token, .. } => {
+                    assert_eq!(index as usize, request.emitted.len() + client.tokens.len());
+                    client.tokens.push(token);
+                }
+                end => client.end = Some(end),
+            }
+        }
+    }
+
+    fn run_until_idle(&mut self) {
+        while self.plan().is_some() || self.land() {}
+    }
+
+    /// The client got what the reference gives.
+    fn check(&self, id: SequenceId, context: usize) {
+        let (request, client) = &self.clients[&id];
+        let (tokens, reason) = expected(request, context);
+        assert!(client.started);
+        assert_eq!(client.tokens, tokens, "{id:?}");
+        assert_eq!(client.end, Some(GenerateEvent::Finished { reason }));
+        if request.prompt_logprobs.is_some() && request.emitted.is_empty() {
+            assert_eq!(client.scores.len(), request.prompt.len() - 1);
+            for (i, score) in client.scores.iter().enumerate() {
+                assert_eq!(score.token, request.prompt[i + 1]);
+                assert_eq!(
+                    score.logprob,
+                    next_token(&request.prompt[..=i]) as f32,
+                    "score of position {}",
+                    i + 1
+                );
+            }
+        } else {
+            assert!(client.scores.is_empty());
+        }
+    }
+
+    fn check_empty(&self) {
+        let stats = self.batcher.stats();
+        assert_eq!(
+            (stats.running, stats.waiting, stats.kv_pages_used),
+            (0, 0, 0)
+        );
+    }
+}
+
+fn random_request(random: &mut ChaCha8Rng, context: u32) -> GenerateRequest {
+    let mut below = |n: u32| random.next_u32() % n;
+    let long = below(4) == 0;
+    let prompt_len = 1 + below(if long { context } else { 40.min(context) });
+    let mut made = request((0..prompt_len).map(|_| below(VOCAB)).collect(), below(60));
+    if below(3) == 0 {
+        made.prompt_logprobs = Some(0);
+    }
+    if below(4) == 0 {
+        made.stop_tokens = (0..40).map(|_| below(VOCAB)).collect();
+    }
+    if below(4) == 0 {
+        let all = expected(&made, context as usize).0;
+        let cut = below(all.len() as u32 + 1) as usize;
+        made.emitted = all[..cut].to_vec();
+    }
+    if below(3) == 0 {
+        made.sampling.presence_penalty = 1.0;
+    }
+    made
+}
+
+/// Random arrivals, cancels, pauses and late results on small pools. Replay one seed by its number.
+fn simulate(seed: u64) -> u64 {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let pages = 4 + random.next_u32() % 40;
+    let context = (pages * PAGE_TOKENS as u32).min(16 + random.next_u32() % 900);
+    let in_flight = 1 + (random.next_u32() % 4) as usize;
+    let mut world = World::new(pages, context, in_flight);
+    let mut live: Vec<SequenceId> = Vec::new();
+    let mut paused: Vec<SequenceId> = Vec::new();
+    let mut cancelled = std::collections::HashSet::new();
+    for _ in 0..600 {
+        match random.next_u32() % 10 {
+            0 | 1 => live.push(world.submit(random_request(&mut random, context))),
+            2 if !live.is_empty() && random.next_u32() % 4 == 0 => {
+                let id = live.swap_remove(random.next_u32() as usize % live.len());
+                world.batcher.cancel(id);
+                if world.clients[&id].1.end.is_none() {
+                    cancelled.insert(id);
+                    world.clients.get_mut(&id).unwrap().1.end = Some(GenerateEvent::Finished {
+                        reason: FinishReason::Stop,
+                    });
+                }
+            }
+            3 if !live.is_empty() && random.next_u32() % 4 == 0 => {
+                let id = live[random.next_u32() as usize % live.len()];
+                world.batcher.pause(id, true);
+                paused.push(id);
+            }
+            4 => {
+                for id in paused.drain(..) {
+                    world.batcher.pause(id, false);
+                }
+            }
+            5..=7 => {
+                world.plan();
+            }
+            _ => {
+                world.land();
+            }
+        }
+        let stats = world.batcher.stats();
+        assert!(stats.kv_pages_used <= pages);
+        assert!(stats.running > 0 || stats.kv_pages_used == 0, "a leak");
+    }
+    for id in paused {
+        world.batcher.pause(id, false);
+    }
+    world.run_until_idle();
+    world.check_empty();
+    for &id in world.clients.keys() {
+        if !cancelled.contains(&id) {
+            world.check(id, context as usize);
+        }
+    }
+    world.batcher.stats().preemptions
+}
+
+#[test]
+fn random_traffic_on_tiny_pools_gives_every_client_its_tokens() {
+    let mut preemptions = 0;
+    for seed in 0..150 {
+        let outcome = std::panic::catch_unwind(|| simulate(seed));
+        preemptions += outcome.unwrap_or_else(|_| panic!("replay with simulate({seed})"));
+    }
+    assert!(
+        preemptions > 100,
+        "only {preemptions}: the pools are too large"
+    );
+}
+
+#[test]
+fn a_sequence_that_fills_the_pool_alone_ends_with_length() {
+    let mut world = World::new(2, 100, 1);
+    let grown = world.submit(request(vec![1; 20], 50));
+    let large = world.submit(request(vec![1; 40], 50));
+    world.run_until_idle();
+    let end = Some(GenerateEvent::Finished {
+        reason: FinishReason::Length,
+    });
+    // 32 tokens fill the pages; the 33rd was drawn from them.
+    assert_eq!(world.clients[&grown].1.tokens.len(), 13);
+    assert_eq!(world.clients[&grown].1.end, end);
+    assert_eq!(world.clients[&large].1.end, end);
+    world.check_empty();
+}
+
+#[test]
+fn running_streams_keep_pace_beside_a_long_prompt() {
+    let mut world = World::new(400, 4_000, 1);
+    let stream = world.submit(request(vec![1, 2, 3], 50));
+    world.plan();
+    world.land();
+    world.submit(request((0..3_000).map(|t| t % VOCAB).collect(), 5));
+    for made in 2..20 {
+        let plan = world.plan().unwrap();
+        assert_eq!(plan.entries.len(), 2);
+        assert!(plan.rows() <= 1 + limits::PREFILL_BESIDE_DECODE_TOKENS_MAX);
+        world.land();
+        assert_eq!(world.clients[&stream].1.tokens.len(), made);
+    }
+}
+
+#[test]
+fn preemption_takes_the_newest_and_the_oldest_never_waits() {
+    // Each grows to 4 pages; 8 pages hold two of three.
+    let mut world = World::new(8, 128, 1);
+    let ids: Vec<_> = (0..3)
+        .map(|i| world.submit(request(vec![i; 16], 48)))
+        .collect();
+    let mut oldest = 0;
+    while world.clients[&ids[0]].1.end.is_none() {
+        assert!(world.plan().is_some());
+        world.land();
+        let made = world.clients[&ids[0]].1.tokens.len();
+        assert_eq!(made, oldest + 1, "the oldest makes a token each step");
+        oldest = made;
+    }
+    assert!(world.batcher.stats().preemptions > 0);
+    world.run_until_idle();
+    for id in ids {
+        world.check(id, 128);
+    }
+}
+
+#[test]
+fn a_pipeline_is_kept_full_and_shares_the_decodes() {
+    let mut world = World::new(100, 400, 4);
+    for i in 0..8 {
+        world.submit(request(vec![i; 4], 40));
+    }
+    world.plan();
+    assert!(world.plan().is_none(), "all prompts are in the first step");
+    world.land();
+    for _ in 0..4 {
+        assert_eq!(world.plan().unwrap().entries.len(), 2);
+    }
+    assert!(world.plan().is_none(), "four steps are in flight");
+    for _ in 0..20 {
+        world.land();
+        assert_eq!(world.plan().unwrap().entries.len(), 2);
+    }
+    // One long prompt alone: its chunks follow each other without waiting for results.
+    let mut world = World::new(200, 3_000, 3);
+    world.submit(request(vec![7; 1_500], 4));
+    for _ in 0..3 {
+        assert!(world.plan().is_some());
+    }
+    world.run_until_idle();
+    world.check(SequenceId(0), 3_000);
+}
+
+#[test]
+fn refusals_are_told() {
+    let mut world = World::new(8, 64, 1);
+    let failed = |world: &World, id| match world.clients[&id].1.end.clone() {
+        Some(GenerateEvent::Failed { kind, .. }) => kind,
+        other => panic!("{other:?}"),
+    };
+    for bad in [
+        request(vec![], 1),
+        request(vec![VOCAB], 1),
+        request(vec![1; 65], 1),
+    ] {
+        let id = world.submit(bad);
+        assert_eq!(failed(&world, id), FailureKind::Invalid);
+    }
+    let mut nan = request(vec![1], 1);
+    nan.sampling.temperature = f32::NAN;
+    let id = world.submit(nan);
+    assert_eq!(failed(&world, id), FailureKind::Invalid);
+
+    for _ in 0..limits::WAITING_SEQUENCES_MAX {
+        world.submit(request(vec![1], 1));
+    }
+    let id = world.submit(request(vec![1], 1));
+    assert_eq!(failed(&world, id), FailureKind::Overloaded);
+    world.batcher.fail_all(FailureKind::ReplicaLost, "gone");
+    world.deliver();
+    assert_eq!(failed(&world, SequenceId(4)), FailureKind::ReplicaLost);
+    world.check_empty();
+}
+
+#[test]
+fn results_that_were_not_asked_for_end_the_epoch() {
+    let mut world = World::new(8, 64, 1);
+    world.submit(request(vec![1, 2], 5));
+    let plan = world.plan().unwrap();
+    let token = |token| EntryResult {
+        key: plan.entries[0].key,
+        prompt: vec![],
+        sampled: Sampled::Token {
+            token,
+            logprobs: None,
+        },
+    };
+    let results = |results| StepResults { step: 0, results };
+    let twice = world.batcher.complete(results(vec![token(1), token(2)]));
+    assert!(twice.unwrap_err().0.contains("not asked for"));
+    assert!(
+        world.batcher.complete(results(vec![])).is_err(),
+        "no step is out"
+    );
+}

@@ -1,0 +1,305 @@
+//! From one row of logits to a token.
+//!
+//! Order, as OpenAI's API and vLLM have it: log-probabilities are taken from the raw logits; then
+//! `logit_bias`, then presence and frequency penalties over generated tokens, then temperature,
+//! `top_k`, `min_p`, `top_p`, then the draw. Temperature 0 takes the largest logit, ties to the
+//! lowest id. The draw's random number depends on nothing but (seed, index), so a sequence that is
+//! resumed elsewhere draws what it would have drawn here. Pure; called by the sampling rank.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use std::collections::HashMap;
+use trireme_shared::limits;
+use trireme_shared::wire::generate::{Sampling, TokenLogprobs};
+
+/// The logits hold no number to draw from: the rank computed nonsense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the model's logits are not numbers")]
+pub struct NotFinite;
+
+/// Draws tokens; owns its scratch memory, so that a draw allocates nothing large.
+#[derive(Default)]
+pub struct Sampler {
+    adjusted: Vec<f32>,
+    weights: Vec<f32>,
+    candidates: Vec<u32>,
+}
+
+impl Sampler {
+    /// The token at `index` of a generation, from its `logits` (one per vocabulary entry) and the
+    /// tokens `generated` so far with their counts.
+    pub fn sample(
+        &mut self,
+        logits: &[f32],
+        sampling: &Sampling,
+        generated: &HashMap<u32, u32>,
+        index: u32,
+    ) -> Result<u32, NotFinite> {
+        let penalised = !generated.is_empty() && wants_history(sampling);
+        if sampling.logit_bias.is_empty() && !penalised {
+            return draw(
+                logits,
+                sampling,
+                index,
+                &mut self.weights,
+                &mut self.candidates,
+            );
+        }
+        self.adjusted.clear();
+        self.adjusted.extend_from_slice(logits);
+        for &(token, bias) in &sampling.logit_bias {
+            if let Some(logit) = self.adjusted.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
+        if penalised {
+            for (&token, &times) in generated {
+                if let Some(logit) = self.adjusted.get_mut(token as usize) {
+                    *logit -= sampling.presence_penalty + sampling.frequency_penalty * times as f32;
+                }
+            }
+        }
+        draw(
+            &self.adjusted,
+            sampling,
+            index,
+            &mut self.weights,
+            &mut self.candidates,
+        )
+    }
+}
+
+/// Whether drawing needs to know what was generated before.
+pub fn wants_history(sampling: &Sampling) -> bool {
+    sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0
+}
+
+/// The log-probability of `token` and of the `top` best tokens under the raw logits.
+pub fn logprobs(logits: &[f32], token: u32, top: u8) -> Result<TokenLogprobs, NotFinite> {
+    let best = best(logits, usize::from(top.min(limits::TOP_LOGPROBS_MAX)));
+    let (_, max) = argmax(logits)?;
+    let normaliser = f64::from(max) + exp_sum(logits, max, 1.0).ln();
+    let logprob = |logit: f32| (f64::from(logit) - normaliser) as f32;
+    Ok(TokenLogprobs {
+        token,
+        logprob: logits
+            .get(token as usize)
+            .map_or(f32::NEG_INFINITY, |&logit| logprob(logit)),
+        top: best.into_iter().map(|(id, l)| (id, logprob(l))).collect(),
+    })
+}
+
+/// A number in [0, 1) that depends on the seed and the index only: block `index` of the ChaCha8
+/// stream whose key is the seed.
+fn uniform(seed: u64, index: u32) -> f64 {
+    let mut key = [0u8; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..24].copy_from_slice(b"trireme sampling");
+    let mut random = ChaCha8Rng::from_seed(key);
+    random.set_word_pos(u128::from(index) * 16);
+    (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Largest logit and its lowest id. NaN never wins.
+fn argmax(logits: &[f32]) -> Result<(u32, f32), NotFinite> {
+    let mut max = f32::NEG_INFINITY;
+    for block in logits.chunks(1024) {
+        // `f32::max` ignores NaN and vectorises where a search with an index does not.
+        max = max.max(block.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    }
+    if !max.is_finite() {
+        return Err(NotFinite);
+    }
+    let id = logits.iter().position(|&l| l == max).ok_or(NotFinite)?;
+    Ok((id as u32, max))
+}
+
+/// The `count` largest logits, largest first, ties to the lower id.
+fn best(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
+    let mut best: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
+    if count == 0 {
+        return best;
+    }
+    let mut floor = f32::NEG_INFINITY;
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > floor || (best.len() < count && logit.is_finite()) {
+            let place = best.partition_point(|&(_, l)| l >= logit);
+            best.insert(place, (id as u32, logit));
+            best.truncate(count);
+            if best.len() == count {
+                floor = best[count - 1].1;
+            }
+        }
+    }
+    best
+}
+
+fn draw(
+    logits: &[f32],
+    sampling: &Sampling,
+    index: u32,
+    weights: &mut Vec<f32>,
+    candidates: &mut Vec<u32>,
+) -> Result<u32, NotFinite> {
+    let (greedy, max) = argmax(logits)?;
+    // `inverse` overflows for a denormal temperature: that is greedy too.
+    let inverse = 1.0 / sampling.temperature;
+    if sampling.temperature <= 0.0 || !inverse.is_finite() || sampling.top_k == 1 {
+        return Ok(greedy);
+    }
+    weights.clear();
+    weights.extend(logits.iter().map(|&logit| weight(logit, max, inverse)));
+    let uniform = uniform(sampling.seed, index);
+
+    let all_kept = sampling.top_k == 0 || sampling.top_k as usize >= logits.len();
+    if all_kept && sampling.min_p <= 0.0 && sampling.top_p >= 1.0 {
+        return Ok(walk_all(weights, uniform).unwrap_or(greedy));
+    }
+    keep(logits, weights, sampling, candidates);
+    let total: f64 = candidates
+        .iter()
+        .map(|&id| f64::from(weights[id as usize]))
+        .sum();
+    let mut left = uniform * total;
+    for &id in candidates.iter() {
+        left -= f64::from(weights[id as usize]);
+        if left < 0.0 {
+            return Ok(id);
+        }
+    }
+    // Rounding may leave a rest; it belongs to the last token.
+    Ok(candidates.last().copied().unwrap_or(greedy))
+}
+
+/// Draws among all tokens in the order of their ids: a block's sum first, its members second.
+fn walk_all(weights: &[f32], uniform: f64) -> Option<u32> {
+    const BLOCK: usize = 64;
+    let sum = |block: &[f32]| f64::from(block.iter().sum::<f32>());
+    let total: f64 = weights.chunks(BLOCK).map(sum).sum();
+    let mut left = uniform * total;
+    let mut last = None;
+    for (number, block) in weights.chunks(BLOCK).enumerate() {
+        let block_sum = sum(block);
+        if left >= block_sum {
+            left -= block_sum;
+            continue;
+        }
+        for (place, &weight) in block.iter().enumerate() {
+            if weight > 0.0 {
+                last = Some((number * BLOCK + place) as u32);
+                left -= f64::from(weight);
+                if left < 0.0 {
+                    return last;
+                }
+            }
+        }
+    }
+    last.or_else(|| weights.iter().rposition(|&w| w > 0.0).map(|id| id as u32))
+}
+
+/// Leaves in `candidates`, ascending, the ids that `top_k`, `min_p` and `top_p` keep.
+///
+/// All three keep a prefix of the tokens ordered by logit, so none needs more than a partial
+/// selection: `top_p` sorts a growing prefix until it holds enough weight.
+fn keep(logits: &[f32], weights: &[f32], sampling: &Sampling, candidates: &mut Vec<u32>) {
+    let by_logit = |&a: &u32, &b: &u32| {
+        logits[b as usize]
+            .total_cmp(&logits[a as usize])
+            .then(a.cmp(&b))
+    };
+    candidates.clear();
+    candidates.extend(
+        (0..logits.len() as u32)
+            // The best token weighs 1, so `min_p` compares with weights directly.
+            .filter(|&id| weights[id as usize] > 0.0 && weights[id as usize] >= sampling.min_p),
+    );
+    let top_k = sampling.top_k as usize;
+    if top_k > 0 && top_k < candidates.len() {
+        candidates.select_nth_unstable_by(top_k - 1, by_logit);
+        candidates.truncate(top_k);
+    }
+    if sampling.top_p < 1.0 {
+        let total: f64 = candidates
+            .iter()
+            .map(|&id| f64::from(weights[id as usize]))
+            .sum();
+        let wanted = f64::from(sampling.top_p.max(0.0)) * total;
+        let mut kept = 0;
+        let mut mass = 0.0;
+        let mut sorted = 0;
+        while kept < candidates.len() && (kept == 0 || mass < wanted) {
+            if kept == sorted {
+                let more = (sorted * 8).max(256).min(candidates.len());
+                if more < candidates.len() {
+                    candidates[sorted..].select_nth_unstable_by(more - sorted - 1, by_logit);
+                }
+                candidates[sorted..more].sort_unstable_by(by_logit);
+                sorted = more;
+            }
+            mass += f64::from(weights[candidates[kept] as usize]);
+            kept += 1;
+        }
+        candidates.truncate(kept);
+    }
+    candidates.sort_unstable();
+}
+
+/// `e^((logit - max) / temperature)`, 0 for NaN.
+#[inline]
+fn weight(logit: f32, max: f32, inverse_temperature: f32) -> f32 {
+    exp((logit - max) * inverse_temperature)
+}
+
+fn exp_sum(logits: &[f32], max: f32, inverse_temperature: f32) -> f64 {
+    logits
+        .chunks(64)
+        .map(|block| {
+            let mut sums = [0f32; 8];
+            let mut eights = block.chunks_exact(8);
+            for eight in &mut eights {
+                for (sum, &logit) in sums.iter_mut().zip(eight) {
+                    *sum += weight(logit, max, inverse_temperature);
+                }
+            }
+            for &logit in eights.remainder() {
+                sums[0] += weight(logit, max, inverse_temperature);
+            }
+            f64::from(sums.iter().sum::<f32>())
+        })
+        .sum()
+}
+
+/// e^x for x <= 0, within 4e-7 of the true value relatively; 0 below -87 and for NaN. Branch-free,
+/// so that the compiler vectorises it: a row has 49,152 of them and libm takes 5 ns for each.
+///
+/// Method: x = n ln 2 + r with |r| <= ln 2 / 2; Taylor's polynomial of degree 7 for e^r; n goes
+/// into the exponent bits. ln 2 is taken in two parts so that r is exact (Cody and Waite, 1980).
+#[inline]
+fn exp(x: f32) -> f32 {
+    /// 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the mantissa.
+    const ROUND: f32 = 12_582_912.0;
+    let inside = x > -87.0;
+    let x = if inside { x } else { -87.0 };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
+    let mut p = 1.0 / 5040.0;
+    for c in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
+        p = p * r + c;
+    }
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits());
+    let scaled = f32::from_bits(p.to_bits().wrapping_add(exponent << 23));
+    if inside { scaled } else { 0.0 }
+}
+
+#[cfg(test)]
+#[path = "sampler_tests.rs"]
+mod tests;

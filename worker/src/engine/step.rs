@@ -1,0 +1,231 @@
+//! One rank's part of a step: the same for every rank but for the ends of the pipeline.
+//!
+//! Applies the plan to the rank's table, runs its layers, hands activations on, and on the last
+//! stage brings the logits to its rank 0, which draws the tokens.
+
+use super::plan::{
+    EntryResult, PlanEntry, PlanError, Sampled, SequenceTable, StepPlan, StepResults,
+};
+use super::sampler::{self, NotFinite, Sampler};
+use crate::model::{Forward, ForwardError, RankModel};
+use crate::parallel::stage::{StageReceiver, StageSender};
+use crate::parallel::{Collective, LinkError};
+use trireme_shared::model::Span;
+use trireme_shared::plan::ReplicaPlan;
+use trireme_shared::wire::generate::TokenLogprobs;
+
+/// Why a step did not complete. The epoch is over.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("a rank of stage {0} was given the wrong links")]
+    Links(u16),
+}
+
+/// What a rank needs to run steps.
+pub struct StepRunner {
+    model: RankModel,
+    collective: Box<dyn Collective>,
+    from_previous: Option<StageReceiver>,
+    to_next: Option<StageSender>,
+    table: SequenceTable,
+    /// Activations from the previous stage.
+    input: Vec<f32>,
+    logits: Logits,
+    sampler: Sampler,
+}
+
+impl StepRunner {
+    pub fn new(
+        plan: &ReplicaPlan,
+        model: RankModel,
+        collective: Box<dyn Collective>,
+        from_previous: Option<StageReceiver>,
+        to_next: Option<StageSender>,
+    ) -> Self {
+        let vocab = model.config().vocab;
+        let last_stage = |share: &&trireme_shared::model::RankShare| share.is_last_stage();
+        let shares = plan.ranks.iter().map(|rank| &rank.share);
+        Self {
+            table: SequenceTable::new(plan.kv_pages, vocab),
+            logits: Logits {
+                spans: shares.filter(last_stage).map(|s| s.vocab).collect(),
+                vocab: vocab as usize,
+                gathered: Vec::new(),
+                row: Vec::new(),
+            },
+            model,
+            collective,
+            from_previous,
+            to_next,
+            input: Vec::new(),
+            sampler: Sampler::default(),
+        }
+    }
+
+    pub fn vocab(&self) -> u32 {
+        self.model.config().vocab
+    }
+
+    /// Longest context the model was trained for.
+    pub fn model_context(&self) -> u32 {
+        self.model.config().context
+    }
+
+    /// Runs the plan. Results come from rank 0 of the last stage only.
+    pub fn run(&mut self, plan: &StepPlan) -> Result<Option<StepResults>, StepError> {
+        let batch = self.table.apply(plan)?;
+        let input = match &mut self.from_previous {
+            None => None,
+            Some(previous) => {
+                let hidden = self.model.config().hidden as usize;
+                self.input.resize(batch.tokens.len() * hidden, 0.0);
+                previous.recv_hidden(plan.step, &mut self.input)?;
+                Some(&self.input[..])
+            }
+        };
+        let forward = self.model.forward(&batch, input, &mut *self.collective)?;
+        match (forward, &mut self.to_next) {
+            (Forward::Hidden(hidden), Some(next)) => {
+                next.send_hidden(plan.step, hidden)?;
+                Ok(None)
+            }
+            (Forward::Logits(mine), None) => {
+                let rows = batch.outputs.len();
+                // All ranks of the stage know that there is nothing to gather.
+                if rows > 0 {
+                    self.logits.gather(mine, rows, &mut *self.collective)?;
+                }
+                if self.collective.rank() != 0 {
+                    return Ok(None);
+                }
+                self.results(plan).map(Some)
+            }
+            _ => Err(StepError::Links(self.model.share().stage.0)),
+        }
+    }
+
+    /// Scores and draws what the plan asks for, from the gathered rows, which are in the plan's
+    /// order.
+    fn results(&mut self, plan: &StepPlan) -> Result<StepResults, StepError> {
+        let mut results = Vec::new();
+        let mut row = 0;
+        for entry in &plan.entries {
+            if entry.score.is_none() && entry.sample.is_none() {
+                continue;
+            }
+            let result = self.result(entry, &mut row).unwrap_or(EntryResult {
+                key: entry.key,
+                prompt: Vec::new(),
+                sampled: Sampled::NotFinite,
+            });
+            results.push(result);
+        }
+        Ok(StepResults {
+            step: plan.step,
+            results,
+        })
+    }
+
+    /// `row` is the entry's first among the gathered rows and is moved behind its last in any case.
+    fn result(&mut self, entry: &PlanEntry, row: &mut usize) -> Result<EntryResult, NotFinite> {
+        let first = *row;
+        let targets = entry.score.as_ref().map_or(&[][..], |s| &s.targets);
+        *row += targets.len() + usize::from(entry.sample.is_some());
+        let sequence = self.table.get_mut(entry.key).ok_or(NotFinite)?;
+
+        let top = sequence.prompt_logprobs.unwrap_or(0);
+        let prompt = targets
+            .iter()
+            .enumerate()
+            .map(|(i, &target)| sampler::logprobs(self.logits.row(first + i), target, top))
+            .collect::<Result<Vec<TokenLogprobs>, _>>()?;
+        let Some(index) = entry.sample else {
+            return Ok(EntryResult {
+                key: entry.key,
+                prompt,
+                sampled: Sampled::None,
+            });
+        };
+        let logits = self.logits.row(first + targets.len());
+        let token = self
+            .sampler
+            .sample(logits, &sequence.sampling, &sequence.generated, index)?;
+        if sampler::wants_history(&sequence.sampling) {
+            *sequence.generated.entry(token).or_insert(0) += 1;
+        }
+        let logprobs = match sequence.logprobs {
+            Some(top) => Some(sampler::logprobs(logits, token, top)?),
+            None => None,
+        };
+        Ok(EntryResult {
+            key: entry.key,
+            prompt,
+            sampled: Sampled::Token { token, logprobs },
+        })
+    }
+}
+
+/// The step's logits on the sampling rank.
+struct Logits {
+    /// Vocabulary spans of the last stage's ranks.
+    spans: Vec<Span>,
+    vocab: usize,
+    /// Rank after rank, `rows x its span` each.
+    gathered: Vec<f32>,
+    /// One row put together.
+    row: Vec<f32>,
+}
+
+impl Logits {
+    fn gather(
+        &mut self,
+        mine: &[f32],
+        rows: usize,
+        collective: &mut dyn Collective,
+    ) -> Result<(), LinkError> {
+        let lens = self.spans.iter().map(|span| span.len() as usize);
+        let counts: Vec<usize> = lens.map(|len| rows * len).collect();
+        collective.gather(mine, &counts, &mut self.gathered)
+    }
+
+    /// Row `row` over the whole vocabulary.
+    fn row(&mut self, row: usize) -> &[f32] {
+        if self.spans.len() == 1 {
+            return &self.gathered[row * self.vocab..][..self.vocab];
+        }
+        let rows = self.gathered.len() / self.vocab;
+        self.row.clear();
+        let mut before = 0;
+        for span in &self.spans {
+            let len = span.len() as usize;
+            self.row
+                .extend_from_slice(&self.gathered[before + row * len..][..len]);
+            before += rows * len;
+        }
+        &self.row
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_put_together_from_uneven_spans() {
+        // Rank 0 holds ids 0..2, rank 1 holds 2..5; two rows.
+        let mut logits = Logits {
+            spans: vec![Span::new(0, 2), Span::new(2, 5)],
+            vocab: 5,
+            gathered: vec![0., 1., 10., 11., 2., 3., 4., 12., 13., 14.],
+            row: Vec::new(),
+        };
+        assert_eq!(logits.row(0), [0., 1., 2., 3., 4.]);
+        assert_eq!(logits.row(1), [10., 11., 12., 13., 14.]);
+    }
+}

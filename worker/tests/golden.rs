@@ -1,0 +1,128 @@
+//! The real model against the reference of `tests/golden` (its README says how it was made).
+//!
+//! Runs where `TRIREME_TEST_MODEL` names the SmolLM2 GGUF; without it there is nothing to compare.
+
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use trireme_shared::model::Manifest;
+use trireme_worker::backend::Isa;
+use trireme_worker::model::{Batch, Forward, RankModel, Runtime, SequenceSlice};
+use trireme_worker::parallel::{Abort, Solo};
+
+#[derive(Deserialize)]
+struct Case {
+    prompt_tokens: Vec<u32>,
+    tokens: Vec<u32>,
+    logprobs: Vec<f32>,
+    margins: Vec<f32>,
+}
+
+#[derive(Deserialize)]
+struct Passage {
+    tokens: Vec<u32>,
+    ppl: f64,
+}
+
+fn golden(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/golden")
+        .join(name);
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// Logits of positions `from..` of `tokens`, fed in chunks of odd sizes.
+fn logits(model: &mut RankModel, tokens: &[u32], from: usize) -> Vec<Vec<f32>> {
+    let vocab = model.config().vocab as usize;
+    let mut out = Vec::new();
+    let mut context = 0;
+    for len in [5usize, 1, 12, 37].into_iter().cycle() {
+        let len = len.min(tokens.len() - context);
+        if len == 0 {
+            return out;
+        }
+        let wanted = (context..context + len).filter(|&p| p >= from);
+        let batch = Batch {
+            tokens: tokens[context..context + len].to_vec(),
+            sequences: vec![SequenceSlice {
+                first: 0,
+                len: len as u32,
+                context: context as u32,
+                // Pages in an order that is not memory's.
+                pages: (0..64).rev().collect(),
+            }],
+            outputs: wanted.map(|p| (p - context) as u32).collect(),
+        };
+        match model.forward(&batch, None, &mut Solo).unwrap() {
+            Forward::Logits(rows) => out.extend(rows.chunks(vocab).map(<[f32]>::to_vec)),
+            Forward::Hidden(_) => panic!("one stage gives logits"),
+        }
+        context += len;
+    }
+    out
+}
+
+fn logprob(row: &[f32], token: u32) -> f64 {
+    let top = row.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    let sum: f64 = row.iter().map(|v| f64::from(v - top).exp()).sum();
+    f64::from(row[token as usize] - top) - sum.ln()
+}
+
+fn best(row: &[f32]) -> u32 {
+    (0..row.len())
+        .max_by(|&a, &b| row[a].total_cmp(&row[b]))
+        .unwrap() as u32
+}
+
+#[test]
+fn the_real_model_agrees_with_the_reference_on_every_isa() {
+    let Some(path) = std::env::var_os("TRIREME_TEST_MODEL").map(PathBuf::from) else {
+        eprintln!("skipped: TRIREME_TEST_MODEL does not name the SmolLM2 GGUF");
+        return;
+    };
+    let manifest = Manifest::open(&path).unwrap();
+    let share = manifest.shares(&[vec![1]]).unwrap().remove(0);
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+        let runtime = Runtime {
+            threads: 2,
+            isa,
+            kv_pages: 64,
+        };
+        let mut model =
+            RankModel::load(&manifest, &share, &runtime, &|_, _| {}, &Abort::default()).unwrap();
+        let (mut differences, mut count) = (0.0, 0);
+        for (number, line) in golden("smollm2.jsonl").lines().enumerate() {
+            let case: Case = serde_json::from_str(line).unwrap();
+            let mut tokens = case.prompt_tokens.clone();
+            tokens.extend(&case.tokens[..case.tokens.len() - 1]);
+            let rows = logits(&mut model, &tokens, case.prompt_tokens.len() - 1);
+            assert_eq!(rows.len(), case.tokens.len());
+            for (at, row) in rows.iter().enumerate() {
+                if case.margins[at] >= 0.25 {
+                    assert_eq!(
+                        best(row),
+                        case.tokens[at],
+                        "{isa:?} case {number} token {at}"
+                    );
+                }
+                let got = logprob(row, case.tokens[at]);
+                differences += (got - f64::from(case.logprobs[at])).abs();
+                count += 1;
+            }
+        }
+        let mean = differences / f64::from(count);
+        assert!(mean < 0.05, "{isa:?}: mean logprob difference {mean}");
+
+        let passage: Passage = serde_json::from_str(&golden("smollm2-perplexity.json")).unwrap();
+        let rows = logits(&mut model, &passage.tokens, 0);
+        let predicted = rows.iter().zip(&passage.tokens[1..]);
+        let loss: f64 = predicted.map(|(row, &next)| -logprob(row, next)).sum();
+        let perplexity = (loss / (passage.tokens.len() - 1) as f64).exp();
+        let off = (perplexity / passage.ppl - 1.0).abs();
+        eprintln!("{isa:?}: mean logprob difference {mean:.4}, perplexity off by {off:.4}");
+        assert!(
+            off < 0.01,
+            "{isa:?}: perplexity {perplexity}, not {}",
+            passage.ppl
+        );
+    }
+}
