@@ -381,7 +381,7 @@ fn quic_times() {
             abort: Abort::default(),
             policy,
         };
-        for bytes in [4usize, 2_304, 65_536] {
+        for (bytes, rounds) in [(4, 3_000), (2_304, 3_000), (65_536, 300), (1_179_648, 50)] {
             let address = far.local_addr().to_string();
             let accepting = two.spawn({
                 let far = far.clone();
@@ -404,7 +404,7 @@ fn quic_times() {
             let (connection, send, recv) = two.block_on(accepting).unwrap();
             let quic = connection.quic().clone();
             let accepted = QuicLink::new(send, recv, Some(quic), waits(0), two.handle().clone());
-            let times = round_trips(dialled, accepted, bytes, 3_000).unwrap();
+            let times = round_trips(dialled, accepted, bytes, rounds).unwrap();
             eprintln!("{name:8} {bytes:8} B: {times:?}");
         }
     }

@@ -46,7 +46,10 @@ impl QuicLink {
         Self {
             send: Some(send),
             recv,
-            waits,
+            waits: Waits {
+                policy: waits.policy.beside_a_driver(),
+                ..waits
+            },
             connection,
             runtime,
         }

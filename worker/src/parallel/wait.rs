@@ -52,6 +52,17 @@ impl WaitPolicy {
         }
     }
 
+    /// The same for a wait that another thread of this process must end (QUIC's driver): polls as
+    /// long, but offers the core at each poll, since with no core to spare the thread polled for
+    /// would wait for the poller.
+    pub fn beside_a_driver(self) -> Self {
+        Self {
+            spin: self.spin.min(limits::LINK_SPIN_CROWDED),
+            yielding: self.spin.max(self.yielding),
+            ..self
+        }
+    }
+
     /// The policy for this rank, taking every rank of the plan on the same host to run
     /// `threads_per_rank` compute threads.
     pub fn for_assignment(assignment: &Assignment, threads_per_rank: usize) -> Self {

@@ -25,6 +25,7 @@ use trireme_shared::plan::{Assignment, LinkPolicy, RankPlacement};
 use trireme_shared::transport::{Endpoint, Protocol};
 
 type Links = BTreeMap<LinkSpec, Box<dyn Link>>;
+type Made = Result<(LinkSpec, Box<dyn Link>), Failure>;
 
 /// One link to be made, with all that needs.
 struct Job {
@@ -108,7 +109,7 @@ fn check(assignment: &Assignment) -> Result<Shape, MeshError> {
 
 /// Waits for every job; dropping the set on the way out ends those that still run.
 async fn gather(
-    mut jobs: JoinSet<Result<(LinkSpec, Box<dyn Link>), Failure>>,
+    mut jobs: JoinSet<Made>,
     options: &MeshOptions,
     abort: &Abort,
 ) -> Result<Links, MeshError> {
@@ -158,7 +159,7 @@ impl Job {
         })
     }
 
-    async fn share_memory(self, dir: PathBuf) -> Result<(LinkSpec, Box<dyn Link>), Failure> {
+    async fn share_memory(self, dir: PathBuf) -> Made {
         let name = shm::file_name(&self.hello.nonce, self.link);
         let bytes = self.link.channel.ring_bytes();
         let failed = |source| Failure::SharedMemory {
@@ -187,7 +188,7 @@ impl Job {
         }
     }
 
-    async fn dial(self, endpoint: Endpoint) -> Result<(LinkSpec, Box<dyn Link>), Failure> {
+    async fn dial(self, endpoint: Endpoint) -> Made {
         let mut detail = "no answer".to_owned();
         loop {
             match timeout_at(self.deadline, self.dial_once(&endpoint)).await {
@@ -226,7 +227,7 @@ impl Job {
         ))
     }
 
-    async fn accept(self, incoming: IncomingLinks) -> Result<(LinkSpec, Box<dyn Link>), Failure> {
+    async fn accept(self, incoming: IncomingLinks) -> Made {
         loop {
             let claim = incoming.claim(self.hello, self.peer.worker);
             let Ok((mut send, recv)) = timeout_at(self.deadline, claim).await else {
