@@ -240,6 +240,9 @@ pub const INCOMING_LINKS_PER_WORKER_MAX: usize = 128;
 /// How long a stream is held for a rank that has not asked for it; the dialler gives up then too.
 pub const INCOMING_LINK_HOLD: Duration = MESH_DEADLINE;
 
+/// How long a link that was let go keeps its connection so that its last bytes arrive.
+pub const LINK_LINGER_DEADLINE: Duration = Duration::from_secs(2);
+
 /// How often a rank looks whether its peer joined their shared memory, and dials again.
 pub const MESH_POLL: Duration = Duration::from_millis(2);
 pub const MESH_REDIAL: Duration = Duration::from_millis(100);

@@ -5,6 +5,9 @@
 //! windows and the only waits are [`Waits`]'. The runtime's part is the connection's driver, which
 //! moves packets; compute never runs there.
 //!
+//! Like a ring, it still delivers what was written before an orderly close: QUIC itself forgets
+//! unsent bytes when a connection's last handle goes, so a dropped link lingers until they arrived.
+//!
 //! What limits its latency is waking that driver: once to send and once to receive, on each side.
 
 use super::wait::{Patience, Waits};
@@ -15,30 +18,37 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
-use trireme_shared::limits::LINK_RING_BYTES;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+use trireme_shared::limits::{LINK_LINGER_DEADLINE, LINK_RING_BYTES};
 
 /// One side of a QUIC stream between two ranks.
 pub struct QuicLink {
-    send: quinn::SendStream,
+    /// `None` only while dropping.
+    send: Option<quinn::SendStream>,
     recv: quinn::RecvStream,
     waits: Waits,
     /// Keeps the dialled connection open; the accepting side's is kept by its acceptor.
-    _connection: Option<quinn::Connection>,
+    connection: Option<quinn::Connection>,
+    /// Where a dropped link lingers.
+    runtime: Handle,
 }
 
 impl QuicLink {
-    /// Takes over a stream whose greeting is done.
+    /// Takes over a stream whose greeting is done. `runtime` carries its connection.
     pub fn new(
         send: quinn::SendStream,
         recv: quinn::RecvStream,
         connection: Option<quinn::Connection>,
         waits: Waits,
+        runtime: Handle,
     ) -> Self {
         Self {
-            send,
+            send: Some(send),
             recv,
             waits,
-            _connection: connection,
+            connection,
+            runtime,
         }
     }
 
@@ -69,7 +79,10 @@ impl Link for QuicLink {
     fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), LinkError> {
         self.waits.check_abort()?;
         while !bytes.is_empty() {
-            let write = self.send.write(bytes);
+            let Some(send) = &mut self.send else {
+                return Err(self.closed(&"it is being dropped"));
+            };
+            let write = send.write(bytes);
             match wait_for(&self.waits, Patience::Step, write)? {
                 Ok(n) => bytes = &bytes[n..],
                 Err(error) => return Err(self.closed(&error)),
@@ -93,6 +106,20 @@ impl Link for QuicLink {
     fn window_bytes(&self) -> usize {
         // Less than any stream window, and equal to a ring so that mixed stages cut alike.
         LINK_RING_BYTES
+    }
+}
+
+impl Drop for QuicLink {
+    fn drop(&mut self) {
+        let (send, connection) = (self.send.take(), self.connection.take());
+        let Some(mut send) = send else { return };
+        // Refused if the stream is already over; then there is nothing to wait for.
+        if send.finish().is_ok() {
+            self.runtime.spawn(async move {
+                let _ = timeout(LINK_LINGER_DEADLINE, send.stopped()).await;
+                drop(connection);
+            });
+        }
     }
 }
 

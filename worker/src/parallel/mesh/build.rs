@@ -13,6 +13,7 @@ use super::super::{Abort, Collective, Link, Solo, WaitPolicy, Waits};
 use super::{MeshError, MeshOptions, MissingRank, PlanLinks, RankLinks, SampledLinks};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use trireme_shared::identity::NodeId;
@@ -216,7 +217,13 @@ impl Job {
         if answer != ANSWER {
             return Err("its answer is not a Trireme link's".into());
         }
-        Ok(QuicLink::new(send, recv, Some(quic), self.waits.clone()))
+        Ok(QuicLink::new(
+            send,
+            recv,
+            Some(quic),
+            self.waits.clone(),
+            Handle::current(),
+        ))
     }
 
     async fn accept(self, incoming: IncomingLinks) -> Result<(LinkSpec, Box<dyn Link>), Failure> {
@@ -227,7 +234,7 @@ impl Job {
             };
             match timeout_at(self.deadline, send.write_all(&ANSWER)).await {
                 Ok(Ok(())) => {
-                    let link = QuicLink::new(send, recv, None, self.waits);
+                    let link = QuicLink::new(send, recv, None, self.waits, Handle::current());
                     return Ok((self.link, Box::new(link)));
                 }
                 // The dialler gave this stream up and will dial again.
