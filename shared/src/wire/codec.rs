@@ -72,10 +72,12 @@ pub fn encode<T: Message>(message: &T) -> Result<Vec<u8>, WireError> {
 
 /// A message from exactly these bytes.
 pub fn decode<T: Message>(bytes: &[u8]) -> Result<T, WireError> {
-    match bytes.len() {
-        ..=SMALL_MESSAGE => config::deserialize_exact(bytes, Small::new()),
-        ..=MEDIUM_MESSAGE => config::deserialize_exact(bytes, Medium::new()),
-        _ => config::deserialize_exact(bytes, Large::new()),
+    if bytes.len() <= SMALL_MESSAGE {
+        config::deserialize_exact(bytes, Small::new())
+    } else if bytes.len() <= MEDIUM_MESSAGE {
+        config::deserialize_exact(bytes, Medium::new())
+    } else {
+        config::deserialize_exact(bytes, Large::new())
     }
     .map_err(|error| WireError::Invalid(error.to_string()))
 }

@@ -1,0 +1,247 @@
+//! The life of one replica: waiting for a plan, its plan on the way to the journal, running.
+//! Pure; `reconcile` owns the slots and moves them.
+
+use super::reconcile::{Effect, ReplicaKey, ReplicaView, Route};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+use trireme_shared::ids::{Epoch, Replica, WorkerId};
+use trireme_shared::limits;
+use trireme_shared::plan::ReplicaPlan;
+use trireme_shared::wire::control::{EngineStats, RankReport, RankState};
+
+pub(super) enum Phase {
+    /// `why` is for status.
+    Waiting {
+        why: String,
+    },
+    /// A plan with these workers is being made durable.
+    Committing {
+        attempt: u64,
+        workers: BTreeSet<WorkerId>,
+    },
+    Running(Box<Running>),
+}
+
+pub(super) struct Slot {
+    pub(super) phase: Phase,
+    /// Of the newest plan in the journal.
+    pub(super) epoch: Option<Epoch>,
+    /// In a row.
+    failures: u32,
+    pub(super) retry_at: Option<Instant>,
+    /// Workers not heard from since then are not planned with: a rank's failure is often the first
+    /// sign that another worker died, noticed before that one's connection times out.
+    pub(super) failed_at: Option<Instant>,
+    pub(super) last_failure: Option<String>,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Waiting {
+                why: "workers to connect".into(),
+            },
+            epoch: None,
+            failures: 0,
+            retry_at: None,
+            failed_at: None,
+            last_failure: None,
+        }
+    }
+}
+
+/// A replica whose plan was handed out.
+pub(super) struct Running {
+    pub(super) plan: ReplicaPlan,
+    /// In the order of `plan.ranks`.
+    ranks: Vec<RankState>,
+    stats: Option<EngineStats>,
+    /// When a rank last got further, before all were ready; when the last became ready, after.
+    progress_at: Instant,
+    pub(super) ready_since: Option<Instant>,
+    last_token: Option<Instant>,
+    pub(super) probe_sent: Option<Instant>,
+    pub(super) probe_failed_at: Option<Instant>,
+}
+
+impl Slot {
+    pub(super) fn is_committing(&self, of: u64) -> bool {
+        matches!(self.phase, Phase::Committing { attempt, .. } if attempt == of)
+    }
+
+    pub(super) fn workers(&self) -> Vec<WorkerId> {
+        match &self.phase {
+            Phase::Waiting { .. } => Vec::new(),
+            Phase::Committing { workers, .. } => workers.iter().copied().collect(),
+            Phase::Running(running) => running.plan.ranks.iter().map(|r| r.worker).collect(),
+        }
+    }
+
+    pub(super) fn uses(&self, worker: WorkerId) -> bool {
+        match &self.phase {
+            Phase::Waiting { .. } => false,
+            Phase::Committing { workers, .. } => workers.contains(&worker),
+            Phase::Running(running) => running.plan.ranks.iter().any(|r| r.worker == worker),
+        }
+    }
+
+    pub(super) fn is_ready(&self, now: Instant) -> bool {
+        match &self.phase {
+            Phase::Running(running) => running.is_fresh(now),
+            _ => false,
+        }
+    }
+
+    /// Back to waiting. The first failure is retried at once; further ones at growing intervals.
+    pub(super) fn failed(&mut self, reason: String, now: Instant) {
+        if let Phase::Running(running) = &self.phase
+            && running
+                .ready_since
+                .is_some_and(|at| now.saturating_duration_since(at) >= limits::REPLICA_SOUND_AFTER)
+        {
+            self.failures = 0;
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(now + backoff(self.failures));
+        self.failed_at = Some(now);
+        self.phase = Phase::Waiting {
+            why: format!("another attempt: {reason}"),
+        };
+        self.last_failure = Some(reason);
+    }
+
+    pub(super) fn view(&self, replica: Replica, now: Instant) -> ReplicaView {
+        let running = match &self.phase {
+            Phase::Running(running) => Some(running),
+            _ => None,
+        };
+        let waiting_for = match &self.phase {
+            Phase::Waiting { why } => Some(why.clone()),
+            Phase::Committing { .. } => Some("its plan to be recorded".into()),
+            Phase::Running(_) => None,
+        };
+        ReplicaView {
+            replica,
+            epoch: self.epoch,
+            ready: self.is_ready(now),
+            waiting_for,
+            plan: running.map(|r| r.plan.clone()),
+            ranks: running.map(|r| r.ranks.clone()).unwrap_or_default(),
+            stats: running.and_then(|r| r.stats),
+        }
+    }
+}
+
+/// Nothing, then `REPLAN_BACKOFF_MIN`, doubling up to `REPLAN_BACKOFF_MAX`.
+fn backoff(failures: u32) -> Duration {
+    match failures.checked_sub(2) {
+        None => Duration::ZERO,
+        Some(doublings) => {
+            let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
+            limits::REPLAN_BACKOFF_MIN
+                .saturating_mul(factor)
+                .min(limits::REPLAN_BACKOFF_MAX)
+        }
+    }
+}
+
+impl Running {
+    pub(super) fn new(plan: ReplicaPlan, now: Instant) -> Self {
+        let unreported = RankState::Fetching {
+            done_bytes: 0,
+            total_bytes: 0,
+        };
+        Self {
+            ranks: vec![unreported; plan.ranks.len()],
+            plan,
+            stats: None,
+            progress_at: now,
+            ready_since: None,
+            last_token: None,
+            probe_sent: None,
+            probe_failed_at: None,
+        }
+    }
+
+    pub(super) fn all_ready(&self) -> bool {
+        self.ranks.iter().all(|state| *state == RankState::Ready)
+    }
+
+    /// Takes one rank's report; gives the reason if that rank gave up.
+    pub(super) fn report(
+        &mut self,
+        worker: WorkerId,
+        report: RankReport,
+        now: Instant,
+    ) -> Option<String> {
+        let index = self.plan.ranks.iter().position(|r| r.worker == worker)?;
+        if index == 0 && report.stats.is_some() {
+            self.stats = report.stats;
+        }
+        let old = std::mem::replace(&mut self.ranks[index], report.state);
+        if let RankState::Failed { reason } = &self.ranks[index] {
+            return Some(reason.clone());
+        }
+        if old != self.ranks[index] {
+            self.progress_at = now;
+        }
+        None
+    }
+
+    /// A token came out of the last stage, so every stage works.
+    pub(super) fn token_seen(&mut self, now: Instant) {
+        self.last_token = Some(now);
+        self.ready_since.get_or_insert(now);
+        self.probe_failed_at = None;
+    }
+
+    fn is_fresh(&self, now: Instant) -> bool {
+        let fresh = |at| now.saturating_duration_since(at) < limits::REPLICA_FRESH_MAX;
+        self.all_ready() && self.last_token.is_some_and(fresh)
+    }
+
+    pub(super) fn probe_due(&self, now: Instant) -> bool {
+        let past = |at| now.saturating_duration_since(at) >= limits::PROBE_INTERVAL;
+        self.all_ready()
+            && self.probe_sent.is_none()
+            && self.last_token.is_none_or(past)
+            && self
+                .probe_failed_at
+                .is_none_or(|at| now.saturating_duration_since(at) >= limits::REPLAN_BACKOFF_MIN)
+    }
+
+    pub(super) fn probe_now(&mut self, now: Instant, key: ReplicaKey, effects: &mut Vec<Effect>) {
+        if let Some(route) = self.route(key) {
+            self.probe_sent = Some(now);
+            effects.push(Effect::Probe { route });
+        }
+    }
+
+    /// Why this replica has to be given up, if it has.
+    pub(super) fn overdue(&self, now: Instant) -> Option<String> {
+        let since = |at: Instant| now.saturating_duration_since(at);
+        if !self.all_ready() {
+            let silent = since(self.progress_at);
+            return (silent >= limits::REPLICA_START_SILENCE_MAX)
+                .then(|| format!("no rank got any further for {} s", silent.as_secs()));
+        }
+        let silent = since(self.last_token.unwrap_or(self.progress_at));
+        (silent >= limits::REPLICA_STUCK_MAX)
+            .then(|| format!("no token came for {} s", silent.as_secs()))
+    }
+
+    /// Where its driver is, once every rank runs. `ready` is left to the caller.
+    pub(super) fn route(&self, key: ReplicaKey) -> Option<Route> {
+        if !self.all_ready() {
+            return None;
+        }
+        let driver = self.plan.ranks.first()?;
+        Some(Route {
+            key,
+            epoch: self.plan.epoch,
+            driver: driver.worker,
+            address: driver.address.clone(),
+            ready: false,
+        })
+    }
+}

@@ -1,0 +1,96 @@
+//! Who is asking: `Authorization: Bearer <key>`, looked up by the key's SHA-256.
+//!
+//! Keeps true: keys are never logged or kept; what is compared are hashes, so that the time a
+//! lookup takes says nothing about a key.
+
+use super::error::ApiError;
+use super::usage::Payer;
+use crate::state::Principal;
+use crate::state::journal::Journal;
+use axum::http::{HeaderMap, header};
+use sha2::{Digest, Sha256};
+use trireme_shared::ids::RequestId;
+
+/// The key that was presented.
+fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return Err(ApiError::unauthorized(
+            "Send your API key once, as 'Authorization: Bearer <key>'.",
+        ));
+    };
+    value
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, key)| key.trim())
+        .filter(|key| !key.is_empty())
+        .ok_or_else(|| ApiError::unauthorized("The Authorization header must be 'Bearer <key>'."))
+}
+
+fn principal(journal: &Journal, headers: &HeaderMap) -> Result<Principal, ApiError> {
+    let hash: [u8; 32] = Sha256::digest(bearer(headers)?.as_bytes()).into();
+    journal
+        .read(|state| state.authenticate(&hash))
+        .ok_or_else(|| ApiError::unauthorized("This API key is not known here."))
+}
+
+/// The tenant behind a request to `/v1`.
+pub fn tenant(
+    journal: &Journal,
+    headers: &HeaderMap,
+    request: &RequestId,
+) -> Result<Payer, ApiError> {
+    match principal(journal, headers)? {
+        Principal::Tenant { tenant, key, .. } => Ok(Payer {
+            request: request.clone(),
+            tenant,
+            key,
+        }),
+        Principal::Admin => Err(ApiError::forbidden(
+            "This is the admin key, and /v1 bills a tenant: make a tenant's key with \
+             POST /admin/v1/keys and use that.",
+        )),
+    }
+}
+
+/// Lets only the admin pass.
+pub fn admin(journal: &Journal, headers: &HeaderMap) -> Result<(), ApiError> {
+    match principal(journal, headers)? {
+        Principal::Admin => Ok(()),
+        Principal::Tenant { .. } => Err(ApiError::forbidden(
+            "This needs the admin key: a tenant's key only reaches /v1.",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    fn with(values: &[&'static str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(header::AUTHORIZATION, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn only_one_bearer_key_is_taken() {
+        assert_eq!(bearer(&with(&["Bearer sk-1"])).unwrap(), "sk-1");
+        assert_eq!(bearer(&with(&["bearer  sk-1 "])).unwrap(), "sk-1");
+        for bad in [
+            &[][..],
+            &["Bearer"],
+            &["Bearer "],
+            &["Basic sk-1"],
+            &["sk-1"],
+            &["Bearer a", "Bearer b"],
+        ] {
+            assert_eq!(bearer(&with(bad)).unwrap_err().status, 401, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! One request's sequences, running: dispatches them, merges their events and counts what they use.
+//!
+//! Keeps true: dropping a `Generation` cancels every sequence and records what was delivered.
+
+use super::job::Job;
+use super::render::Renderer;
+use crate::fleet::dispatch::SequenceRequest;
+use crate::gateway::envelope::RequestContext;
+use crate::gateway::error::ApiError;
+use crate::gateway::metrics::{Ended, Metrics};
+use crate::gateway::server::GatewayState;
+use crate::gateway::session::{self, ChoiceEvent, ChoiceIndex};
+use crate::gateway::usage::{Meter, Payer, Usage};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use trireme_shared::ids::{RequestId, Tokens};
+use trireme_shared::limits;
+use trireme_shared::wire::generate::FinishReason;
+
+/// What is known of one choice.
+#[derive(Clone, Copy, Default)]
+struct Progress {
+    ended: bool,
+    last_token: Option<Instant>,
+}
+
+pub struct Generation {
+    events: mpsc::Receiver<(ChoiceIndex, ChoiceEvent)>,
+    /// Aborted on drop.
+    _sessions: JoinSet<()>,
+    peeked: Option<(ChoiceIndex, ChoiceEvent)>,
+    choices: Vec<Progress>,
+    /// Of each prompt: its length until its first choice started.
+    prompts: Vec<Option<Tokens>>,
+    choices_per_prompt: usize,
+    meter: Meter,
+    metrics: Metrics,
+    model: String,
+    request: RequestId,
+    arrived: Instant,
+}
+
+impl Generation {
+    /// Dispatches every choice of `job`. Refused where one finds no room.
+    pub fn start(
+        gateway: &GatewayState,
+        context: RequestContext,
+        payer: Payer,
+        job: Job,
+    ) -> Result<(Self, Renderer), ApiError> {
+        let (send, events) = mpsc::channel(limits::SESSION_EVENTS_MAX);
+        let stop_tokens = job.stop_tokens();
+        let n = job.shape.choices_per_prompt;
+        let mut sessions = JoinSet::new();
+        for (p, prompt) in job.prompts.iter().enumerate() {
+            for i in 0..n {
+                let mut sampling = job.common.sampling.clone();
+                sampling.seed = sampling.seed.wrapping_add(i as u64);
+                let stream = gateway.dispatcher.generate(SequenceRequest {
+                    request: context.id.clone(),
+                    deployment: job.deployment.id,
+                    prompt: prompt.ids.clone(),
+                    max_tokens: prompt.max_tokens,
+                    sampling,
+                    stop_tokens: stop_tokens.clone(),
+                    logprobs: job.logprobs,
+                    prompt_logprobs: job.prompt_logprobs,
+                })?;
+                sessions.spawn(session::run(
+                    p * n + i,
+                    job.shape.text.clone(),
+                    job.common.stop.clone(),
+                    stop_tokens.clone(),
+                    stream,
+                    send.clone(),
+                ));
+            }
+        }
+        let choices = job.prompts.len() * n;
+        let generation = Self {
+            events,
+            _sessions: sessions,
+            peeked: None,
+            choices: vec![Progress::default(); choices],
+            prompts: job
+                .prompts
+                .iter()
+                .map(|prompt| Some(Tokens(prompt.ids.len() as u64)))
+                .collect(),
+            choices_per_prompt: n,
+            meter: Meter::new(
+                gateway.journal.clone(),
+                payer,
+                job.deployment,
+                job.shape.stream,
+                context.permit,
+            ),
+            metrics: gateway.metrics.clone(),
+            model: job.shape.model.clone(),
+            request: context.id,
+            arrived: context.arrived,
+        };
+        Ok((generation, Renderer::new(job.shape, choices)))
+    }
+
+    /// Waits up to `wait` for the first event, so that a failure before it can still be a status.
+    pub async fn first(&mut self, wait: Duration) -> Result<(), ApiError> {
+        let Ok(first) = tokio::time::timeout(wait, self.events.recv()).await else {
+            return Ok(());
+        };
+        match first {
+            Some((_, ChoiceEvent::Failed(error))) => Err(error),
+            first => {
+                self.peeked = first;
+                Ok(())
+            }
+        }
+    }
+
+    /// The next event of any choice; `None` once all have ended. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<(ChoiceIndex, ChoiceEvent)>, ApiError> {
+        if self.choices.iter().all(|choice| choice.ended) {
+            return Ok(None);
+        }
+        let next = match self.peeked.take() {
+            Some(peeked) => Some(peeked),
+            None => self.events.recv().await,
+        };
+        match next {
+            Some((_, ChoiceEvent::Failed(error))) => Err(error),
+            Some((index, event)) => {
+                self.count(index, &event);
+                Ok(Some((index, event)))
+            }
+            // Sessions end without a last event only where this side read too slowly.
+            None => Err(ApiError::unavailable(
+                "client_too_slow",
+                "The stream was read too slowly and was given up.",
+                1,
+            )),
+        }
+    }
+
+    fn count(&mut self, index: ChoiceIndex, event: &ChoiceEvent) {
+        let now = Instant::now();
+        let model = self.model.as_str();
+        match event {
+            ChoiceEvent::Started { cached_tokens } => {
+                // Choices of one prompt share it: it is counted once.
+                if let Some(prompt) = self.prompts[index / self.choices_per_prompt].take() {
+                    let cached = u64::from(*cached_tokens).min(prompt.0);
+                    self.meter.prompt(prompt, Tokens(cached));
+                    self.metrics.prompt(model, prompt.0, cached);
+                }
+            }
+            ChoiceEvent::Delta { tokens, .. } if *tokens > 0 => {
+                let tokens = u64::from(*tokens);
+                self.meter.completion(Tokens(tokens));
+                self.metrics.generated(model, tokens);
+                match self.choices[index].last_token.replace(now) {
+                    None => self.metrics.first_token(model, now - self.arrived),
+                    Some(last) => self.metrics.next_token(model, now - last),
+                }
+            }
+            ChoiceEvent::Finished(reason) => {
+                self.choices[index].ended = true;
+                let how = match reason {
+                    FinishReason::Stop => Ended::Stop,
+                    FinishReason::Length => Ended::Length,
+                };
+                self.metrics.ended(model, how, now - self.arrived);
+            }
+            _ => {}
+        }
+    }
+
+    /// Makes the usage durable and gives it.
+    pub async fn settle(&mut self) -> Result<Usage, ApiError> {
+        let usage = self.meter.settle().await?;
+        self.metrics
+            .billed(&self.model, u64::try_from(usage.cost.0).unwrap_or(0));
+        tracing::info!(
+            request_id = %self.request,
+            model = self.model,
+            prompt_tokens = usage.prompt.0,
+            cached_tokens = usage.cached.0,
+            completion_tokens = usage.completion.0,
+            choices = self.choices.len(),
+            ms = self.arrived.elapsed().as_millis() as u64,
+            "generated"
+        );
+        Ok(usage)
+    }
+
+    /// Nothing of the answer was delivered: nothing is billed.
+    pub fn forgive(&mut self) {
+        self.meter.forgive();
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        for _ in self.choices.iter().filter(|choice| !choice.ended) {
+            self.metrics
+                .ended(&self.model, Ended::Abort, self.arrived.elapsed());
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! From a parsed request to prompts of token ids that fit the model: what is to be generated, and
+//! the shape of the answer.
+//!
+//! Keeps true: every prompt has at least one token, every id is in the vocabulary, and prompt and
+//! answer fit the context. Templates and tokenisers run off the async runtime.
+
+use super::chat::ChatRequest;
+use super::completions::{CompletionRequest, DEFAULT_MAX_TOKENS, PromptInput};
+use super::params::CommonParams;
+use super::render::{Api, Echo, Shape};
+use crate::gateway::error::ApiError;
+use crate::gateway::server::GatewayState;
+use crate::gateway::text::ModelText;
+use crate::state::Deployment;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use trireme_shared::limits;
+
+/// A prompt and how many tokens may follow it.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    pub ids: Vec<u32>,
+    pub max_tokens: u32,
+}
+
+/// One request's work.
+pub struct Job {
+    pub deployment: Deployment,
+    pub prompts: Vec<Prompt>,
+    pub common: CommonParams,
+    pub logprobs: Option<u8>,
+    pub prompt_logprobs: Option<u8>,
+    pub shape: Shape,
+}
+
+/// A served model, found by name.
+struct Model {
+    deployment: Deployment,
+    text: Arc<ModelText>,
+    /// Tokens of the longest sequence it takes.
+    context: u32,
+}
+
+impl Model {
+    async fn find(gateway: &GatewayState, name: &str) -> Result<Self, ApiError> {
+        let (deployment, planned) = gateway
+            .journal
+            .read(|state| {
+                let deployment = state.deployment_named(name)?.clone();
+                // Replicas of little memory take shorter sequences than the model could.
+                let planned = state
+                    .plans()
+                    .filter(|plan| plan.deployment == deployment.id)
+                    .map(|plan| plan.context)
+                    .min();
+                Some((deployment, planned))
+            })
+            .ok_or_else(|| ApiError::model_not_found(name))?;
+        let text = gateway.texts.get(&deployment.spec.model).await?;
+        let trained = text.context();
+        Ok(Self {
+            deployment,
+            text,
+            context: planned.map_or(trained, |planned| planned.min(trained)),
+        })
+    }
+
+    /// Checks a prompt's length and decides how many tokens may follow it.
+    fn fit(
+        &self,
+        ids: Vec<u32>,
+        wanted: Option<u32>,
+        default: u32,
+        param: &str,
+    ) -> Result<Prompt, ApiError> {
+        if ids.is_empty() {
+            return Err(ApiError::value(
+                param,
+                "The prompt has no tokens; send some text.",
+            ));
+        }
+        let context = self.context as usize;
+        let room = context.saturating_sub(ids.len());
+        // A prompt that fills the context can still be scored.
+        let needed = wanted.unwrap_or(1).min(1) as usize;
+        if ids.len() > limits::PROMPT_TOKENS_MAX || ids.len() > context || room < needed {
+            return Err(ApiError::context_length(
+                format!(
+                    "This model's longest context is {context} tokens, and the prompt has {}; \
+                     shorten it.",
+                    ids.len()
+                ),
+                param,
+            ));
+        }
+        let max_tokens = match wanted {
+            Some(wanted) if wanted as usize > room => {
+                return Err(ApiError::context_length(
+                    format!(
+                        "This model's longest context is {context} tokens; the prompt has {} and \
+                         {wanted} more are asked for: lower 'max_tokens' to {room} or shorten the \
+                         prompt.",
+                        ids.len()
+                    ),
+                    "max_tokens",
+                ));
+            }
+            Some(wanted) => wanted,
+            None => default.min(room as u32),
+        };
+        Ok(Prompt { ids, max_tokens })
+    }
+
+    fn shape(
+        &self,
+        api: Api,
+        common: &CommonParams,
+        logprobs: bool,
+        echo: Vec<Echo>,
+    ) -> Result<Shape, ApiError> {
+        let mut random = [0; 12];
+        getrandom::fill(&mut random)
+            .map_err(|error| ApiError::internal(format!("no random numbers: {error}")))?;
+        Ok(Shape {
+            api,
+            id: format!("{}{}", api.id_prefix(), hex::encode(random)),
+            created: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+            model: self.deployment.spec.model.name.clone(),
+            text: Arc::clone(&self.text),
+            choices_per_prompt: common.n as usize,
+            stream: common.stream,
+            include_usage: common.include_usage,
+            logprobs,
+            tokens_as_ids: common.tokens_as_ids,
+            echo,
+        })
+    }
+}
+
+impl Job {
+    pub async fn chat(gateway: &GatewayState, request: ChatRequest) -> Result<Self, ApiError> {
+        let model = Model::find(gateway, &request.common.model).await?;
+        off_runtime(move || {
+            let common = request.common;
+            common.check_vocabulary(model.text.vocab_size())?;
+            let rendered = model.text.render_chat(&request.messages, true)?;
+            // The template writes the beginning of the sequence itself, where there is one.
+            let ids = model.text.encode(&rendered, true, false)?;
+            let prompt = model.fit(ids, request.max_tokens, u32::MAX, "messages")?;
+            let shape = model.shape(Api::Chat, &common, request.logprobs.is_some(), Vec::new())?;
+            Ok(Self {
+                deployment: model.deployment,
+                prompts: vec![prompt],
+                common,
+                logprobs: request.logprobs,
+                prompt_logprobs: None,
+                shape,
+            })
+        })
+        .await
+    }
+
+    pub async fn completion(
+        gateway: &GatewayState,
+        request: CompletionRequest,
+    ) -> Result<Self, ApiError> {
+        let model = Model::find(gateway, &request.common.model).await?;
+        off_runtime(move || {
+            let common = request.common;
+            let vocabulary = model.text.vocab_size();
+            common.check_vocabulary(vocabulary)?;
+            let mut prompts = Vec::with_capacity(request.prompts.len());
+            let mut echo = Vec::new();
+            for input in request.prompts {
+                let (ids, given) = match input {
+                    PromptInput::Text(text) => (model.text.encode(&text, true, true)?, Some(text)),
+                    PromptInput::Ids(ids) => (ids, None),
+                };
+                if let Some(id) = ids.iter().find(|id| **id >= vocabulary) {
+                    return Err(ApiError::value(
+                        "prompt",
+                        format!(
+                            "The prompt has token {id}; this model's tokens are 0 to {}.",
+                            vocabulary.saturating_sub(1)
+                        ),
+                    ));
+                }
+                let prompt = model.fit(ids, request.max_tokens, DEFAULT_MAX_TOKENS, "prompt")?;
+                if request.echo {
+                    echo.push(Echo::new(&model.text, &prompt.ids, given));
+                }
+                prompts.push(prompt);
+            }
+            let shape = model.shape(Api::Text, &common, request.logprobs.is_some(), echo)?;
+            Ok(Self {
+                deployment: model.deployment,
+                prompts,
+                common,
+                logprobs: request.logprobs,
+                prompt_logprobs: request.logprobs.filter(|_| request.echo),
+                shape,
+            })
+        })
+        .await
+    }
+
+    /// Tokens that end this job's texts.
+    pub fn stop_tokens(&self) -> Vec<u32> {
+        let mut tokens = self.common.stop_token_ids.clone();
+        if !self.common.ignore_eos {
+            tokens.extend_from_slice(self.shape.text.stop_tokens());
+        }
+        tokens.sort_unstable();
+        tokens.dedup();
+        tokens
+    }
+}
+
+async fn off_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_| Err(ApiError::internal("The gateway failed to read the prompt.")))
+}

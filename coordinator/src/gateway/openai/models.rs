@@ -1,0 +1,45 @@
+//! `GET /v1/models` and `/v1/models/{id}`.
+
+use crate::gateway::auth;
+use crate::gateway::envelope::RequestContext;
+use crate::gateway::error::ApiError;
+use crate::gateway::server::GatewayState;
+use crate::state::Deployment;
+use axum::Json;
+use axum::extract::{Extension, Path, Request, State};
+use serde_json::{Value, json};
+
+fn model(deployment: &Deployment) -> Value {
+    json!({
+        "id": deployment.spec.model.name,
+        "object": "model",
+        "created": deployment.created_at,
+        "owned_by": "trireme",
+    })
+}
+
+pub async fn list(
+    State(gateway): State<GatewayState>,
+    Extension(context): Extension<RequestContext>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    auth::tenant(&gateway.journal, request.headers(), &context.id)?;
+    let models: Vec<Value> = gateway
+        .journal
+        .read(|state| state.deployments().map(model).collect());
+    Ok(Json(json!({"object": "list", "data": models})))
+}
+
+pub async fn one(
+    State(gateway): State<GatewayState>,
+    Extension(context): Extension<RequestContext>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    auth::tenant(&gateway.journal, request.headers(), &context.id)?;
+    gateway
+        .journal
+        .read(|state| state.deployment_named(&id).map(model))
+        .map(Json)
+        .ok_or_else(|| ApiError::model_not_found(&id))
+}

@@ -1,0 +1,189 @@
+//! Accepts connections and serves the router on them, until told to stop.
+//!
+//! Keeps true: connections and requests are bounded, a client that is slow to send its headers is
+//! cut off, and a drain lets running requests end within `limits::DRAIN_DEADLINE` and their usage
+//! become durable before `serve` returns.
+
+use super::metrics::Metrics;
+use super::texts::Texts;
+use super::{admin, envelope, health, openai};
+use crate::fleet::Fleet;
+use crate::fleet::dispatch::Dispatcher;
+use crate::state::journal::Journal;
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{delete, get, post, put};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use trireme_shared::limits;
+
+/// One request's place among `limits::HTTP_REQUESTS_MAX`; free when the last clone is dropped.
+#[derive(Clone)]
+pub struct Permit(#[allow(dead_code, reason = "held for its Drop")] Arc<OwnedSemaphorePermit>);
+
+/// What the gateway is made of.
+pub struct GatewayParts {
+    pub dispatcher: Dispatcher,
+    pub fleet: Fleet,
+    pub journal: Journal,
+    /// Model cache; `None` is the user's cache folder.
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// What every handler shares. Cheap to clone.
+#[derive(Clone)]
+pub struct GatewayState {
+    pub(super) dispatcher: Dispatcher,
+    pub(super) fleet: Fleet,
+    pub(super) journal: Journal,
+    pub(super) texts: Texts,
+    pub(super) metrics: Metrics,
+    requests: Arc<Semaphore>,
+}
+
+impl GatewayState {
+    pub fn new(parts: GatewayParts) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            dispatcher: parts.dispatcher,
+            fleet: parts.fleet,
+            journal: parts.journal,
+            texts: Texts::new(parts.cache_dir),
+            metrics: Metrics::new()?,
+            requests: Arc::new(Semaphore::new(limits::HTTP_REQUESTS_MAX)),
+        })
+    }
+
+    /// A place for one more request, if there is one.
+    pub(super) fn permit(&self) -> Option<Permit> {
+        let permit = Arc::clone(&self.requests).try_acquire_owned().ok()?;
+        Some(Permit(Arc::new(permit)))
+    }
+
+    /// Waits until no request runs and every usage record is durable: each of them holds a permit.
+    /// False where that took longer than `wait`.
+    pub(super) async fn idle(&self, wait: Duration) -> bool {
+        let all = self.requests.acquire_many(limits::HTTP_REQUESTS_MAX as u32);
+        tokio::time::timeout(wait, all).await.is_ok()
+    }
+
+    /// Begins to load the tokenisers of all deployments.
+    pub(super) fn warm(&self) {
+        let models: Vec<_> = self
+            .journal
+            .read(|state| state.deployments().map(|d| d.spec.model.clone()).collect());
+        for model in models {
+            self.texts.warm(&model);
+        }
+    }
+}
+
+/// Every route.
+pub fn router(state: GatewayState) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(openai::chat_completions))
+        .route("/v1/completions", post(openai::text_completions))
+        .route("/v1/models", get(openai::models::list))
+        .route("/v1/models/{*id}", get(openai::models::one))
+        .route("/health", get(health::health))
+        .route("/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .route("/admin/v1/status", get(admin::status))
+        .route("/admin/v1/plan", get(admin::plan))
+        .route("/admin/v1/deployments", put(admin::deploy))
+        .route(
+            "/admin/v1/tokens",
+            get(admin::tokens).post(admin::create_token),
+        )
+        .route("/admin/v1/tokens/{id}", delete(admin::revoke_token))
+        .route("/admin/v1/keys", post(admin::create_key))
+        .fallback(envelope::unknown_url)
+        .method_not_allowed_fallback(envelope::method_not_allowed)
+        .layer(from_fn_with_state(state.clone(), envelope::envelope))
+        .with_state(state)
+}
+
+/// Serves HTTP on `listener` until `shutdown`, then drains.
+pub async fn serve(listener: TcpListener, state: GatewayState, shutdown: CancellationToken) {
+    state.warm();
+    let router = router(state.clone());
+    let places = Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        // Reap ended connections, so that the set holds only live ones.
+        while connections.try_join_next().is_some() {}
+        let accepted = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (listener.accept().await, place)
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            (accepted, place) = accepted => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, router.clone(), shutdown.clone(), place.ok()));
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: others must close first.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(limits::ACCEPT_RETRY).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    let all_ended = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(limits::DRAIN_DEADLINE, all_ended)
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            open = connections.len(),
+            "requests still ran at the end of the drain and were cut off"
+        );
+        connections.shutdown().await;
+    }
+    if !state.idle(limits::USAGE_COMMIT_DEADLINE).await {
+        tracing::error!("usage of some requests was not recorded before the gateway ended");
+    }
+}
+
+/// One client's connection, from accept to close.
+async fn connection(
+    stream: TcpStream,
+    router: Router,
+    shutdown: CancellationToken,
+    _place: Option<OwnedSemaphorePermit>,
+) {
+    // Tokens are small writes that must not wait for each other.
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HTTP_HEADER_DEADLINE);
+    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut served = std::pin::pin!(served);
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            ended = served.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended early");
+                }
+                return;
+            }
+            () = shutdown.cancelled(), if !draining => {
+                draining = true;
+                served.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}

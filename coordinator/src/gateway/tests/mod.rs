@@ -1,0 +1,11 @@
+//! The gateway from request to answer, with the real journal, a real (tiny) model's words, and a
+//! scripted engine behind the dispatcher's queue.
+
+mod admin;
+mod bad_bodies;
+mod chat;
+mod completions;
+mod connection;
+mod engine;
+mod house;
+mod stream;

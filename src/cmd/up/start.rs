@@ -1,0 +1,444 @@
+//! The steps from nothing to a cluster that serves.
+
+use super::children::{Children, MakeCommand, Roster, Say};
+use super::report::Serving;
+use super::split::{Bounds, Split};
+use super::steps::Steps;
+use super::supervise::{ChildId, Event, Kind};
+use super::{Running, UpArgs, follow};
+use crate::client::Client;
+use crate::cmd::LogArgs;
+use crate::failure::Failure;
+use crate::last::write_private;
+use crate::machine;
+use anyhow::{Context, Result};
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+use trireme_shared::api::*;
+use trireme_shared::limits;
+use trireme_shared::model::Manifest;
+use trireme_shared::plan::{DeploymentSpec, ModelRef};
+use trireme_shared::source::{self, Progress, ResolveOptions, ResolvedModel};
+
+/// The tenant that the first key belongs to.
+const DEMO_TENANT: &str = "demo";
+/// The workers join at once; an hour lets a debugger look in between.
+const TOKEN_TTL: Duration = Duration::from_secs(3_600);
+
+/// Where the coordinator listens, known once it does; a restart takes the same addresses.
+#[derive(Clone, Debug)]
+struct Addresses {
+    http: SocketAddr,
+    control: String,
+}
+
+/// What a start works with.
+pub struct Parts {
+    pub children: Children,
+    pub say: Say,
+    pub data_dir: PathBuf,
+    coordinator: ChildId,
+    workers: Vec<ChildId>,
+    addresses: Arc<OnceLock<Addresses>>,
+    token_file: PathBuf,
+}
+
+/// A finished start.
+pub struct Started {
+    pub serving: Serving,
+    /// Uses the model as the demo tenant.
+    pub tenant: Client,
+}
+
+impl Parts {
+    /// Names the processes and starts their supervisor; none of them runs yet.
+    pub fn new(args: &UpArgs, data_dir: &Path, logs: &LogArgs, steps: &Steps) -> Result<Self> {
+        let exe = std::env::current_exe().context("cannot find this program's own file")?;
+        let addresses = Arc::new(OnceLock::new());
+        let token_file = data_dir.join("worker-token");
+        let common = logs.to_args();
+        let count = args.wanted().worker_count();
+        let share = |whole: u64| whole / u64::from(count).max(1);
+        let threads = args
+            .threads_per_worker
+            .unwrap_or_else(|| (share(machine::threads() as u64) as usize).max(1));
+        let memory = args
+            .memory_per_worker
+            .unwrap_or_else(|| share(machine::memory_bytes()));
+
+        let mut roster = Roster::new();
+        let log = |name: &str| -> Result<PathBuf> {
+            let path = data_dir.join(format!("{name}.log"));
+            // Each `up` starts its logs anew; restarts within it append.
+            write_private(&path, b"")?;
+            Ok(path)
+        };
+        let command: MakeCommand = {
+            let (exe, common, addresses) = (exe.clone(), common.clone(), addresses.clone());
+            let (dir, listen) = (data_dir.join("coordinator-1"), args.listen);
+            Box::new(move || {
+                let known = addresses.get();
+                let http = known.map_or(listen, |a: &Addresses| a.http);
+                let control = known.map_or("127.0.0.1:0", |a| a.control.as_str());
+                let mut command = Command::new(&exe);
+                command
+                    .args(&common)
+                    .args(["coordinator", "--lifeline", "--listen", control])
+                    .args(["--http", &http.to_string(), "--data-dir"])
+                    .arg(&dir);
+                Ok(command)
+            })
+        };
+        let log_path = log("coordinator-1")?;
+        let coordinator = roster.add("coordinator 1", Kind::Coordinator, log_path, command);
+        let mut workers = Vec::new();
+        for number in 1..=count {
+            let (exe, common, addresses) = (exe.clone(), common.clone(), addresses.clone());
+            let (dir, token) = (
+                data_dir.join(format!("worker-{number}")),
+                token_file.clone(),
+            );
+            let isa = args.isa.name();
+            let command: MakeCommand = Box::new(move || {
+                let known = addresses
+                    .get()
+                    .context("the coordinator's address is not known")?;
+                let mut command = Command::new(&exe);
+                command
+                    .args(&common)
+                    .args(["join", "--lifeline", &known.control]);
+                command.args(["--threads", &threads.to_string(), "--isa", isa]);
+                command.args(["--memory", &memory.to_string(), "--listen", "127.0.0.1:0"]);
+                command.arg("--data-dir").arg(&dir);
+                // Gone once all have joined; later starts use the certificate.
+                if token.exists() {
+                    command.arg("--token-file").arg(&token);
+                }
+                Ok(command)
+            });
+            let log_path = log(&format!("worker-{number}"))?;
+            let name = format!("worker process {number}");
+            workers.push(roster.add(&name, Kind::Worker, log_path, command));
+        }
+        let say = steps.say();
+        Ok(Self {
+            children: roster.supervise(say.clone())?,
+            say,
+            data_dir: data_dir.to_owned(),
+            coordinator,
+            workers,
+            addresses,
+            token_file,
+        })
+    }
+
+    /// Removes what must not stay behind.
+    pub fn clean_up(&self) {
+        // Often it is gone already.
+        let _ = fs::remove_file(&self.token_file);
+    }
+
+    fn coordinator_file(&self) -> PathBuf {
+        self.data_dir.join("coordinator-1").join("coordinator.json")
+    }
+}
+
+/// Walks through all steps.
+pub fn start(
+    args: &UpArgs,
+    parts: &Parts,
+    steps: &Steps,
+    running: &Running<'_>,
+) -> Result<Started> {
+    let deadline = Instant::now() + Duration::from_secs(args.timeout);
+    // A file of an earlier run would only mislead; its absence is the normal case.
+    let _ = fs::remove_file(parts.coordinator_file());
+    parts.children.launch(parts.coordinator);
+
+    let step = steps.begin("model", "looking for it");
+    let resolved = resolve(args, &step, running, deadline)?;
+    let manifest = Manifest::open(&resolved.path).map_err(|error| {
+        Failure::new(
+            "the model file cannot be used",
+            "check it with `cluster model inspect`, or choose another model",
+        )
+        .because(error)
+    })?;
+    let bounds = Bounds {
+        kv_heads: manifest.config.kv_heads,
+        layers: manifest.config.layers,
+    };
+    let split = args.wanted().complete(bounds)?;
+    step.done(&format!(
+        "{}: {} layers, {} heads, from {}",
+        resolved.name, manifest.config.layers, manifest.config.heads, resolved.from
+    ));
+
+    let step = steps.begin("coordinator", "starting");
+    let coordinator = coordinator(parts, running)?;
+    let admin = admin_client(&coordinator);
+    step.done(&format!("{} at {}", coordinator.id, coordinator.http));
+
+    let step = steps.begin("workers", "starting");
+    let token = TokenRequest {
+        role: Role::Worker,
+        // A worker that is killed before it saved its certificate joins anew.
+        uses: split.workers() + limits::CHILD_RESTARTS_MAX as u32,
+        ttl_seconds: TOKEN_TTL.as_secs(),
+    };
+    let token: TokenCreated = admin.post("/admin/v1/tokens", &token)?;
+    write_private(&parts.token_file, token.token.as_bytes())?;
+    for worker in &parts.workers {
+        parts.children.launch(*worker);
+    }
+    let deployment = deploy(&admin, spec(args, &resolved, split), running, deadline)?;
+    until_joined(&admin, &step, parts, running, deadline)?;
+    parts.clean_up();
+    step.done(&format!("{} joined", parts.workers.len()));
+
+    let api_key = demo_key(parts, &admin, &coordinator)?;
+    let waiting = follow::Waiting {
+        client: &admin,
+        children: &parts.children,
+        deployment: deployment.id,
+        deadline,
+    };
+    let (status, deployment) = waiting.until_ready("weights", steps, running)?;
+    parts.children.tell(Event::Serving);
+    let tenant = Client::new(&[coordinator.http.clone()], Some(api_key.clone()));
+    let group = manifest.config.group();
+    Ok(Started {
+        serving: Serving {
+            coordinator,
+            status,
+            deployment,
+            api_key,
+            group,
+        },
+        tenant,
+    })
+}
+
+/// Waits until the cluster serves again after a process was replaced.
+pub fn again(
+    args: &UpArgs,
+    parts: &Parts,
+    running: &Running<'_>,
+    before: &Serving,
+) -> Result<Serving> {
+    let deadline = Instant::now() + Duration::from_secs(args.timeout);
+    let coordinator = coordinator(parts, running)?;
+    let admin = admin_client(&coordinator);
+    let waiting = follow::Waiting {
+        client: &admin,
+        children: &parts.children,
+        deployment: before.deployment.id,
+        deadline,
+    };
+    let (status, deployment) = waiting.until_ready("recovered", &Steps::new(), running)?;
+    Ok(Serving {
+        coordinator,
+        status,
+        deployment,
+        api_key: before.api_key.clone(),
+        group: before.group,
+    })
+}
+
+fn admin_client(coordinator: &CoordinatorFile) -> Client {
+    Client::new(
+        &[coordinator.http.clone()],
+        Some(coordinator.admin_key.clone()),
+    )
+}
+
+fn spec(args: &UpArgs, resolved: &ResolvedModel, split: Split) -> DeploymentSpec {
+    DeploymentSpec {
+        model: ModelRef {
+            name: resolved.name.clone(),
+            source: args.model.clone(),
+            sha256: resolved.sha256.clone(),
+        },
+        tensor_parallel: split.tp,
+        pipeline_parallel: split.pp,
+        replicas: split.replicas,
+        link: args.link.into(),
+    }
+}
+
+/// Runs `work` on a thread, so that a stop or the deadline can end the wait for it.
+fn aside<T: Send + 'static>(
+    running: &Running<'_>,
+    deadline: Instant,
+    what: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+    mut meanwhile: impl FnMut(),
+) -> Result<T> {
+    let (send, result) = sync_channel(1);
+    std::thread::Builder::new()
+        .name("step".into())
+        .spawn(move || {
+            // Where nobody waits any more, the result does not matter.
+            let _ = send.send(work());
+        })?;
+    loop {
+        match result.recv_timeout(limits::CLIENT_POLL_INTERVAL) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Disconnected) => anyhow::bail!("{what} failed without a reason"),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        running.check()?;
+        meanwhile();
+        if Instant::now() >= deadline {
+            return Err(Failure::new(
+                format!("{what} took too long"),
+                "give it longer with --timeout",
+            )
+            .into());
+        }
+    }
+}
+
+fn resolve(
+    args: &UpArgs,
+    step: &super::steps::Step,
+    running: &Running<'_>,
+    deadline: Instant,
+) -> Result<ResolvedModel> {
+    let latest: Arc<Mutex<Option<Progress>>> = Arc::default();
+    let (seen, model) = (latest.clone(), args.model.clone());
+    let work = move || {
+        let progress = |progress: Progress| {
+            *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress);
+        };
+        source::resolve(&model, &ResolveOptions::default(), &progress).map_err(|error| {
+            Failure::new(
+                format!("the model {model} cannot be had"),
+                "name another with --model (a path, hf://org/repo, https://...)",
+            )
+            .because(error)
+        })
+    };
+    aside(running, deadline, "getting the model", work, || {
+        let progress = latest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if let Some(p) = progress {
+            step.bytes(p.stage, p.done_bytes, p.total_bytes);
+        }
+    })
+}
+
+fn deploy(
+    admin: &Client,
+    spec: DeploymentSpec,
+    running: &Running<'_>,
+    deadline: Instant,
+) -> Result<DeploymentReport> {
+    let admin = admin.clone();
+    let work = move || admin.put("/admin/v1/deployments", &spec);
+    aside(running, deadline, "deploying the model", work, || {})
+}
+
+/// The file that the running coordinator (not an earlier one) wrote.
+fn coordinator(parts: &Parts, running: &Running<'_>) -> Result<CoordinatorFile> {
+    let path = parts.coordinator_file();
+    let deadline = Instant::now() + limits::COORDINATOR_START_DEADLINE;
+    loop {
+        running.check()?;
+        let pid = parts.children.view().pids[parts.coordinator.0];
+        let file = fs::read(&path)
+            .ok()
+            .and_then(|text| serde_json::from_slice::<CoordinatorFile>(&text).ok())
+            .filter(|file| Some(file.pid) == pid);
+        if let Some(file) = file {
+            remember(&parts.addresses, &file)?;
+            return Ok(file);
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::new(
+                "the coordinator does not listen",
+                format!(
+                    "look at {}",
+                    parts.data_dir.join("coordinator-1.log").display()
+                ),
+            )
+            .into());
+        }
+        std::thread::sleep(limits::CLIENT_POLL_INTERVAL);
+    }
+}
+
+fn remember(addresses: &OnceLock<Addresses>, file: &CoordinatorFile) -> Result<()> {
+    let http = file.http.trim_start_matches("http://").parse();
+    let http = http.with_context(|| format!("{} is not an address", file.http))?;
+    addresses.get_or_init(|| Addresses {
+        http,
+        control: file.control.clone(),
+    });
+    Ok(())
+}
+
+fn until_joined(
+    admin: &Client,
+    step: &super::steps::Step,
+    parts: &Parts,
+    running: &Running<'_>,
+    deadline: Instant,
+) -> Result<()> {
+    let wanted = parts.workers.len();
+    loop {
+        running.check()?;
+        let pids = parts.children.view().pids;
+        let report: StatusReport = admin.get("/admin/v1/status")?;
+        let joined = joined(&report, &pids);
+        if joined >= wanted {
+            return Ok(());
+        }
+        step.doing(&format!("{joined} of {wanted} joined"));
+        if Instant::now() >= deadline {
+            return Err(Failure::new(
+                format!("only {joined} of {wanted} workers joined"),
+                format!("look at the workers' logs in {}", parts.data_dir.display()),
+            )
+            .into());
+        }
+        std::thread::sleep(limits::CLIENT_POLL_INTERVAL);
+    }
+}
+
+fn joined(report: &StatusReport, pids: &[Option<u32>]) -> usize {
+    let ours = |w: &&WorkerReport| {
+        w.connected
+            && w.inventory
+                .as_ref()
+                .is_some_and(|i| pids.contains(&Some(i.pid)))
+    };
+    report.workers.iter().filter(ours).count()
+}
+
+/// The demo tenant's key: the one an earlier run left here if it is still good, else a new one.
+fn demo_key(parts: &Parts, admin: &Client, coordinator: &CoordinatorFile) -> Result<String> {
+    let path = parts.data_dir.join("demo.key");
+    if let Ok(key) = fs::read_to_string(&path) {
+        let client = Client::new(&[coordinator.http.clone()], Some(key.clone()));
+        if client
+            .status_of("/v1/models")
+            .is_ok_and(|status| status == 200)
+        {
+            return Ok(key);
+        }
+    }
+    let request = KeyRequest {
+        tenant: DEMO_TENANT.to_owned(),
+    };
+    let created: KeyCreated = admin.post("/admin/v1/keys", &request)?;
+    write_private(&path, created.key.as_bytes())?;
+    Ok(created.key)
+}
