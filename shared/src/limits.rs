@@ -511,3 +511,9 @@ pub const MESH_REDIAL: Duration = Duration::from_millis(100);
 /// A shared-memory file that no process holds and that is older than this was left by a kill in
 /// the instant between its creation and its lock.
 pub const SHM_UNLOCKED_AGE_MAX: Duration = Duration::from_secs(60);
+// --- chat templates ---------------------------------------------------------------------------
+
+/// Instructions one rendering may take (minijinja's fuel). Real templates take some 30 a message.
+pub const CHAT_TEMPLATE_FUEL: u64 = 20_000_000;
+/// Bytes of a rendered prompt: all messages of the largest body, and the template's own words.
+pub const CHAT_TEMPLATE_OUTPUT_BYTES_MAX: usize = 4 * HTTP_BODY_BYTES_MAX;
