@@ -229,6 +229,8 @@ impl Session {
 
 /// The first index of the largest value.
 fn largest(row: &[f32]) -> u32 {
-    let top = row.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    let top = row
+        .iter()
+        .fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
     row.iter().position(|&v| v == top).unwrap_or(0) as u32
 }

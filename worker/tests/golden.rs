@@ -24,7 +24,9 @@ struct Passage {
 }
 
 fn golden(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/golden")
+        .join(name);
     std::fs::read_to_string(path).unwrap()
 }
 
@@ -66,7 +68,9 @@ fn logprob(row: &[f32], token: u32) -> f64 {
 }
 
 fn best(row: &[f32]) -> u32 {
-    (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32
+    (0..row.len())
+        .max_by(|&a, &b| row[a].total_cmp(&row[b]))
+        .unwrap() as u32
 }
 
 #[test]
@@ -94,7 +98,11 @@ fn the_real_model_agrees_with_the_reference_on_every_isa() {
             assert_eq!(rows.len(), case.tokens.len());
             for (at, row) in rows.iter().enumerate() {
                 if case.margins[at] >= 0.25 {
-                    assert_eq!(best(row), case.tokens[at], "{isa:?} case {number} token {at}");
+                    assert_eq!(
+                        best(row),
+                        case.tokens[at],
+                        "{isa:?} case {number} token {at}"
+                    );
                 }
                 let got = logprob(row, case.tokens[at]);
                 differences += (got - f64::from(case.logprobs[at])).abs();
@@ -111,6 +119,10 @@ fn the_real_model_agrees_with_the_reference_on_every_isa() {
         let perplexity = (loss / (passage.tokens.len() - 1) as f64).exp();
         let off = (perplexity / passage.ppl - 1.0).abs();
         eprintln!("{isa:?}: mean logprob difference {mean:.4}, perplexity off by {off:.4}");
-        assert!(off < 0.01, "{isa:?}: perplexity {perplexity}, not {}", passage.ppl);
+        assert!(
+            off < 0.01,
+            "{isa:?}: perplexity {perplexity}, not {}",
+            passage.ppl
+        );
     }
 }

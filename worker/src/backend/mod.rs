@@ -72,7 +72,9 @@ impl Isa {
 pub enum BackendError {
     #[error("{0}")]
     Unsupported(String),
-    #[error("out of memory for {what} ({bytes} bytes): {source}; offer less memory or another split")]
+    #[error(
+        "out of memory for {what} ({bytes} bytes): {source}; offer less memory or another split"
+    )]
     Memory {
         what: &'static str,
         bytes: usize,

@@ -50,8 +50,7 @@ impl<'a> WeightView<'a> {
                     let scale = half_at(b, 0);
                     let low = b[2..18].iter().map(|q| q & 15);
                     let high = b[2..18].iter().map(|q| q >> 4);
-                    low.chain(high)
-                        .map(move |q| scale * (f32::from(q) - 8.0))
+                    low.chain(high).map(move |q| scale * (f32::from(q) - 8.0))
                 })
                 .collect(),
             DType::Q4_1 => blocks
@@ -59,8 +58,7 @@ impl<'a> WeightView<'a> {
                     let (scale, least) = (half_at(b, 0), half_at(b, 2));
                     let low = b[4..20].iter().map(|q| q & 15);
                     let high = b[4..20].iter().map(|q| q >> 4);
-                    low.chain(high)
-                        .map(move |q| scale * f32::from(q) + least)
+                    low.chain(high).map(move |q| scale * f32::from(q) + least)
                 })
                 .collect(),
         }

@@ -81,7 +81,9 @@ pub fn part(
 ) -> Result<TensorPart, LoadError> {
     use TensorRole::*;
     let entry = manifest.tensors.get(&role).ok_or_else(|| {
-        LoadError::Unsupported(format!("the file has no tensor for {role:?}: it is not complete"))
+        LoadError::Unsupported(format!(
+            "the file has no tensor for {role:?}: it is not complete"
+        ))
     })?;
     let config = &manifest.config;
     let (hidden, kv) = (config.hidden as usize, share.kv_heads.range());

@@ -49,9 +49,21 @@ impl Inputs {
             rows,
             width: x.width,
             data: x.data[at..].as_ptr(),
-            quants: if quantised { x.quants[at..].as_ptr() } else { std::ptr::null() },
-            scales: if quantised { x.scales[block..].as_ptr() } else { std::ptr::null() },
-            totals: if quantised { x.totals[block..].as_ptr() } else { std::ptr::null() },
+            quants: if quantised {
+                x.quants[at..].as_ptr()
+            } else {
+                std::ptr::null()
+            },
+            scales: if quantised {
+                x.scales[block..].as_ptr()
+            } else {
+                std::ptr::null()
+            },
+            totals: if quantised {
+                x.totals[block..].as_ptr()
+            } else {
+                std::ptr::null()
+            },
             scaled_totals: if quantised {
                 x.scaled_totals[block..].as_ptr()
             } else {
@@ -169,7 +181,9 @@ impl Kernel for Nibbles {
                 for t in 0..W {
                     let (low, high) = V::nibbles(base.add(t * NIBBLE_TILE_BYTES + v * 64));
                     for m in 0..M {
-                        let quad = quants.add(m * x.width + block * BLOCK + v * 8).cast::<i32>();
+                        let quad = quants
+                            .add(m * x.width + block * BLOCK + v * 8)
+                            .cast::<i32>();
                         acc[m][t] = V::dot4(acc[m][t], low, quad.read_unaligned());
                         acc[m][t] = V::dot4(acc[m][t], high, quad.add(1).read_unaligned());
                     }
@@ -216,7 +230,9 @@ impl Kernel for Bytes {
                 for t in 0..W {
                     let bytes = V::bytes(base.add(t * BYTE_TILE_BYTES + v * 64));
                     for m in 0..M {
-                        let quad = quants.add(m * x.width + block * BLOCK + v * 4).cast::<i32>();
+                        let quad = quants
+                            .add(m * x.width + block * BLOCK + v * 4)
+                            .cast::<i32>();
                         acc[m][t] = V::dot8(acc[m][t], bytes, quad.read_unaligned());
                     }
                 }

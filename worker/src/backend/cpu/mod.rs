@@ -10,8 +10,9 @@
 //! | `attention` | paged KV, RoPE, attention |
 //! | `pool` | threads |
 //!
-//! Every matrix product sums in the same order whatever the number of threads or of rows beside
-//! it, so a sequence's results do not depend on what it is batched with.
+//! Every product and every attention query sums in the same order whatever the number of threads
+//! or of rows beside it: a sequence's results do not depend, to the last bit, on what it is
+//! batched with.
 
 mod attention;
 mod lanes;
@@ -177,11 +178,7 @@ impl Backend for Cpu {
         Ok(packed)
     }
 
-    fn gated(
-        &mut self,
-        gate: &WeightView<'_>,
-        up: &WeightView<'_>,
-    ) -> Result<Gated, BackendError> {
+    fn gated(&mut self, gate: &WeightView<'_>, up: &WeightView<'_>) -> Result<Gated, BackendError> {
         if (gate.rows, gate.columns) != (up.rows, up.columns) {
             return Err(BackendError::Unsupported(
                 "the gate and up projections differ in shape".into(),
@@ -360,7 +357,11 @@ impl Backend for Cpu {
                 }));
             }
         }
-        let (tasks, width, to) = (&self.attention_tasks, q.width, Shared(out.data.as_mut_ptr()));
+        let (tasks, width, to) = (
+            &self.attention_tasks,
+            q.width,
+            Shared(out.data.as_mut_ptr()),
+        );
         self.pool.run(tasks.len(), &|range| {
             for task in &tasks[range] {
                 let slice = &step.sequences[task.sequence];
@@ -397,37 +398,38 @@ impl Backend for Cpu {
             out.reserve_quants();
         }
         let (data, quants) = (Shared(out.data.as_mut_ptr()), out.quants_mut());
-        self.pool.run(x.rows.div_ceil(ROWS_CHUNK) * groups, &|tasks| {
-            let mut gates = Sums([0.0; ROWS_MAX * GROUP_ROWS]);
-            let mut ups = Sums([0.0; ROWS_MAX * GROUP_ROWS]);
-            for task in tasks {
-                let (chunk, group) = (task / groups, task % groups);
-                let columns = gate.group_rows(group);
-                for piece in row_pieces(chunk, x.rows) {
-                    multiply(isa, gate, group, x, piece.clone(), &mut gates);
-                    multiply(isa, up, group, x, piece.clone(), &mut ups);
-                    let count = piece.len() * GROUP_ROWS;
-                    // SAFETY: both hold `count` values, a multiple of sixteen.
-                    unsafe {
-                        rows::silu_mul(isa, gates.0.as_mut_ptr(), ups.0.as_ptr(), count);
-                    }
-                    for (row, from) in piece.zip(gates.0.chunks_exact(GROUP_ROWS)) {
-                        let at = row * width + columns.start;
-                        // SAFETY: the columns of this group in rows of this chunk are this
-                        // task's; a group starts at a whole block, and where the width is whole
-                        // blocks it ends at one.
+        self.pool
+            .run(x.rows.div_ceil(ROWS_CHUNK) * groups, &|tasks| {
+                let mut gates = Sums([0.0; ROWS_MAX * GROUP_ROWS]);
+                let mut ups = Sums([0.0; ROWS_MAX * GROUP_ROWS]);
+                for task in tasks {
+                    let (chunk, group) = (task / groups, task % groups);
+                    let columns = gate.group_rows(group);
+                    for piece in row_pieces(chunk, x.rows) {
+                        multiply(isa, gate, group, x, piece.clone(), &mut gates);
+                        multiply(isa, up, group, x, piece.clone(), &mut ups);
+                        let count = piece.len() * GROUP_ROWS;
+                        // SAFETY: both hold `count` values, a multiple of sixteen.
                         unsafe {
-                            let to = data.slice(at, columns.len());
-                            to.copy_from_slice(&from[..columns.len()]);
-                            if quantise {
-                                let (first, blocks) = (at / BLOCK, columns.len() / BLOCK);
-                                rows::quantise(isa, to.as_ptr(), quants, first, blocks);
+                            rows::silu_mul(isa, gates.0.as_mut_ptr(), ups.0.as_ptr(), count);
+                        }
+                        for (row, from) in piece.zip(gates.0.chunks_exact(GROUP_ROWS)) {
+                            let at = row * width + columns.start;
+                            // SAFETY: the columns of this group in rows of this chunk are this
+                            // task's; a group starts at a whole block, and where the width is whole
+                            // blocks it ends at one.
+                            unsafe {
+                                let to = data.slice(at, columns.len());
+                                to.copy_from_slice(&from[..columns.len()]);
+                                if quantise {
+                                    let (first, blocks) = (at / BLOCK, columns.len() / BLOCK);
+                                    rows::quantise(isa, to.as_ptr(), quants, first, blocks);
+                                }
                             }
                         }
                     }
                 }
-            }
-        });
+            });
         out.is_quantised = quantise;
     }
 

@@ -181,8 +181,8 @@ impl Packed {
             first,
             stride,
         };
-        let block_bytes = packed.format.block_columns() / view.dtype.block_elements()
-            * view.dtype.block_bytes();
+        let block_bytes =
+            packed.format.block_columns() / view.dtype.block_elements() * view.dtype.block_bytes();
         let tile_bytes = packed.format.tile_bytes();
         pool.run(packed.groups(), &|groups| {
             for group in groups {
@@ -235,7 +235,10 @@ impl Packed {
         let bytes = tiles * self.blocks * tile_bytes;
         // SAFETY: a group's bytes lie in the piece and are not written any more.
         let from = unsafe { std::slice::from_raw_parts(self.group(group), bytes) };
-        for (block, out) in out.chunks_exact_mut(self.format.block_columns()).enumerate() {
+        for (block, out) in out
+            .chunks_exact_mut(self.format.block_columns())
+            .enumerate()
+        {
             let tile_at = (block * tiles + tile) * tile_bytes;
             unpack_block(self.format, &from[tile_at..tile_at + tile_bytes], lane, out);
         }
