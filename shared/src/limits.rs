@@ -163,6 +163,14 @@ pub const TEXTS_MAX: usize = 16;
 /// Bodies above this are parsed off the async runtime: 64 KiB of JSON takes under 0.5 ms.
 pub const INLINE_JSON_BYTES_MAX: usize = 64 << 10;
 
+/// Prompts above this many bytes wait for one of `LONG_PROMPTS_AT_ONCE` places to be tokenised: 4 MiB
+/// takes seconds of a core, which the ranks on this machine need too.
+pub const LONG_PROMPT_BYTES: usize = 256 << 10;
+pub const LONG_PROMPTS_AT_ONCE: usize = 2;
+
+/// How long a long prompt waits for its place.
+pub const LONG_PROMPT_WAIT: Duration = Duration::from_secs(30);
+
 /// `stop_token_ids` in one request.
 pub const STOP_TOKENS_MAX: usize = 64;
 
