@@ -292,8 +292,8 @@ pub const DISPATCH_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// waiting room; a driver that died is noticed by its connection.
 pub const GENERATE_SILENCE_MAX: Duration = Duration::from_secs(600);
 
-/// How long a sequence waits for a client that has stopped reading.
-pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
+/// How long a sequence waits for a gateway that has stopped taking its events.
+pub const STREAM_STALL_MAX: Duration = Duration::from_secs(120);
 
 /// Resolving a model again after it could not be opened at a coordinator's start.
 pub const MODEL_RETRY_INTERVAL: Duration = Duration::from_secs(30);
