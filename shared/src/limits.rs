@@ -342,3 +342,10 @@ pub const MODEL_LOCK_WAIT_MAX: Duration = Duration::from_secs(1_800);
 pub const MODEL_FILE_BYTES_MAX: u64 = 8 << 40;
 /// Left free on the cache's disk.
 pub const DISK_RESERVE_BYTES: u64 = 64 << 20;
+
+// --- chat templates ---------------------------------------------------------------------------
+
+/// Instructions one rendering may take (minijinja's fuel). Real templates take some 30 a message.
+pub const CHAT_TEMPLATE_FUEL: u64 = 20_000_000;
+/// Bytes of a rendered prompt: all messages of the largest body, and the template's own words.
+pub const CHAT_TEMPLATE_OUTPUT_BYTES_MAX: usize = 4 * HTTP_BODY_BYTES_MAX;
