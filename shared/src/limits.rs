@@ -148,6 +148,9 @@ pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Longer than `REPLICA_WAIT_MAX`, so that "no replica" is still a 503 and not a broken stream.
 pub const FIRST_EVENT_WAIT: Duration = Duration::from_secs(22);
 
+/// How long a client that has stopped reading is waited for.
+pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
+
 /// Events of one request's choices between their sessions and its answer.
 pub const SESSION_EVENTS_MAX: usize = 256;
 
