@@ -170,6 +170,9 @@ pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Longer than `REPLICA_WAIT_MAX`, so that "no replica" is still a 503 and not a broken stream.
 pub const FIRST_EVENT_WAIT: Duration = Duration::from_secs(22);
 
+/// How long a client that has stopped reading is waited for.
+pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
+
 /// Events of one request's choices between their sessions and its answer.
 pub const SESSION_EVENTS_MAX: usize = 256;
 
@@ -184,6 +187,14 @@ pub const TEXTS_MAX: usize = 16;
 
 /// Bodies above this are parsed off the async runtime: 64 KiB of JSON takes under 0.5 ms.
 pub const INLINE_JSON_BYTES_MAX: usize = 64 << 10;
+
+/// Prompts above this many bytes wait for one of `LONG_PROMPTS_AT_ONCE` places to be tokenised: 4 MiB
+/// takes seconds of a core, which the ranks on this machine need too.
+pub const LONG_PROMPT_BYTES: usize = 256 << 10;
+pub const LONG_PROMPTS_AT_ONCE: usize = 2;
+
+/// How long a long prompt waits for its place.
+pub const LONG_PROMPT_WAIT: Duration = Duration::from_secs(30);
 
 /// `stop_token_ids` in one request.
 pub const STOP_TOKENS_MAX: usize = 64;
