@@ -90,6 +90,28 @@ pub const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// One control request and its answer.
 pub const CONTROL_DEADLINE: Duration = Duration::from_secs(10);
 
+/// First and longest wait between attempts to reach a lost coordinator; each is then shortened by up
+/// to half at random.
+pub const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
+pub const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// How long a joiner keeps dialling a coordinator that does not answer: long enough for one that is
+/// started at the same time, short enough to notice a wrong address.
+pub const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Control messages waiting between a worker's agent and its connection. Heartbeats that find it
+/// full are left out.
+pub const CONTROL_QUEUE_MAX: usize = 16;
+
+/// How long a worker that leaves waits for its rank: twice what stopping one may take.
+pub const WORKER_EXIT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a driver holds an event for a gateway that does not read; then the stream is cancelled.
+pub const STREAM_STALL_MAX: Duration = Duration::from_secs(60);
+
+/// Events a driver's stream takes from its queue at once.
+pub const STREAM_WRITE_EVENTS_MAX: usize = 64;
+
 /// One step of a replica, end to end. A 512-token prefill chunk of a 1B model on one slow core
 /// takes about 10 s; beyond this the rank that is waited for counts as dead.
 pub const STEP_DEADLINE: Duration = Duration::from_secs(60);
@@ -160,6 +182,9 @@ pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Longer than `REPLICA_WAIT_MAX`, so that "no replica" is still a 503 and not a broken stream.
 pub const FIRST_EVENT_WAIT: Duration = Duration::from_secs(22);
 
+/// How long a client that has stopped reading is waited for.
+pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
+
 /// Events of one request's choices between their sessions and its answer.
 pub const SESSION_EVENTS_MAX: usize = 256;
 
@@ -174,6 +199,14 @@ pub const TEXTS_MAX: usize = 16;
 
 /// Bodies above this are parsed off the async runtime: 64 KiB of JSON takes under 0.5 ms.
 pub const INLINE_JSON_BYTES_MAX: usize = 64 << 10;
+
+/// Prompts above this many bytes wait for one of `LONG_PROMPTS_AT_ONCE` places to be tokenised: 4 MiB
+/// takes seconds of a core, which the ranks on this machine need too.
+pub const LONG_PROMPT_BYTES: usize = 256 << 10;
+pub const LONG_PROMPTS_AT_ONCE: usize = 2;
+
+/// How long a long prompt waits for its place.
+pub const LONG_PROMPT_WAIT: Duration = Duration::from_secs(30);
 
 /// `stop_token_ids` in one request.
 pub const STOP_TOKENS_MAX: usize = 64;
@@ -389,6 +422,9 @@ pub const DISPATCH_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// waiting room; a driver that died is noticed by its connection.
 pub const GENERATE_SILENCE_MAX: Duration = Duration::from_secs(600);
 
+/// How long a sequence waits for a gateway that has stopped taking its events.
+pub const STREAM_STALL_MAX: Duration = Duration::from_secs(120);
+
 /// Resolving a model again after it could not be opened at a coordinator's start.
 pub const MODEL_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -498,3 +534,9 @@ pub const MESH_REDIAL: Duration = Duration::from_millis(100);
 /// A shared-memory file that no process holds and that is older than this was left by a kill in
 /// the instant between its creation and its lock.
 pub const SHM_UNLOCKED_AGE_MAX: Duration = Duration::from_secs(60);
+// --- chat templates ---------------------------------------------------------------------------
+
+/// Instructions one rendering may take (minijinja's fuel). Real templates take some 30 a message.
+pub const CHAT_TEMPLATE_FUEL: u64 = 20_000_000;
+/// Bytes of a rendered prompt: all messages of the largest body, and the template's own words.
+pub const CHAT_TEMPLATE_OUTPUT_BYTES_MAX: usize = 4 * HTTP_BODY_BYTES_MAX;

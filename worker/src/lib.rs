@@ -10,6 +10,9 @@ pub mod parallel;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
+use trireme_shared::identity::{IdentityError, NodeId};
+use trireme_shared::transport::TransportError;
+use trireme_shared::transport::join::JoinError;
 
 /// `cluster join`'s settings.
 #[derive(Clone, Debug)]
@@ -31,14 +34,28 @@ pub struct WorkerConfig {
     pub cache_dir: Option<PathBuf>,
 }
 
+/// Why a worker could not start or go on; the text tells the user what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     #[error("{0}")]
     Start(String),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error(
+        "the coordinator refuses {node}: {reason}. If it should be let in, join again with a new \
+         token and an empty --data-dir"
+    )]
+    Refused { node: NodeId, reason: String },
+    #[error("cannot write {path}: {reason}")]
+    File { path: PathBuf, reason: String },
 }
 
 /// Joins and serves until `shutdown`, then drains and leaves. Writes `<data_dir>/worker.json`
 /// (`{"id", "pid", "data_addr"}`) once the coordinator welcomed it.
-pub async fn run(_config: WorkerConfig, _shutdown: CancellationToken) -> Result<(), WorkerError> {
-    Err(WorkerError::Start("not built yet".into()))
+pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<(), WorkerError> {
+    agent::run(config, shutdown).await
 }

@@ -61,7 +61,7 @@ async fn carry(fleet: &Fleet, dispatch: Dispatch) {
         outcome = journey.run() => outcome,
     };
     if let Err(error) = outcome {
-        let _ = timeout(limits::CLIENT_STALL_MAX, events.send(Err(error))).await;
+        let _ = timeout(limits::STREAM_STALL_MAX, events.send(Err(error))).await;
     }
 }
 
@@ -239,7 +239,7 @@ impl Journey<'_> {
 
     /// False if the client does not read any more.
     async fn forward(&self, event: GenerateEvent) -> bool {
-        let sent = timeout(limits::CLIENT_STALL_MAX, self.events.send(Ok(event))).await;
+        let sent = timeout(limits::STREAM_STALL_MAX, self.events.send(Ok(event))).await;
         matches!(sent, Ok(Ok(())))
     }
 }

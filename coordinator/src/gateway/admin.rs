@@ -5,6 +5,7 @@ use super::error::ApiError;
 use super::server::GatewayState;
 use super::{auth, body};
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::StatusCode;
 use serde::de::DeserializeOwned;
@@ -102,15 +103,14 @@ pub async fn create_token(
 
 pub async fn revoke_token(
     State(gateway): State<GatewayState>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Json<TokenReport>, ApiError> {
     auth::admin(&gateway.journal, request.headers())?;
     // As shown (`j7`) or bare (`7`).
-    let id = id.strip_prefix('j').unwrap_or(&id);
     let known = id
-        .parse()
         .ok()
+        .and_then(|Path(id)| id.strip_prefix('j').unwrap_or(&id).parse().ok())
         .map(TokenRecordId)
         .filter(|id| gateway.journal.read(|state| state.token(*id).is_some()));
     let Some(id) = known else {

@@ -270,7 +270,7 @@ impl From<TextError> for ApiError {
             // The template is the model's, the messages are the caller's: roles in an order that
             // the template refuses are the caller's to mend.
             TextError::Template(_) => Self::value("messages", error.to_string()),
-            TextError::Tokenizer(_) => Self::internal(error.to_string()),
+            TextError::Tokenizer(_) | TextError::Model(_) => Self::internal(error.to_string()),
         }
     }
 }

@@ -15,6 +15,7 @@ mod metrics;
 pub mod openai;
 mod server;
 mod session;
+mod stall;
 mod stop;
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,11 @@
 //! Accepts connections and serves the router on them, until told to stop.
 //!
 //! Keeps true: connections and requests are bounded, a client that is slow to send its headers is
-//! cut off, and a drain lets running requests end within `limits::DRAIN_DEADLINE` and their usage
+//! cut off, as is one that stops reading its answer, and a drain lets running requests end within `limits::DRAIN_DEADLINE` and their usage
 //! become durable before `serve` returns.
 
 use super::metrics::Metrics;
+use super::stall::StallGuard;
 use super::texts::Texts;
 use super::{admin, envelope, health, openai};
 use crate::fleet::Fleet;
@@ -46,6 +47,8 @@ pub struct GatewayState {
     pub(super) journal: Journal,
     pub(super) texts: Texts,
     pub(super) metrics: Metrics,
+    /// Long prompts being tokenised.
+    pub(super) long_prompts: Arc<Semaphore>,
     requests: Arc<Semaphore>,
 }
 
@@ -57,6 +60,7 @@ impl GatewayState {
             journal: parts.journal,
             texts: Texts::new(parts.cache_dir),
             metrics: Metrics::new()?,
+            long_prompts: Arc::new(Semaphore::new(limits::LONG_PROMPTS_AT_ONCE)),
             requests: Arc::new(Semaphore::new(limits::HTTP_REQUESTS_MAX)),
         })
     }
@@ -169,6 +173,7 @@ async fn connection(
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(limits::HTTP_HEADER_DEADLINE);
+    let stream = StallGuard::new(stream, limits::CLIENT_STALL_MAX);
     let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut served = std::pin::pin!(served);
     let mut draining = false;

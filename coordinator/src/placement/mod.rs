@@ -11,7 +11,7 @@ mod memory;
 use choose::Seat;
 use trireme_shared::ids::{DeploymentId, Epoch, Replica, WorkerId};
 use trireme_shared::limits;
-use trireme_shared::model::{Manifest, RankShare, partition};
+use trireme_shared::model::{Manifest, RankShare};
 use trireme_shared::plan::{DeploymentSpec, RankPlacement, ReplicaPlan};
 
 /// A connected worker as the planner sees it.
@@ -84,9 +84,7 @@ pub fn check_split(manifest: &Manifest, spec: &DeploymentSpec) -> Result<(), Pla
     let refused = if too_large {
         Some("the split is larger than any replica may be".to_owned())
     } else {
-        partition::shares(&manifest.config, &even, manifest.column_unit())
-            .err()
-            .map(|e| e.to_string())
+        manifest.shares(&even).err().map(|e| e.to_string())
     };
     let Some(why) = refused else { return Ok(()) };
     let others: Vec<String> = possible_splits(manifest, u32::from(tp) * u32::from(pp))
@@ -110,7 +108,7 @@ pub fn check_split(manifest: &Manifest, spec: &DeploymentSpec) -> Result<(), Pla
 pub fn possible_splits(manifest: &Manifest, ranks: u32) -> Vec<(u16, u16)> {
     let fits = |tp: u16, pp: u16| {
         let even = vec![vec![1u64; usize::from(tp)]; usize::from(pp)];
-        partition::shares(&manifest.config, &even, manifest.column_unit()).is_ok()
+        manifest.shares(&even).is_ok()
     };
     (1..=ranks.min(limits::TENSOR_PARALLEL_MAX as u32))
         .rev()
@@ -144,7 +142,8 @@ pub fn plan_replica(
         .iter()
         .map(|stage| stage.iter().map(|seat| seat.weight()).collect())
         .collect();
-    let shares = partition::shares(&manifest.config, &weights, manifest.column_unit())
+    let shares = manifest
+        .shares(&weights)
         .map_err(|e| PlanError::Split(e.to_string()))?;
     let seats: Vec<Seat<'_>> = stages.into_iter().flatten().collect();
     let ranks = place(manifest, &shares, &seats);
@@ -204,4 +203,4 @@ fn place(manifest: &Manifest, shares: &[RankShare], seats: &[Seat<'_>]) -> Vec<R
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -53,6 +53,9 @@ struct Stamp {
     bytes: u64,
     modified_s: i64,
     modified_ns: i64,
+    /// Of the inode: what a program that sets a file's time back cannot set.
+    changed_s: i64,
+    changed_ns: i64,
 }
 
 impl Stamp {
@@ -61,6 +64,8 @@ impl Stamp {
             bytes: meta.len(),
             modified_s: meta.mtime(),
             modified_ns: meta.mtime_nsec(),
+            changed_s: meta.ctime(),
+            changed_ns: meta.ctime_nsec(),
         }
     }
 }

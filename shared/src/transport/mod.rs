@@ -105,8 +105,10 @@ pub enum TransportError {
 pub mod close_code {
     /// The work is done, or the process is stopping.
     pub const DONE: u32 = 0;
-    /// The peer may not speak this protocol; the reason is in words.
+    /// The peer is not wanted, now or later; the reason is in words.
     pub const REFUSED: u32 = 1;
+    /// Not now, for want of room; the peer may try again.
+    pub const BUSY: u32 = 2;
 }
 
 /// A process's QUIC endpoint. Cheap to clone; closes when the last clone and connection are gone.
@@ -374,7 +376,13 @@ impl Connection {
         &self.quic
     }
 
-    /// Tells the peer why it is not served, and closes.
+    /// Tells the peer that it may try again later, and closes.
+    pub fn turn_away(&self, reason: &str) {
+        self.quic.close(close_code::BUSY.into(), reason.as_bytes());
+    }
+
+    /// Tells the peer why it is not served and never will be, and closes. A worker that is refused
+    /// before its welcome ends itself.
     pub fn refuse(&self, reason: &str) {
         self.quic
             .close(close_code::REFUSED.into(), reason.as_bytes());

@@ -10,7 +10,7 @@ use super::mailbox::Mailbox;
 use super::plan::StepPlan;
 use super::step::{StepError, StepRunner};
 use super::{RankSpec, clients};
-use crate::model::{LoadError, RankModel, Runtime};
+use crate::model::{ForwardError, LoadError, RankModel, Runtime};
 use crate::parallel::mesh::{self, MeshError, MeshOptions, PlanLinks, RankLinks, SampledLinks};
 use crate::parallel::{Abort, LinkError, WaitPolicy};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -45,6 +45,19 @@ pub enum RankError {
 }
 
 impl RankError {
+    /// The rank was told to end; nothing went wrong here.
+    fn is_stop(&self) -> bool {
+        let link = match self {
+            Self::Stopped | Self::Load(LoadError::Aborted) | Self::Mesh(MeshError::Aborted) => {
+                return true;
+            }
+            Self::Step(StepError::Link(link))
+            | Self::Step(StepError::Forward(ForwardError::Link(link))) => link,
+            _ => return false,
+        };
+        matches!(link, LinkError::Aborted)
+    }
+
     /// The error and everything that led to it.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
@@ -122,14 +135,13 @@ pub fn run(
         Ok(Err(error)) => error,
         Err(panic) => RankError::Panicked(panic_text(&*panic)),
     };
-    let stopped = matches!(error, RankError::Stopped) || shared.abort.is_raised();
     shared.abort.raise();
     shared.mailbox.close();
     let reason = error.chain();
     for submission in shared.mailbox.take().submissions {
         clients::fail(&submission.events, &reason);
     }
-    if stopped {
+    if error.is_stop() {
         tracing::info!(rank = shared.assignment.index, "rank stopped");
     } else {
         tracing::error!(rank = shared.assignment.index, reason, "rank failed");
@@ -166,7 +178,7 @@ pub fn prepare(shared: &Shared, spec: RankSpec) -> Result<(RankModel, RankLinks)
         links
     });
     let loaded = load(shared, &spec, share);
-    if matches!(loaded, Err(ref error) if !is_abort(error)) {
+    if loaded.is_err() {
         shared.abort.raise();
     }
     if loaded.is_ok() {
@@ -179,17 +191,10 @@ pub fn prepare(shared: &Shared, spec: RankSpec) -> Result<(RankModel, RankLinks)
     match (loaded, links) {
         (Ok(model), Ok(links)) => Ok((model, links)),
         // Aborted loading is the consequence where connecting failed.
-        (Err(error), Err(mesh)) if is_abort(&error) => Err(mesh.into()),
+        (Err(error), Err(mesh)) if error.is_stop() => Err(mesh.into()),
         (Err(error), _) => Err(error),
         (_, Err(mesh)) => Err(mesh.into()),
     }
-}
-
-fn is_abort(error: &RankError) -> bool {
-    matches!(
-        error,
-        RankError::Stopped | RankError::Load(LoadError::Aborted)
-    )
 }
 
 fn load(

@@ -78,7 +78,7 @@ pub fn wants_history(sampling: &Sampling) -> bool {
 pub fn logprobs(logits: &[f32], token: u32, top: u8) -> Result<TokenLogprobs, NotFinite> {
     let best = best(logits, usize::from(top.min(limits::TOP_LOGPROBS_MAX)));
     let (_, max) = argmax(logits)?;
-    let normaliser = f64::from(max) + exp_sum(logits, max, 1.0).ln();
+    let normaliser = f64::from(max) + exp_sum(logits, max).ln();
     let logprob = |logit: f32| (f64::from(logit) - normaliser) as f32;
     Ok(TokenLogprobs {
         token,
@@ -100,38 +100,75 @@ fn uniform(seed: u64, index: u32) -> f64 {
     (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
+/// Elements that the row's scans look at together.
+const BLOCK: usize = 64;
+
 /// Largest logit and its lowest id. NaN never wins.
 fn argmax(logits: &[f32]) -> Result<(u32, f32), NotFinite> {
     let mut max = f32::NEG_INFINITY;
-    for block in logits.chunks(1024) {
-        // `f32::max` ignores NaN and vectorises where a search with an index does not.
-        max = max.max(block.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let mut start = 0;
+    for (number, block) in logits.chunks(BLOCK).enumerate() {
+        let largest = block_max(block);
+        if largest > max {
+            (max, start) = (largest, number * BLOCK);
+        }
     }
     if !max.is_finite() {
         return Err(NotFinite);
     }
-    let id = logits.iter().position(|&l| l == max).ok_or(NotFinite)?;
-    Ok((id as u32, max))
+    let place = logits[start..].iter().position(|&l| l == max);
+    Ok(((start + place.ok_or(NotFinite)?) as u32, max))
 }
 
 /// The `count` largest logits, largest first, ties to the lower id.
 fn best(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     let mut best: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
-    if count == 0 {
-        return best;
-    }
     let mut floor = f32::NEG_INFINITY;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > floor || (best.len() < count && logit.is_finite()) {
-            let place = best.partition_point(|&(_, l)| l >= logit);
-            best.insert(place, (id as u32, logit));
-            best.truncate(count);
-            if best.len() == count {
-                floor = best[count - 1].1;
+    for (number, block) in logits.chunks(BLOCK).enumerate() {
+        // Nearly every block holds nothing better than what was found.
+        if count == 0 || block_max(block) <= floor {
+            continue;
+        }
+        for (place, &logit) in block.iter().enumerate() {
+            if logit > floor {
+                let rank = best.partition_point(|&(_, l)| l >= logit);
+                best.insert(rank, ((number * BLOCK + place) as u32, logit));
+                best.truncate(count);
+                if best.len() == count {
+                    floor = best[count - 1].1;
+                }
             }
         }
     }
     best
+}
+
+/// In lanes, because a fold in order does not vectorise.
+fn block_max(block: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let mut chunks = block.chunks_exact(16);
+    let larger = |m: &mut f32, l: f32| *m = if l > *m { l } else { *m };
+    for chunk in &mut chunks {
+        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
+            larger(lane, logit);
+        }
+    }
+    for &logit in chunks.remainder() {
+        larger(&mut lanes[0], logit);
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// In lanes, like `block_max`.
+fn block_sum(block: &[f32]) -> f64 {
+    let mut lanes = [0f32; 16];
+    let mut chunks = block.chunks_exact(16);
+    for chunk in &mut chunks {
+        for (lane, &weight) in lanes.iter_mut().zip(chunk) {
+            *lane += weight;
+        }
+    }
+    f64::from(lanes.iter().sum::<f32>() + chunks.remainder().iter().sum::<f32>())
 }
 
 fn draw(
@@ -173,13 +210,11 @@ fn draw(
 
 /// Draws among all tokens in the order of their ids: a block's sum first, its members second.
 fn walk_all(weights: &[f32], uniform: f64) -> Option<u32> {
-    const BLOCK: usize = 64;
-    let sum = |block: &[f32]| f64::from(block.iter().sum::<f32>());
-    let total: f64 = weights.chunks(BLOCK).map(sum).sum();
+    let total: f64 = weights.chunks(BLOCK).map(block_sum).sum();
     let mut left = uniform * total;
     let mut last = None;
     for (number, block) in weights.chunks(BLOCK).enumerate() {
-        let block_sum = sum(block);
+        let block_sum = block_sum(block);
         if left >= block_sum {
             left -= block_sum;
             continue;
@@ -199,49 +234,98 @@ fn walk_all(weights: &[f32], uniform: f64) -> Option<u32> {
 
 /// Leaves in `candidates`, ascending, the ids that `top_k`, `min_p` and `top_p` keep.
 ///
-/// All three keep a prefix of the tokens ordered by logit, so none needs more than a partial
-/// selection: `top_p` sorts a growing prefix until it holds enough weight.
+/// All three keep a prefix of the tokens ordered by logit. A histogram of the weights finds, in one
+/// pass, a weight below which nothing can be kept, so that only a few tokens are ever compared.
 fn keep(logits: &[f32], weights: &[f32], sampling: &Sampling, candidates: &mut Vec<u32>) {
     let by_logit = |&a: &u32, &b: &u32| {
         logits[b as usize]
             .total_cmp(&logits[a as usize])
             .then(a.cmp(&b))
     };
+    let top_k = match sampling.top_k {
+        0 => usize::MAX,
+        count => count as usize,
+    };
+    let top_p = f64::from(sampling.top_p.max(0.0));
+    // The best token weighs 1, so `min_p` compares with weights directly.
+    let lowest = sampling.min_p.max(f32::MIN_POSITIVE);
+    let histogram = Histogram::of(weights, lowest);
+    let mut total = histogram.mass();
+    let floor = if top_k == usize::MAX {
+        histogram.floor(top_k, top_p * total)
+    } else {
+        histogram.floor(top_k, f64::INFINITY)
+    };
+    let floor = floor.max(lowest);
     candidates.clear();
-    candidates.extend(
-        (0..logits.len() as u32)
-            // The best token weighs 1, so `min_p` compares with weights directly.
-            .filter(|&id| weights[id as usize] > 0.0 && weights[id as usize] >= sampling.min_p),
-    );
-    let top_k = sampling.top_k as usize;
-    if top_k > 0 && top_k < candidates.len() {
+    candidates.extend((0..weights.len() as u32).filter(|&id| weights[id as usize] >= floor));
+    if top_k < candidates.len() {
         candidates.select_nth_unstable_by(top_k - 1, by_logit);
         candidates.truncate(top_k);
     }
-    if sampling.top_p < 1.0 {
-        let total: f64 = candidates
-            .iter()
-            .map(|&id| f64::from(weights[id as usize]))
-            .sum();
-        let wanted = f64::from(sampling.top_p.max(0.0)) * total;
-        let mut kept = 0;
+    if top_p < 1.0 {
+        let weight = |&id: &u32| f64::from(weights[id as usize]);
+        if top_k != usize::MAX {
+            total = candidates.iter().map(weight).sum();
+        }
+        candidates.sort_unstable_by(by_logit);
         let mut mass = 0.0;
-        let mut sorted = 0;
-        while kept < candidates.len() && (kept == 0 || mass < wanted) {
-            if kept == sorted {
-                let more = (sorted * 8).max(256).min(candidates.len());
-                if more < candidates.len() {
-                    candidates[sorted..].select_nth_unstable_by(more - sorted - 1, by_logit);
-                }
-                candidates[sorted..more].sort_unstable_by(by_logit);
-                sorted = more;
-            }
-            mass += f64::from(weights[candidates[kept] as usize]);
+        let mut kept = 0;
+        while kept < candidates.len() && (kept == 0 || mass < top_p * total) {
+            mass += weight(&candidates[kept]);
             kept += 1;
         }
         candidates.truncate(kept);
+        candidates.sort_unstable();
+    } else if top_k != usize::MAX {
+        candidates.sort_unstable();
     }
-    candidates.sort_unstable();
+}
+
+/// How many weights, and how much of them, lie in each quarter of an octave below 1.
+struct Histogram {
+    counts: [u32; Self::BUCKETS],
+    masses: [f64; Self::BUCKETS],
+}
+
+impl Histogram {
+    /// A weight's exponent (at most 127, that of 1) and the first two bits of its mantissa.
+    const BUCKETS: usize = 128 * 4;
+    const SHIFT: u32 = 21;
+
+    /// Of the weights not below `lowest`, which is positive.
+    fn of(weights: &[f32], lowest: f32) -> Self {
+        let mut histogram = Self {
+            counts: [0; Self::BUCKETS],
+            masses: [0.0; Self::BUCKETS],
+        };
+        for &weight in weights {
+            if weight >= lowest {
+                let bucket = (weight.to_bits() >> Self::SHIFT) as usize;
+                let bucket = bucket.min(Self::BUCKETS - 1);
+                histogram.counts[bucket] += 1;
+                histogram.masses[bucket] += f64::from(weight);
+            }
+        }
+        histogram
+    }
+
+    fn mass(&self) -> f64 {
+        self.masses.iter().sum()
+    }
+
+    /// The largest bucket edge such that the weights above it are `count` or make up `mass`.
+    fn floor(&self, count: usize, mass: f64) -> f32 {
+        let (mut counted, mut massed) = (0, 0.0);
+        for bucket in (0..Self::BUCKETS).rev() {
+            counted += self.counts[bucket] as usize;
+            massed += self.masses[bucket];
+            if counted >= count || massed >= mass {
+                return f32::from_bits((bucket as u32) << Self::SHIFT);
+            }
+        }
+        0.0
+    }
 }
 
 /// `e^((logit - max) / temperature)`, 0 for NaN.
@@ -250,21 +334,16 @@ fn weight(logit: f32, max: f32, inverse_temperature: f32) -> f32 {
     exp((logit - max) * inverse_temperature)
 }
 
-fn exp_sum(logits: &[f32], max: f32, inverse_temperature: f32) -> f64 {
+/// Sum of the weights, without storing them.
+fn exp_sum(logits: &[f32], max: f32) -> f64 {
+    let mut weights = [0f32; BLOCK];
     logits
-        .chunks(64)
+        .chunks(BLOCK)
         .map(|block| {
-            let mut sums = [0f32; 8];
-            let mut eights = block.chunks_exact(8);
-            for eight in &mut eights {
-                for (sum, &logit) in sums.iter_mut().zip(eight) {
-                    *sum += weight(logit, max, inverse_temperature);
-                }
+            for (out, &logit) in weights.iter_mut().zip(block) {
+                *out = weight(logit, max, 1.0);
             }
-            for &logit in eights.remainder() {
-                sums[0] += weight(logit, max, inverse_temperature);
-            }
-            f64::from(sums.iter().sum::<f32>())
+            block_sum(&weights[..block.len()])
         })
         .sum()
 }

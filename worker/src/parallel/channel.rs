@@ -60,8 +60,8 @@ impl SampledReceiver {
         Self(link)
     }
 
-    /// The next frame. Waits without a deadline, parked.
+    /// The next frame, of a step that is under way: a last stage that hangs is an error.
     pub fn recv(&mut self) -> Result<Vec<u8>, LinkError> {
-        self.0.receive_idle(Kind::Sampled)
+        self.0.receive(Kind::Sampled)
     }
 }

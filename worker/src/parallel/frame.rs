@@ -167,7 +167,22 @@ impl FramedLink {
     pub fn receive_idle(&mut self, kind: Kind) -> Result<Vec<u8>, LinkError> {
         let mut raw = [0; HEADER_BYTES];
         self.link.read_exact_idle(&mut raw)?;
-        let header = self.check(&raw, kind)?;
+        self.receive_payload(kind, &raw)
+    }
+
+    /// Receives a frame of any size, within a step.
+    pub fn receive(&mut self, kind: Kind) -> Result<Vec<u8>, LinkError> {
+        let mut raw = [0; HEADER_BYTES];
+        self.link.read_exact(&mut raw)?;
+        self.receive_payload(kind, &raw)
+    }
+
+    fn receive_payload(
+        &mut self,
+        kind: Kind,
+        raw: &[u8; HEADER_BYTES],
+    ) -> Result<Vec<u8>, LinkError> {
+        let header = self.check(raw, kind)?;
         // Grown as bytes arrive, so that a header alone cannot make us allocate its claim.
         let mut payload = Vec::new();
         while payload.len() < header.bytes {

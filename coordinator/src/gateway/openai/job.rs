@@ -142,7 +142,9 @@ impl Model {
 impl Job {
     pub async fn chat(gateway: &GatewayState, request: ChatRequest) -> Result<Self, ApiError> {
         let model = Model::find(gateway, &request.common.model).await?;
-        off_runtime(move || {
+        let contents = request.messages.iter().map(|m| m["content"].as_str());
+        let bytes = contents.map(|text| text.map_or(0, str::len)).sum();
+        off_runtime(gateway, bytes, move || {
             let common = request.common;
             common.check_vocabulary(model.text.vocab_size())?;
             let rendered = model.text.render_chat(&request.messages, true)?;
@@ -167,7 +169,15 @@ impl Job {
         request: CompletionRequest,
     ) -> Result<Self, ApiError> {
         let model = Model::find(gateway, &request.common.model).await?;
-        off_runtime(move || {
+        let bytes = request
+            .prompts
+            .iter()
+            .map(|prompt| match prompt {
+                PromptInput::Text(text) => text.len(),
+                PromptInput::Ids(_) => 0,
+            })
+            .sum();
+        off_runtime(gateway, bytes, move || {
             let common = request.common;
             let vocabulary = model.text.vocab_size();
             common.check_vocabulary(vocabulary)?;
@@ -218,10 +228,30 @@ impl Job {
     }
 }
 
+/// Runs `work` on a thread that may compute; few at once where it has much text to tokenise.
 async fn off_runtime<T: Send + 'static>(
+    gateway: &GatewayState,
+    text_bytes: usize,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|_| Err(ApiError::internal("The gateway failed to read the prompt.")))
+    let place = if text_bytes > limits::LONG_PROMPT_BYTES {
+        let place = Arc::clone(&gateway.long_prompts).acquire_owned();
+        let Ok(Ok(place)) = tokio::time::timeout(limits::LONG_PROMPT_WAIT, place).await else {
+            return Err(ApiError::unavailable(
+                "overloaded",
+                "Too many long prompts are being read; send this one again later.",
+                10,
+            ));
+        };
+        Some(place)
+    } else {
+        None
+    };
+    tokio::task::spawn_blocking(move || {
+        let result = work();
+        drop(place);
+        result
+    })
+    .await
+    .unwrap_or_else(|_| Err(ApiError::internal("The gateway failed to read the prompt.")))
 }

@@ -6,6 +6,7 @@ use crate::gateway::error::ApiError;
 use crate::gateway::server::GatewayState;
 use crate::state::Deployment;
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Request, State};
 use serde_json::{Value, json};
 
@@ -33,10 +34,12 @@ pub async fn list(
 pub async fn one(
     State(gateway): State<GatewayState>,
     Extension(context): Extension<RequestContext>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     auth::tenant(&gateway.journal, request.headers(), &context.id)?;
+    // A name that is no UTF-8 is no model's.
+    let Path(id) = id.map_err(|_| ApiError::model_not_found("?"))?;
     gateway
         .journal
         .read(|state| state.deployment_named(&id).map(model))

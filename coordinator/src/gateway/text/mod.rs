@@ -1,6 +1,23 @@
 //! A model's words: tokeniser, chat template, streaming detokeniser.
+//!
+//! Keeps true: ids are those of the model's own tokeniser (GGUF vocabularies are rebuilt as the
+//! original's), every id has bytes, and text decoded in pieces equals text decoded at once.
+//! `gguf` and `folder` read the two kinds of model; `pieces` holds what each id stands for;
+//! `template` renders chats; `stream` decodes a stream. Nothing here logs text.
 
+mod folder;
+mod gguf;
+mod pieces;
+mod stream;
+mod template;
+
+pub use stream::StreamDecoder;
+
+use pieces::Pieces;
 use std::path::Path;
+use template::ChatTemplate;
+use tokenizers::Tokenizer;
+use trireme_shared::model::{Manifest, ManifestError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
@@ -10,65 +27,151 @@ pub enum TextError {
     Template(String),
     #[error("this model has no chat template: use /v1/completions")]
     NoTemplate,
+    #[error(transparent)]
+    Model(#[from] ManifestError),
 }
 
 /// Tokeniser and template of one model. Immutable; share it with `Arc`.
-pub struct ModelText {}
+pub struct ModelText {
+    /// Takes special tokens in the text for what they are.
+    special: Tokenizer,
+    /// Takes them for ordinary text.
+    plain: Tokenizer,
+    bos: Bos,
+    pieces: Pieces,
+    template: Option<ChatTemplate>,
+    stop_tokens: Vec<u32>,
+    vocab_size: u32,
+    context: u32,
+}
+
+/// How a beginning-of-sequence token comes to the front.
+enum Bos {
+    None,
+    /// Put this id there.
+    Id(u32),
+    /// The tokeniser's own post-processor knows.
+    PostProcessor,
+}
+
+/// What the two readers hand over.
+struct Parts {
+    tokenizer: Tokenizer,
+    bos: Bos,
+    pieces: Pieces,
+    template: Option<ChatTemplate>,
+    /// Ids the model's files name as ends.
+    ends: Vec<u32>,
+}
+
+/// Tokens that end a turn or a text in the vocabularies we know, whatever the model's files say:
+/// files often name only one of them.
+const END_TOKENS: [&str; 9] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|eot|>",
+    "</s>",
+];
 
 impl ModelText {
     /// From a resolved model: a .gguf file or a Hugging Face folder.
-    pub fn load(_model: &Path) -> Result<Self, TextError> {
-        Err(TextError::Tokenizer("not built yet".into()))
+    pub fn load(model: &Path) -> Result<Self, TextError> {
+        let config = Manifest::open(model)?.config;
+        let parts = if model.is_dir() {
+            folder::read(model)?
+        } else {
+            gguf::read(model)?
+        };
+        let mut stop_tokens = parts.ends;
+        for name in END_TOKENS {
+            stop_tokens.extend(parts.pieces.special_named(name));
+        }
+        stop_tokens.retain(|id| *id < config.vocab);
+        stop_tokens.sort_unstable();
+        stop_tokens.dedup();
+
+        let special = parts.tokenizer;
+        let mut plain = special.clone();
+        plain.set_encode_special_tokens(true);
+        Ok(Self {
+            special,
+            plain,
+            bos: parts.bos,
+            pieces: parts.pieces,
+            template: parts.template,
+            stop_tokens,
+            vocab_size: config.vocab,
+            context: config.context,
+        })
     }
+
     /// Ids of `text`. Special tokens written in the text are recognised only if `special`.
     /// `bos` adds the beginning-of-sequence token where the model asks for one.
-    pub fn encode(&self, _text: &str, _special: bool, _bos: bool) -> Result<Vec<u32>, TextError> {
-        unreachable!()
+    pub fn encode(&self, text: &str, special: bool, bos: bool) -> Result<Vec<u32>, TextError> {
+        let tokenizer = if special { &self.special } else { &self.plain };
+        let process = bos && matches!(self.bos, Bos::PostProcessor);
+        let encoding = tokenizer
+            .encode_fast(text, process)
+            .map_err(|e| TextError::Tokenizer(e.to_string()))?;
+        let mut ids = Vec::with_capacity(encoding.len() + 1);
+        if let (true, Bos::Id(id)) = (bos, &self.bos) {
+            ids.push(*id);
+        }
+        ids.extend_from_slice(encoding.get_ids());
+        Ok(ids)
     }
+
     /// The whole text of some ids; special tokens are left out.
-    pub fn decode(&self, _ids: &[u32]) -> String {
-        unreachable!()
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let mut stream = self.stream();
+        let mut text = String::new();
+        ids.iter().for_each(|id| text.push_str(&stream.push(*id)));
+        text.push_str(&stream.finish());
+        text
     }
+
     /// The bytes one id stands for (not always valid UTF-8 alone); special tokens give their name.
-    pub fn token_bytes(&self, _id: u32) -> Vec<u8> {
-        unreachable!()
+    /// Empty for an id beyond the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        self.pieces.bytes(id).to_vec()
     }
-    /// The prompt for these messages (OpenAI's JSON objects, content already text).
+
+    /// The prompt for these messages (OpenAI's JSON objects, content already text). The template
+    /// writes the beginning-of-sequence token itself: encode the result with `special`, not `bos`.
     pub fn render_chat(
         &self,
-        _messages: &[serde_json::Value],
-        _add_generation_prompt: bool,
+        messages: &[serde_json::Value],
+        add_generation_prompt: bool,
     ) -> Result<String, TextError> {
-        unreachable!()
+        let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
+        template.render(messages, add_generation_prompt)
     }
-    /// Tokens that end a turn or text.
+
+    /// Tokens that end a turn or text, ascending.
     pub fn stop_tokens(&self) -> &[u32] {
-        unreachable!()
+        &self.stop_tokens
     }
+
+    /// Rows of the embedding matrix: every valid id is below it.
     pub fn vocab_size(&self) -> u32 {
-        unreachable!()
+        self.vocab_size
     }
+
     /// The model's trained context, in tokens.
     pub fn context(&self) -> u32 {
-        unreachable!()
+        self.context
     }
+
     /// A decoder for one stream.
     pub fn stream(&self) -> StreamDecoder<'_> {
-        unreachable!()
+        StreamDecoder::new(&self.pieces)
     }
 }
 
-/// Turns a stream of ids into text without ever emitting half a character. `push` returns the text
-/// that became certain; `finish` what is left (U+FFFD for bytes that never became a character).
-pub struct StreamDecoder<'a> {
-    _text: &'a ModelText,
-}
-
-impl StreamDecoder<'_> {
-    pub fn push(&mut self, _id: u32) -> String {
-        unreachable!()
-    }
-    pub fn finish(self) -> String {
-        unreachable!()
-    }
-}
+#[cfg(test)]
+mod tests;

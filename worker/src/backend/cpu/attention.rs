@@ -23,7 +23,7 @@ const _: () = assert!(PAGE_TOKENS == LANES);
 /// Queries of one tile.
 pub(super) const TILE_QUERIES: usize = 8;
 
-/// The score of a token a query may not see; e^ of it is as good as zero.
+/// The score of a token a query may not see: below any other, and finite.
 const UNSEEN: f32 = -1e30;
 
 /// A rank's KV pages, f16. Untouched pages take no memory.
@@ -255,14 +255,11 @@ unsafe fn attend_queries<V: Lanes, const Q: usize>(tile: &Tile, first: usize) ->
 
         for q in 0..Q {
             let mut score = scores[q][0].add(scores[q][1]).mul(scale);
-            let limit = tile.limits[first + q];
-            if start + PAGE_TOKENS > limit {
-                let mut each = [0f32; LANES];
-                score.store(each.as_mut_ptr());
-                for token in limit.saturating_sub(start)..LANES {
-                    each[token] = UNSEEN;
-                }
-                score = V::load(each.as_ptr());
+            let visible = tile.limits[first + q].saturating_sub(start).min(LANES);
+            if visible < LANES {
+                score.store(chances[q].as_mut_ptr());
+                chances[q][visible..].fill(UNSEEN);
+                score = V::load(chances[q].as_ptr());
             }
             let top = score.largest();
             if top > tops[q] {
@@ -277,6 +274,8 @@ unsafe fn attend_queries<V: Lanes, const Q: usize>(tile: &Tile, first: usize) ->
             let chance = score.sub(V::splat(tops[q])).exp();
             weights[q] += chance.sum();
             chance.store(chances[q].as_mut_ptr());
+            // Exactly nothing, so that a query's result does not depend on its tile's others.
+            chances[q][visible..].fill(0.0);
         }
 
         // Tokens beyond `seen` may hold anything, so they are not even multiplied by zero.

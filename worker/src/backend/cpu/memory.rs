@@ -79,17 +79,12 @@ impl Drop for Mapping {
 pub(super) struct Piece {
     mapping: Arc<Mapping>,
     offset: usize,
-    bytes: usize,
 }
 
 impl Piece {
     pub(super) fn start(&self) -> *mut u8 {
-        // SAFETY: the arena placed `offset..offset + bytes` inside the mapping.
+        // SAFETY: the arena placed `offset` inside the mapping.
         unsafe { self.mapping.start().add(self.offset) }
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
     }
 }
 
@@ -120,7 +115,6 @@ impl Arena {
         Ok(Piece {
             mapping: chunk,
             offset,
-            bytes,
         })
     }
 }
@@ -134,10 +128,10 @@ mod tests {
         let mut arena = Arena::default();
         let sizes = [1usize, 64, 100, CHUNK_BYTES + 1, 320];
         let pieces: Vec<Piece> = sizes.iter().map(|&b| arena.take(b).unwrap()).collect();
-        for (mark, piece) in pieces.iter().enumerate() {
+        for (mark, (piece, bytes)) in pieces.iter().zip(sizes).enumerate() {
             assert_eq!(piece.start() as usize % 64, 0);
-            // SAFETY: the piece is ours and of this length.
-            let all = unsafe { std::slice::from_raw_parts_mut(piece.start(), piece.bytes()) };
+            // SAFETY: the piece is ours and was asked for with this length.
+            let all = unsafe { std::slice::from_raw_parts_mut(piece.start(), bytes) };
             assert!(all.iter().all(|&b| b == 0), "another piece wrote here");
             all.fill(mark as u8 + 1);
         }

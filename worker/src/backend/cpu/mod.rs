@@ -10,8 +10,9 @@
 //! | `attention` | paged KV, RoPE, attention |
 //! | `pool` | threads |
 //!
-//! Every matrix product sums in the same order whatever the number of threads or of rows beside
-//! it, so a sequence's results do not depend on what it is batched with.
+//! Every product and every attention query sums in the same order whatever the number of threads
+//! or of rows beside it: a sequence's results do not depend, to the last bit, on what it is
+//! batched with.
 
 mod attention;
 mod lanes;

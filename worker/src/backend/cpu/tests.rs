@@ -1,1 +1,485 @@
+//! Each kernel on each instruction set this machine has, against plain f64 arithmetic.
 
+use super::*;
+use crate::model::SequenceSlice;
+use half::{bf16, f16};
+use trireme_shared::limits::PAGE_TOKENS;
+use trireme_shared::model::random::SplitMix;
+use trireme_shared::model::{DType, Rope, RopeStyle};
+
+const DTYPES: [DType; 6] = [
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q8_0,
+    DType::F16,
+    DType::BF16,
+    DType::F32,
+];
+
+fn backends() -> impl Iterator<Item = Cpu> {
+    let isas = Isa::ALL.into_iter().filter(|isa| isa.available());
+    isas.map(|isa| Cpu::new(isa, 2).unwrap())
+}
+
+fn uniform(random: &mut SplitMix, count: usize) -> Vec<f32> {
+    (0..count).map(|_| random.uniform()).collect()
+}
+
+/// A tensor of arbitrary bit patterns, extremes included, with sane scales.
+fn file_bytes(random: &mut SplitMix, dtype: DType, elements: usize) -> Vec<u8> {
+    let blocks = elements / dtype.block_elements();
+    let mut out = Vec::new();
+    for _ in 0..blocks {
+        let value = random.uniform();
+        let scale = f16::from_f32(0.01 + 0.01 * random.uniform().abs()).to_le_bytes();
+        let mut bytes = |count: usize| -> Vec<u8> {
+            (0..count)
+                .map(|_| match random.below(8) {
+                    0 => 0x80,
+                    1 => 0xff,
+                    2 => 0x7f,
+                    _ => random.below(256) as u8,
+                })
+                .collect()
+        };
+        match dtype {
+            DType::F32 => out.extend(value.to_le_bytes()),
+            DType::F16 => out.extend(f16::from_f32(value).to_le_bytes()),
+            DType::BF16 => out.extend(bf16::from_f32(value).to_le_bytes()),
+            DType::Q4_0 => out.extend([&scale[..], &bytes(16)].concat()),
+            DType::Q4_1 => {
+                let least = f16::from_f32(value * 0.1).to_le_bytes();
+                out.extend([&scale[..], &least[..], &bytes(16)].concat());
+            }
+            DType::Q8_0 => out.extend([&scale[..], &bytes(32)].concat()),
+        }
+    }
+    out
+}
+
+fn view(dtype: DType, rows: usize, columns: usize, bytes: &[u8]) -> WeightView<'_> {
+    WeightView {
+        dtype,
+        rows,
+        columns,
+        bytes,
+        stride: bytes.len() / rows,
+    }
+}
+
+/// `x * w^T` in f64.
+fn product(w: &WeightView<'_>, x: &[f32]) -> Vec<f64> {
+    let weights: Vec<Vec<f32>> = (0..w.rows).map(|r| w.row_f32(r)).collect();
+    let dot = |x: &[f32], w: &[f32]| -> f64 {
+        x.iter()
+            .zip(w)
+            .map(|(&x, &w)| f64::from(x) * f64::from(w))
+            .sum()
+    };
+    x.chunks(w.columns)
+        .flat_map(|x| weights.iter().map(move |w| dot(x, w)))
+        .collect()
+}
+
+/// What the int8 form of the rows stands for.
+fn as_int8(x: &[f32]) -> Vec<f32> {
+    x.chunks(BLOCK)
+        .flat_map(|block| {
+            let scale = block.iter().fold(0f32, |a, v| a.max(v.abs())) / 127.0;
+            block
+                .iter()
+                .map(move |v| scale * (v * (1.0 / scale)).round_ties_even())
+        })
+        .collect()
+}
+
+fn assert_near(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let size = want.iter().fold(0f64, |a, v| a.max(v.abs()));
+    for (at, (&g, &w)) in got.iter().zip(want).enumerate() {
+        let off = (f64::from(g) - w).abs();
+        assert!(off <= tolerance * size, "{what}: [{at}] is {g}, not {w}");
+    }
+}
+
+#[test]
+fn products_of_every_format_shape_and_row_count() {
+    let mut random = SplitMix(1);
+    for mut cpu in backends() {
+        for dtype in DTYPES {
+            // Below a tile, one odd tile, odd groups, and enough tiles for wide groups.
+            for (outputs, columns) in [(3, 32), (17, 96), (100, 64), (1_553, 32)] {
+                let bytes = file_bytes(&mut random, dtype, outputs * columns);
+                let w = view(dtype, outputs, columns, &bytes);
+                let matrix = cpu.matrix(&w).unwrap();
+                for rows in [1, 2, 3, 7, 8, 15, 70] {
+                    let values = uniform(&mut random, rows * columns);
+                    let (mut x, mut out) = (CpuRows::default(), CpuRows::default());
+                    cpu.upload(&values, columns, &mut x);
+                    cpu.linear(&mut x, &mut [(&matrix, &mut out)]);
+                    let quantised = matrix.format.is_quantised();
+                    let seen = if quantised { as_int8(&values) } else { values };
+                    let what = format!("{:?} {dtype:?} {rows} x {columns} -> {outputs}", cpu.isa);
+                    assert_near(&out.data, &product(&w, &seen), 2e-6, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_8_bit_products_do_not_saturate() {
+    for mut cpu in backends() {
+        let block: Vec<u8> = [&f16::from_f32(1.0).to_le_bytes()[..], &[0x80; 32]].concat();
+        let bytes = block.repeat(16 * 2);
+        let matrix = cpu.matrix(&view(DType::Q8_0, 16, 64, &bytes)).unwrap();
+        for value in [1.0f32, -1.0] {
+            let (mut x, mut out) = (CpuRows::default(), CpuRows::default());
+            cpu.upload(&[value; 64], 64, &mut x);
+            cpu.linear(&mut x, &mut [(&matrix, &mut out)]);
+            let want = vec![f64::from(value) * -128.0 * 64.0; 16];
+            assert_near(&out.data, &want, 1e-6, &format!("{:?}", cpu.isa));
+        }
+    }
+}
+
+#[test]
+fn several_matrices_of_one_input_and_columns_cut_out_of_rows() {
+    let mut random = SplitMix(2);
+    for mut cpu in backends() {
+        let x_values = uniform(&mut random, 2 * 64);
+        let (q, v) = (
+            file_bytes(&mut random, DType::Q4_1, 40 * 64),
+            file_bytes(&mut random, DType::F16, 24 * 64),
+        );
+        let (wq, wv) = (view(DType::Q4_1, 40, 64, &q), view(DType::F16, 24, 64, &v));
+        let (mq, mv) = (cpu.matrix(&wq).unwrap(), cpu.matrix(&wv).unwrap());
+        let (mut x, mut oq, mut ov) = Default::default();
+        cpu.upload(&x_values, 64, &mut x);
+        cpu.linear(&mut x, &mut [(&mq, &mut oq), (&mv, &mut ov)]);
+        assert_near(
+            &oq.data,
+            &product(&wq, &as_int8(&x_values)),
+            2e-6,
+            "mixed q",
+        );
+        assert_near(&ov.data, &product(&wv, &x_values), 2e-6, "mixed v");
+
+        // Columns 32..64 of the same tensor.
+        let cut = WeightView {
+            columns: 32,
+            bytes: &q[20..],
+            ..wq
+        };
+        let matrix = cpu.matrix(&cut).unwrap();
+        let half: Vec<f32> = x_values[..32].to_vec();
+        let (mut x, mut out) = (CpuRows::default(), CpuRows::default());
+        cpu.upload(&half, 32, &mut x);
+        cpu.linear(&mut x, &mut [(&matrix, &mut out)]);
+        assert_near(
+            &out.data,
+            &product(&cut, &as_int8(&half)),
+            2e-6,
+            "cut columns",
+        );
+    }
+}
+
+#[test]
+fn embedding_rows_come_back_as_the_file_has_them() {
+    let mut random = SplitMix(3);
+    for dtype in DTYPES {
+        let mut cpu = Cpu::new(Isa::Portable, 1).unwrap();
+        let bytes = file_bytes(&mut random, dtype, 53 * 96);
+        let w = view(dtype, 53, 96, &bytes);
+        let table = cpu.matrix(&w).unwrap();
+        let mut out = CpuRows::default();
+        cpu.embed(
+            &table,
+            Span::new(100, 153),
+            &[152, 99, 100, 153, 120],
+            &mut out,
+        );
+        let zero = vec![0.0; 96];
+        let want = [
+            w.row_f32(52),
+            zero.clone(),
+            w.row_f32(0),
+            zero,
+            w.row_f32(20),
+        ]
+        .concat();
+        assert_eq!(out.data, want, "{dtype:?}");
+    }
+}
+
+#[test]
+fn norm_and_gated_ffn() {
+    let mut random = SplitMix(4);
+    for mut cpu in backends() {
+        for (gate_type, up_type) in [
+            (DType::F32, DType::F32),
+            (DType::Q4_1, DType::Q4_1),
+            (DType::Q8_0, DType::Q4_0),
+        ] {
+            for (ffn, columns) in [(32, 64), (160, 32), (1_568, 32)] {
+                let (g, u) = (
+                    file_bytes(&mut random, gate_type, ffn * columns),
+                    file_bytes(&mut random, up_type, ffn * columns),
+                );
+                let (gate, up) = (
+                    view(gate_type, ffn, columns, &g),
+                    view(up_type, ffn, columns, &u),
+                );
+                let gated = cpu.gated(&gate, &up).unwrap();
+                let rows = 11;
+                let values = uniform(&mut random, rows * columns);
+                let weight = uniform(&mut random, columns);
+                let (mut x, mut normed, mut out) = Default::default();
+                cpu.upload(&values, columns, &mut x);
+                cpu.rms_norm(&x, &weight, 1e-5, &mut normed);
+                let mut want = Vec::new();
+                for row in values.chunks(columns) {
+                    let mean: f64 =
+                        row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / columns as f64;
+                    let factor = 1.0 / (mean + 1e-5).sqrt();
+                    want.extend(
+                        row.iter()
+                            .zip(&weight)
+                            .map(|(&v, &w)| f64::from(v) * factor * f64::from(w)),
+                    );
+                }
+                let what = format!("{:?} {gate_type:?}", cpu.isa);
+                assert_near(&normed.data, &want, 1e-6, &what);
+
+                let input = if gate_type == DType::F32 {
+                    normed.data.clone()
+                } else {
+                    as_int8(&normed.data)
+                };
+                cpu.gated_ffn(&mut normed, &gated, &mut out);
+                let (gates, ups) = (product(&gate, &input), product(&up, &input));
+                let want: Vec<f64> = gates
+                    .iter()
+                    .zip(&ups)
+                    .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
+                    .collect();
+                assert_near(&out.data, &want, 1e-5, &what);
+                if out.is_quantised {
+                    let mut fresh = CpuRows::default();
+                    cpu.upload(&out.data, ffn, &mut fresh);
+                    cpu.quantise_rows(&mut fresh);
+                    assert_eq!(fresh.quants, out.quants, "{what}");
+                    assert_eq!(fresh.scaled_totals, out.scaled_totals, "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn odd_widths_and_zero_or_tiny_rows_are_harmless() {
+    for mut cpu in backends() {
+        let (mut x, mut out) = (CpuRows::default(), CpuRows::default());
+        cpu.upload(&[0.5; 37], 37, &mut x);
+        cpu.rms_norm(&x, &vec![2.0; 37], 0.0, &mut out);
+        assert_near(&out.data, &[2.0; 37], 1e-6, "odd width");
+
+        let mut values = vec![0.0; 64];
+        values[40] = 1e-42;
+        cpu.upload(&values, 64, &mut x);
+        cpu.quantise_rows(&mut x);
+        assert!(x.quants.iter().all(|&q| q == 0) && x.totals == [0, 0]);
+        assert!(x.scales.iter().all(|s| s.is_finite()));
+    }
+}
+
+/// Rotation and attention, one query at a time, in f64.
+struct Reference {
+    rope: Rope,
+    heads: usize,
+    group: usize,
+    dim: usize,
+}
+
+impl Reference {
+    fn rotated(&self, head: &[f32], position: usize) -> Vec<f64> {
+        let mut out: Vec<f64> = head.iter().map(|&v| f64::from(v)).collect();
+        let half = self.rope.dims as usize / 2;
+        for pair in 0..half {
+            let (a, b) = match self.rope.style {
+                RopeStyle::Interleaved => (2 * pair, 2 * pair + 1),
+                RopeStyle::Halves => (pair, pair + half),
+            };
+            let power = -2.0 * pair as f64 / f64::from(self.rope.dims);
+            let (s, c) = (position as f64 * f64::from(self.rope.theta).powf(power)).sin_cos();
+            (out[a], out[b]) = (out[a] * c - out[b] * s, out[a] * s + out[b] * c);
+        }
+        out
+    }
+
+    /// Output of the last of `rows` rows of q, k and v, which stand at positions 0, 1, ...
+    fn last(&self, q: &[f32], k: &[f32], v: &[f32], rows: usize) -> Vec<f64> {
+        let half = |v: f64| f64::from(f16::from_f64(v).to_f32());
+        let (kv_width, q_width) = (self.heads * self.dim, self.heads * self.group * self.dim);
+        let mut out = Vec::new();
+        for head in 0..self.heads * self.group {
+            let at = (rows - 1) * q_width + head * self.dim;
+            let query = self.rotated(&q[at..at + self.dim], rows - 1);
+            let place = |row: usize| row * kv_width + head / self.group * self.dim;
+            let scores: Vec<f64> = (0..rows)
+                .map(|row| {
+                    let key = self.rotated(&k[place(row)..place(row) + self.dim], row);
+                    let dot: f64 = query.iter().zip(&key).map(|(q, &k)| q * half(k)).sum();
+                    (dot / (self.dim as f64).sqrt()).exp()
+                })
+                .collect();
+            let sum: f64 = scores.iter().sum();
+            out.extend((0..self.dim).map(|d| {
+                let weighted = scores.iter().enumerate();
+                weighted
+                    .map(|(row, s)| s * half(f64::from(v[place(row) + d])))
+                    .sum::<f64>()
+                    / sum
+            }));
+        }
+        out
+    }
+}
+
+#[test]
+fn attention_over_pages_of_long_short_and_resumed_sequences() {
+    let mut random = SplitMix(5);
+    for mut cpu in backends() {
+        for (heads, group, dim, rope_dims, style) in [
+            (1, 3, 64, 64, RopeStyle::Interleaved),
+            (2, 1, 16, 16, RopeStyle::Halves),
+            (1, 8, 24, 16, RopeStyle::Halves),
+            (3, 2, 7, 4, RopeStyle::Interleaved),
+        ] {
+            let rope = Rope {
+                theta: 100.0,
+                dims: rope_dims,
+                style,
+            };
+            let reference = Reference {
+                rope,
+                heads,
+                group,
+                dim,
+            };
+            let shape = KvShape {
+                layers: 2,
+                pages: 16,
+                heads,
+                head_dim: dim,
+            };
+            let mut kv = cpu.kv(shape).unwrap();
+            let (q_width, kv_width) = (heads * group * dim, heads * dim);
+            // Two sequences; the second step goes on with both, in chunks of their own.
+            let lengths = [53usize, 19];
+            let all: Vec<[Vec<f32>; 3]> = lengths
+                .map(|n| {
+                    // Large values make the softmax sharp and its running maximum move.
+                    let mut large = |width: usize| -> Vec<f32> {
+                        uniform(&mut random, n * width)
+                            .iter()
+                            .map(|v| v * 3.0)
+                            .collect()
+                    };
+                    [large(q_width), large(kv_width), large(kv_width)]
+                })
+                .into();
+            let pages = [vec![9u32, 2, 15, 4], vec![0, 7]];
+            for range in [[0usize..33, 0..1], [33..34, 1..19], [34..53, 19..19]] {
+                let mut sequences = Vec::new();
+                let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
+                let (mut cosines, mut sines, mut first) = (Vec::new(), Vec::new(), 0);
+                for (s, range) in range.iter().enumerate().filter(|(_, r)| !r.is_empty()) {
+                    sequences.push(SequenceSlice {
+                        first,
+                        len: range.len() as u32,
+                        context: range.start as u32,
+                        pages: pages[s].clone(),
+                    });
+                    first += range.len() as u32;
+                    q.extend(&all[s][0][range.start * q_width..range.end * q_width]);
+                    k.extend(&all[s][1][range.start * kv_width..range.end * kv_width]);
+                    v.extend(&all[s][2][range.start * kv_width..range.end * kv_width]);
+                    for position in range.clone() {
+                        for pair in 0..rope_dims / 2 {
+                            let power = -2.0 * f64::from(pair) / f64::from(rope_dims);
+                            let angle = position as f64 * 100f64.powf(power);
+                            cosines.push(angle.cos() as f32);
+                            sines.push(angle.sin() as f32);
+                        }
+                    }
+                }
+                let step = Step {
+                    sequences: &sequences,
+                    cosines: &cosines,
+                    sines: &sines,
+                    rope,
+                    group,
+                };
+                let (mut rows_q, mut rows_k, mut rows_v, mut out) = Default::default();
+                cpu.upload(&q, q_width, &mut rows_q);
+                cpu.upload(&k, kv_width, &mut rows_k);
+                cpu.upload(&v, kv_width, &mut rows_v);
+                cpu.rope_append(&step, &mut rows_q, &rows_k, &rows_v, &mut kv, 1);
+                cpu.attention(&step, &rows_q, &kv, 1, &mut out);
+                let mut got = out.data.chunks(q_width);
+                for (s, range) in range.iter().enumerate() {
+                    for position in range.clone() {
+                        let [q, k, v] = &all[s];
+                        let want = reference.last(q, k, v, position + 1);
+                        let what = format!("{:?} dim {dim} seq {s} pos {position}", cpu.isa);
+                        assert_near(got.next().unwrap(), &want, 1e-3, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn values_of_unwritten_tokens_never_matter() {
+    let mut cpu = Cpu::new(Isa::detect(), 1).unwrap();
+    let shape = KvShape {
+        layers: 1,
+        pages: 1,
+        heads: 1,
+        head_dim: 16,
+    };
+    let mut kv = cpu.kv(shape).unwrap();
+    let rope = Rope {
+        theta: 1.0,
+        dims: 2,
+        style: RopeStyle::Halves,
+    };
+    let mut run = |tokens: usize, value: f32| {
+        let sequences = [SequenceSlice {
+            first: 0,
+            len: tokens as u32,
+            context: 0,
+            pages: vec![0],
+        }];
+        let (ones, zeroes) = (vec![1.0; tokens], vec![0.0; tokens]);
+        let step = Step {
+            sequences: &sequences,
+            cosines: &ones,
+            sines: &zeroes,
+            rope,
+            group: 1,
+        };
+        let (mut q, mut k, mut out) = Default::default();
+        cpu.upload(&vec![value; tokens * 16], 16, &mut q);
+        cpu.upload(&vec![value; tokens * 16], 16, &mut k);
+        cpu.rope_append(&step, &mut q, &k, &k, &mut kv, 0);
+        cpu.attention(&step, &q, &kv, 0, &mut out);
+        out.data[..16].to_vec()
+    };
+    // A page full of a former owner's infinities.
+    run(PAGE_TOKENS, f32::INFINITY);
+    assert_eq!(run(1, 0.5), [0.5; 16]);
+}

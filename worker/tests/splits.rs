@@ -1,0 +1,364 @@
+//! A split model answers as the whole one does: tensor parallel with uneven shares, pipeline
+//! parallel, both. And, to the last bit, a sequence's logits do not depend on its chunks or on what
+//! it is batched with. Random models, every storage type.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Barrier, Mutex};
+use trireme_shared::limits::PAGE_TOKENS;
+use trireme_shared::model::random::RandomModel;
+use trireme_shared::model::{DType, Manifest, RankShare};
+use trireme_worker::backend::Isa;
+use trireme_worker::loader;
+use trireme_worker::model::{Batch, Forward, ForwardError, RankModel, Runtime, SequenceSlice};
+use trireme_worker::parallel::{Abort, Collective, LinkError, Solo};
+
+const PAGES: usize = 40;
+
+/// Threads of this process that add up in rank order.
+#[derive(Clone)]
+struct Threads {
+    rank: usize,
+    size: usize,
+    barrier: Arc<Barrier>,
+    slots: Arc<Mutex<Vec<Vec<f32>>>>,
+}
+
+impl Threads {
+    fn group(size: usize) -> Vec<Self> {
+        let barrier = Arc::new(Barrier::new(size));
+        let slots = Arc::new(Mutex::new(vec![Vec::new(); size]));
+        (0..size)
+            .map(|rank| Self {
+                rank,
+                size,
+                barrier: barrier.clone(),
+                slots: slots.clone(),
+            })
+            .collect()
+    }
+}
+
+impl Collective for Threads {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+    fn size(&self) -> usize {
+        self.size
+    }
+    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), LinkError> {
+        self.slots.lock().unwrap()[self.rank] = values.to_vec();
+        self.barrier.wait();
+        values.fill(0.0);
+        for theirs in self.slots.lock().unwrap().iter() {
+            assert_eq!(theirs.len(), values.len());
+            values.iter_mut().zip(theirs).for_each(|(v, t)| *v += t);
+        }
+        self.barrier.wait();
+        Ok(())
+    }
+    fn gather(&mut self, _: &[f32], _: &[usize], _: &mut Vec<f32>) -> Result<(), LinkError> {
+        unreachable!("the model does not gather")
+    }
+}
+
+/// A whole model in stages and ranks.
+struct Split {
+    stages: Vec<Vec<RankModel>>,
+}
+
+impl Split {
+    fn load(manifest: &Manifest, weights: &[Vec<u64>], threads: usize) -> Self {
+        let runtime = Runtime {
+            threads,
+            isa: Isa::detect(),
+            kv_pages: PAGES,
+        };
+        let shares = manifest.shares(weights).unwrap();
+        let load = |share: &RankShare| {
+            RankModel::load(manifest, share, &runtime, &|_, _| {}, &Abort::default()).unwrap()
+        };
+        let stages = shares
+            .chunks(weights[0].len())
+            .map(|stage| stage.iter().map(load).collect())
+            .collect();
+        Self { stages }
+    }
+
+    /// `outputs x vocab`, from all ranks' spans.
+    fn logits(&mut self, batch: &Batch) -> Vec<Vec<f32>> {
+        let mut input: Option<Vec<f32>> = None;
+        let last = self.stages.len() - 1;
+        let mut rows = vec![Vec::new(); batch.outputs.len()];
+        for (number, ranks) in self.stages.iter_mut().enumerate() {
+            let links = Threads::group(ranks.len());
+            let input_here = input.take();
+            let results: Vec<Vec<f32>> = std::thread::scope(|scope| {
+                let running: Vec<_> = ranks
+                    .iter_mut()
+                    .zip(links)
+                    .map(|(model, mut link)| {
+                        let input = input_here.as_deref();
+                        scope.spawn(
+                            move || match model.forward(batch, input, &mut link).unwrap() {
+                                Forward::Hidden(values) => {
+                                    assert!(number < last);
+                                    values.to_vec()
+                                }
+                                Forward::Logits(values) => {
+                                    assert_eq!(number, last);
+                                    values.to_vec()
+                                }
+                            },
+                        )
+                    })
+                    .collect();
+                running.into_iter().map(|r| r.join().unwrap()).collect()
+            });
+            if number < last {
+                assert!(results.iter().all(|r| *r == results[0]), "ranks disagree");
+                input = results.into_iter().next();
+            } else {
+                for (model, logits) in ranks.iter().zip(results) {
+                    let width = model.share().vocab.len() as usize;
+                    for (row, part) in rows.iter_mut().zip(logits.chunks(width)) {
+                        row.extend_from_slice(part);
+                    }
+                }
+            }
+        }
+        rows
+    }
+}
+
+/// A random model's file, removed when dropped.
+struct TestFile {
+    path: PathBuf,
+    manifest: Manifest,
+}
+
+impl TestFile {
+    fn new(name: &str, model: &RandomModel) -> Self {
+        let name = format!("trireme-splits-{}-{name}.gguf", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        model.write_gguf(&path).unwrap();
+        let manifest = Manifest::open(&path).unwrap();
+        Self { path, manifest }
+    }
+}
+
+impl Drop for TestFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Every storage type, with heads and FFN widths that split unevenly, and odd vocabularies.
+fn models() -> Vec<(&'static str, RandomModel)> {
+    let tiny = |dtype, embedding_dtype| RandomModel {
+        dtype,
+        embedding_dtype,
+        vocab: 283,
+        ..RandomModel::tiny(7)
+    };
+    vec![
+        ("f32", tiny(DType::F32, DType::F32)),
+        (
+            "f16",
+            RandomModel {
+                tied_embeddings: false,
+                ..tiny(DType::F16, DType::BF16)
+            },
+        ),
+        ("q4_0", tiny(DType::Q4_0, DType::Q8_0)),
+        (
+            "q4_1",
+            RandomModel {
+                tied_embeddings: false,
+                ..tiny(DType::Q4_1, DType::F16)
+            },
+        ),
+        ("q8_0", tiny(DType::Q8_0, DType::Q4_1)),
+    ]
+}
+
+fn tokens(count: usize, salt: usize) -> Vec<u32> {
+    (0..count)
+        .map(|i| ((i * 37 + salt * 101 + i * i) % 270) as u32)
+        .collect()
+}
+
+/// `tokens` of one sequence from `context` on, over pages from `page` on, all rows wanted.
+fn slice(first: usize, len: usize, context: usize, page: usize) -> SequenceSlice {
+    let count = (context + len).div_ceil(PAGE_TOKENS);
+    SequenceSlice {
+        first: first as u32,
+        len: len as u32,
+        context: context as u32,
+        pages: (page..page + count).map(|p| p as u32).collect(),
+    }
+}
+
+fn prompt(tokens: &[u32], page: usize) -> Batch {
+    Batch {
+        tokens: tokens.to_vec(),
+        sequences: vec![slice(0, tokens.len(), 0, page)],
+        outputs: (0..tokens.len() as u32).collect(),
+    }
+}
+
+fn assert_close(got: &[Vec<f32>], want: &[Vec<f32>], tolerance: f32, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let size = want.iter().flatten().fold(0f32, |a, v| a.max(v.abs()));
+    assert!(
+        size > 0.0 && size.is_finite(),
+        "{what}: logits of size {size}"
+    );
+    for (row, (got, want)) in got.iter().zip(want).enumerate() {
+        assert_eq!(got.len(), want.len(), "{what}");
+        for (g, w) in got.iter().zip(want) {
+            assert!(
+                (g - w).abs() <= tolerance * size,
+                "{what}: row {row}: {g}, not {w}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_split_agrees_with_the_whole_model() {
+    for (name, model) in models() {
+        let file = TestFile::new(&format!("agree-{name}"), &model);
+        let batch = prompt(&tokens(45, 1), 3);
+        let want = Split::load(&file.manifest, &[vec![1]], 1).logits(&batch);
+        // int8 activations round differently where sums differ in the last bit.
+        let tolerance = if name.starts_with('q') { 2e-2 } else { 2e-3 };
+        for (split, weights) in [
+            ("two threads", vec![vec![1]]),
+            ("tp2 uneven", vec![vec![2, 1]]),
+            ("tp3", vec![vec![1, 1, 1]]),
+            ("pp2", vec![vec![1], vec![1]]),
+            ("tp2 x pp2", vec![vec![1, 2], vec![2, 1]]),
+        ] {
+            let got = Split::load(&file.manifest, &weights, 2).logits(&batch);
+            let tolerance = if split == "two threads" {
+                0.0
+            } else {
+                tolerance
+            };
+            assert_close(&got, &want, tolerance, &format!("{name} {split}"));
+        }
+    }
+}
+
+#[test]
+fn chunks_decode_and_neighbours_do_not_change_a_sequence() {
+    for (name, model) in models() {
+        let file = TestFile::new(&format!("chunks-{name}"), &model);
+        let mut split = Split::load(&file.manifest, &[vec![1]], 2);
+        let (a, b) = (tokens(41, 1), tokens(23, 2));
+        let (want_a, want_b) = (split.logits(&prompt(&a, 0)), split.logits(&prompt(&b, 10)));
+
+        // The same two, together: a in chunks of 17 and then token by token, b the other way.
+        let (mut got_a, mut got_b) = (Vec::new(), Vec::new());
+        let (mut at_a, mut at_b) = (0, 0);
+        while at_a < a.len() || at_b < b.len() {
+            let take_a = (if at_a < 34 { 17 } else { 1 }).min(a.len() - at_a);
+            let take_b = (if at_b < 5 { 1 } else { 18 }).min(b.len() - at_b);
+            let mut batch = Batch::default();
+            for (all, at, take, page) in [(&a, at_a, take_a, 20), (&b, at_b, take_b, 30)] {
+                if take > 0 {
+                    batch
+                        .sequences
+                        .push(slice(batch.tokens.len(), take, at, page));
+                    batch.tokens.extend(&all[at..at + take]);
+                }
+            }
+            batch.outputs = (0..batch.tokens.len() as u32).collect();
+            let rows = split.logits(&batch);
+            got_a.extend_from_slice(&rows[..take_a]);
+            got_b.extend_from_slice(&rows[take_a..]);
+            at_a += take_a;
+            at_b += take_b;
+        }
+        assert_eq!(got_a, want_a, "{name}: the first sequence");
+        assert_eq!(got_b, want_b, "{name}: the second sequence");
+    }
+}
+
+#[test]
+fn ranks_read_every_weight_once_between_them() {
+    for (name, model) in models() {
+        let file = TestFile::new(&format!("bytes-{name}"), &model);
+        let manifest = &file.manifest;
+        let files: u64 = std::fs::metadata(&file.path).unwrap().len();
+        let mut readers = vec![0u16; files as usize];
+        let shares = manifest.shares(&[vec![2, 1], vec![1, 1]]).unwrap();
+        for share in &shares {
+            let mut bytes = 0;
+            for role in loader::roles(manifest, share) {
+                let part = loader::part(manifest, share, role).unwrap();
+                bytes += part.bytes();
+                for row in 0..part.rows as u64 {
+                    let start = (part.offset + row * part.stride) as usize;
+                    for reader in &mut readers[start..start + part.run_bytes as usize] {
+                        *reader += 1;
+                    }
+                }
+            }
+            assert_eq!(bytes, manifest.share_bytes(share), "{name} {share:?}");
+        }
+        for (role, tensor) in &manifest.tensors {
+            use trireme_shared::model::TensorRole::*;
+            // Norms are on every rank of their stage; a tied embedding on both end stages.
+            let want = match role {
+                AttnNorm(_) | FfnNorm(_) | OutputNorm => 2,
+                Embedding if manifest.config.tied_embeddings => 2,
+                _ => 1,
+            };
+            let range = tensor.offset as usize..(tensor.offset + tensor.bytes) as usize;
+            assert!(readers[range].iter().all(|&r| r == want), "{name} {role:?}");
+        }
+        let read = readers.iter().filter(|&&r| r > 0).count() as u64;
+        assert_eq!(
+            read,
+            manifest.total_bytes(),
+            "{name}: bytes outside tensors were read"
+        );
+    }
+}
+
+#[test]
+fn a_bad_batch_or_a_cut_file_is_an_error() {
+    let (_, model) = models().remove(0);
+    let file = TestFile::new("bad", &model);
+    let mut split = Split::load(&file.manifest, &[vec![1]], 1);
+    let mut batch = prompt(&tokens(20, 0), 0);
+    batch.sequences[0].pages[1] = PAGES as u32;
+    let refused = split.stages[0][0].forward(&batch, None, &mut Solo);
+    assert!(matches!(refused, Err(ForwardError::Batch(_))));
+
+    let length = std::fs::metadata(&file.path).unwrap().len();
+    let open = std::fs::OpenOptions::new()
+        .write(true)
+        .open(&file.path)
+        .unwrap();
+    open.set_len(length / 2).unwrap();
+    let share = file.manifest.shares(&[vec![1]]).unwrap().remove(0);
+    let runtime = Runtime {
+        threads: 1,
+        isa: Isa::detect(),
+        kv_pages: 1,
+    };
+    let load =
+        |abort: &Abort| RankModel::load(&file.manifest, &share, &runtime, &|_, _| {}, abort).err();
+    let error = load(&Abort::default()).expect("half a file is refused");
+    assert!(error.to_string().contains("cannot read"), "{error}");
+    let stop = Abort::default();
+    stop.raise();
+    assert!(
+        load(&stop)
+            .expect("aborted")
+            .to_string()
+            .contains("stopped")
+    );
+}
