@@ -211,7 +211,10 @@ pub fn start(
     };
     let (status, deployment) = waiting.until_ready("weights", steps, running)?;
     parts.children.tell(Event::Serving);
-    let tenant = Client::new(&[coordinator.http.clone()], Some(api_key.clone()));
+    let tenant = Client::new(
+        std::slice::from_ref(&coordinator.http),
+        Some(api_key.clone()),
+    );
     let group = seen.config.group();
     Ok(Started {
         serving: Serving {
@@ -253,7 +256,7 @@ pub fn again(
 
 fn admin_client(coordinator: &CoordinatorFile) -> Client {
     Client::new(
-        &[coordinator.http.clone()],
+        std::slice::from_ref(&coordinator.http),
         Some(coordinator.admin_key.clone()),
     )
 }
@@ -428,7 +431,7 @@ fn joined(report: &StatusReport, pids: &[Option<u32>]) -> usize {
 fn demo_key(parts: &Parts, admin: &Client, coordinator: &CoordinatorFile) -> Result<String> {
     let path = parts.data_dir.join("demo.key");
     if let Ok(key) = fs::read_to_string(&path) {
-        let client = Client::new(&[coordinator.http.clone()], Some(key.clone()));
+        let client = Client::new(std::slice::from_ref(&coordinator.http), Some(key.clone()));
         if client
             .status_of("/v1/models")
             .is_ok_and(|status| status == 200)
