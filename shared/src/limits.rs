@@ -54,6 +54,18 @@ pub const GENERATE_STREAMS_MAX: u32 = (WAITING_SEQUENCES_MAX + STEP_SEQUENCES_MA
 /// Streams between two workers: each replica they share opens a few.
 pub const LINK_STREAMS_MAX: u32 = 256;
 
+/// Bytes a connection may have under way before the path is known: one all-reduce chunk each way
+/// and then some. The nodes of a cluster are near each other.
+pub const INITIAL_WINDOW_BYTES: u64 = 256 << 10;
+
+/// Longest that a received packet goes without an acknowledgement.
+pub const ACK_DELAY_MAX: Duration = Duration::from_millis(1);
+
+/// Receive and send buffers asked of the kernel for the UDP socket: several messages of 64 KiB
+/// from several peers, each counted by the kernel at up to twice its bytes. The system's own limit
+/// (`net.core.rmem_max`) may give less.
+pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
 /// Largest UDP payload tried on a path: a 9,000-byte jumbo frame less its headers.
 pub const UDP_PAYLOAD_BYTES_MAX: u16 = 8_900;
 
@@ -173,9 +185,6 @@ pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long a stream's answer may wait for its first event before the headers are sent anyway.
 /// Longer than `REPLICA_WAIT_MAX`, so that "no replica" is still a 503 and not a broken stream.
 pub const FIRST_EVENT_WAIT: Duration = Duration::from_secs(22);
-
-/// How long a client that has stopped reading is waited for.
-pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
 
 /// Events of one request's choices between their sessions and its answer.
 pub const SESSION_EVENTS_MAX: usize = 256;
@@ -413,9 +422,6 @@ pub const DISPATCH_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Silence of a driver in mid-sequence. Long, because a sequence may wait its turn behind a full
 /// waiting room; a driver that died is noticed by its connection.
 pub const GENERATE_SILENCE_MAX: Duration = Duration::from_secs(600);
-
-/// How long a sequence waits for a gateway that has stopped taking its events.
-pub const STREAM_STALL_MAX: Duration = Duration::from_secs(120);
 
 /// Resolving a model again after it could not be opened at a coordinator's start.
 pub const MODEL_RETRY_INTERVAL: Duration = Duration::from_secs(30);
