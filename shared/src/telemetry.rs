@@ -2,6 +2,7 @@
 //!
 //! Logs go to standard error, so that a command's answer on standard output can be piped.
 
+use std::io::IsTerminal;
 use std::str::FromStr;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -63,6 +64,8 @@ where
     })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(parsed)
+        // Log files hold text, not colours.
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(writer);
     Ok(match format {
         LogFormat::Human => Box::new(builder.compact().with_target(false).finish()),

@@ -173,9 +173,7 @@ impl Chat {
             });
         }
         term::out("");
-        if term::is_terminal() {
-            term::err(term::dim(&generation.summary()));
-        }
+        term::err(term::dim(&generation.summary()));
         Ok(())
     }
 

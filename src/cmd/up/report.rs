@@ -114,16 +114,13 @@ impl Serving {
         term::out(format!("  API key      {}", term::bold(&self.api_key)));
         term::out(format!("  model        {}", term::bold(self.model())));
         term::out("");
-        let body = serde_json::json!({
-            "model": self.model(),
-            "stream": true,
-            "messages": [{"role": "user", "content": "Hello!"}],
-        });
         term::out(format!(
             "  curl -N {}/chat/completions \\\n    -H 'Authorization: Bearer {}' \\\n    \
-             -H 'Content-Type: application/json' \\\n    -d '{body}'",
+             -H 'Content-Type: application/json' \\\n    -d '{{\"model\":{},\"stream\":true,\
+             \"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}'",
             self.endpoint(),
             self.api_key,
+            serde_json::Value::from(self.model()),
         ));
         term::out("");
         let plans = self

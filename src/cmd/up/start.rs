@@ -197,7 +197,9 @@ pub fn start(
     }
     let deployment = deploy(&admin, spec(args, &resolved, split), running, deadline)?;
     until_joined(&admin, &step, parts, running, deadline)?;
+    // All have certificates now: the token has done its work.
     parts.clean_up();
+    let _: TokenReport = admin.delete(&format!("/admin/v1/tokens/{}", token.id.0))?;
     step.done(&format!("{} joined", parts.workers.len()));
 
     let api_key = demo_key(parts, &admin, &coordinator)?;
