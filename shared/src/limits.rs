@@ -170,9 +170,6 @@ pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Longer than `REPLICA_WAIT_MAX`, so that "no replica" is still a 503 and not a broken stream.
 pub const FIRST_EVENT_WAIT: Duration = Duration::from_secs(22);
 
-/// How long a client that has stopped reading is waited for.
-pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
-
 /// Events of one request's choices between their sessions and its answer.
 pub const SESSION_EVENTS_MAX: usize = 256;
 
@@ -409,9 +406,6 @@ pub const DISPATCH_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Silence of a driver in mid-sequence. Long, because a sequence may wait its turn behind a full
 /// waiting room; a driver that died is noticed by its connection.
 pub const GENERATE_SILENCE_MAX: Duration = Duration::from_secs(600);
-
-/// How long a sequence waits for a gateway that has stopped taking its events.
-pub const STREAM_STALL_MAX: Duration = Duration::from_secs(120);
 
 /// Resolving a model again after it could not be opened at a coordinator's start.
 pub const MODEL_RETRY_INTERVAL: Duration = Duration::from_secs(30);
