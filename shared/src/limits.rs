@@ -50,6 +50,18 @@ pub const GENERATE_STREAMS_MAX: u32 = (WAITING_SEQUENCES_MAX + STEP_SEQUENCES_MA
 /// Streams between two workers: each replica they share opens a few.
 pub const LINK_STREAMS_MAX: u32 = 256;
 
+/// Bytes a connection may have under way before the path is known: one all-reduce chunk each way
+/// and then some. The nodes of a cluster are near each other.
+pub const INITIAL_WINDOW_BYTES: u64 = 256 << 10;
+
+/// Longest that a received packet goes without an acknowledgement.
+pub const ACK_DELAY_MAX: Duration = Duration::from_millis(1);
+
+/// Receive and send buffers asked of the kernel for the UDP socket: several messages of 64 KiB
+/// from several peers, each counted by the kernel at up to twice its bytes. The system's own limit
+/// (`net.core.rmem_max`) may give less.
+pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
 /// Largest UDP payload tried on a path: a 9,000-byte jumbo frame less its headers.
 pub const UDP_PAYLOAD_BYTES_MAX: u16 = 8_900;
 

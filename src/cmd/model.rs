@@ -6,10 +6,8 @@ use crate::{size, term};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
-use std::collections::BTreeMap;
+use serde_json::{Value, json};
 use std::io::IsTerminal;
-use trireme_shared::model::Manifest;
 use trireme_shared::source::{self, Progress, ResolveOptions, ResolvedModel};
 
 #[derive(Args)]
@@ -131,39 +129,27 @@ fn pull(source: &str, sha256: Option<String>, as_json: bool) -> Result<()> {
 
 fn inspect(source: &str, as_json: bool) -> Result<()> {
     let resolved = fetch(source)?;
-    let manifest = Manifest::open(&resolved.path).map_err(|error| {
+    let seen = source::inspect(&resolved.path).map_err(|error| {
         Failure::new(
             "the model file cannot be used",
             "fetch it again, or choose another model",
         )
         .because(error)
     })?;
-    let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
-    for tensor in manifest.tensors.values() {
-        let entry = types.entry(format!("{:?}", tensor.dtype)).or_default();
-        entry.0 += 1;
-        entry.1 += tensor.bytes;
-    }
-    let bytes: u64 = types.values().map(|(_, bytes)| bytes).sum();
-    let config = &manifest.config;
     if as_json {
-        return term::json(&json!({
-            "name": manifest.name.as_deref().unwrap_or(&resolved.name),
-            "path": resolved.path,
-            "sha256": resolved.sha256,
-            "config": config,
-            "tensors": manifest.tensors.len(),
-            "weight_bytes": bytes,
-            "types": types.iter().map(|(name, (count, bytes))| {
-                json!({"type": name, "tensors": count, "bytes": bytes})
-            }).collect::<Vec<_>>(),
-            "files": manifest.files,
-        }));
+        return term::json(&seen);
     }
-    term::out(term::bold(
-        manifest.name.as_deref().unwrap_or(&resolved.name),
-    ));
+    let config = &seen.config;
+    term::out(term::bold(seen.name.as_deref().unwrap_or(&resolved.name)));
     let lines = [
+        (
+            "parameters",
+            format!("{:.1} million", seen.parameters as f64 / 1e6),
+        ),
+        (
+            "weights",
+            format!("{} in {} tensors", size::bytes(seen.bytes), seen.tensors),
+        ),
         ("layers", config.layers.to_string()),
         ("hidden", config.hidden.to_string()),
         (
@@ -173,39 +159,80 @@ fn inspect(source: &str, as_json: bool) -> Result<()> {
                 config.heads, config.head_dim, config.kv_heads
             ),
         ),
-        ("FFN", config.ffn.to_string()),
+        ("FFN columns", config.ffn.to_string()),
         ("vocabulary", config.vocab.to_string()),
-        ("context", config.context.to_string()),
-        (
-            "weights",
-            format!(
-                "{} in {} tensors",
-                size::bytes(bytes),
-                manifest.tensors.len()
-            ),
-        ),
+        ("context", format!("{} tokens", config.context)),
         (
             "splits",
-            format!("tp up to {}, pp up to {}", config.kv_heads, config.layers),
+            format!(
+                "tp up to {}, pp up to {}",
+                seen.tensor_parallel_max, seen.pipeline_parallel_max
+            ),
         ),
     ];
     for (name, value) in lines {
         term::out(format!("  {name:12} {value}"));
     }
-    for file in &manifest.files {
+    for file in &seen.files {
         term::out(format!("  {:12} {}", "file", file.display()));
     }
-    let rows = types
-        .into_iter()
-        .map(|(name, (count, bytes))| vec![name, count.to_string(), size::bytes(bytes)])
+    let rows = seen.bytes_by_type.iter();
+    let rows = rows
+        .map(|(name, bytes)| vec![name.clone(), size::bytes(*bytes)])
         .collect();
-    term::out(format!(
-        "\n{}",
-        term::table(&["type", ">tensors", ">bytes"], rows)
-    ));
+    term::out(format!("\n{}", term::table(&["type", ">bytes"], rows)));
     Ok(())
 }
 
-fn list(_client: &ClientArgs) -> Result<()> {
+fn list(client: &ClientArgs) -> Result<()> {
+    let catalogue = source::list(&ResolveOptions::default());
+    // Which models are served is an extra: without a cluster the catalogue stands alone.
+    let served: Option<Value> = client.tenant().ok().and_then(|c| c.get("/v1/models").ok());
+    let served: Vec<String> = served
+        .iter()
+        .flat_map(|answer| answer["data"].as_array().into_iter().flatten())
+        .filter_map(|model| model["id"].as_str().map(str::to_owned))
+        .collect();
+    if client.json {
+        return term::json(&json!({"catalogue": catalogue, "served": served}));
+    }
+    let mut rows: Vec<Vec<String>> = catalogue
+        .iter()
+        .map(|item| {
+            let place = if item.path.is_some() {
+                "in the cache"
+            } else {
+                "to be fetched"
+            };
+            vec![
+                item.name.clone(),
+                size::bytes(item.bytes),
+                place.to_owned(),
+                if served.contains(&item.name) {
+                    "yes"
+                } else {
+                    "no"
+                }
+                .to_owned(),
+                item.title.clone(),
+            ]
+        })
+        .collect();
+    for name in served
+        .iter()
+        .filter(|name| catalogue.iter().all(|item| item.name != **name))
+    {
+        rows.push(vec![
+            name.clone(),
+            "-".into(),
+            "-".into(),
+            "yes".into(),
+            "-".into(),
+        ]);
+    }
+    term::out(term::table(
+        &["name", ">size", "file", "served", "title"],
+        rows,
+    ));
     Ok(())
 }

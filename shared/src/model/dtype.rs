@@ -42,7 +42,7 @@ impl DType {
     /// product overflows.
     pub fn bytes_of(self, elements: u64) -> Option<u64> {
         let block = self.block_elements() as u64;
-        if elements % block != 0 {
+        if !elements.is_multiple_of(block) {
             return None;
         }
         (elements / block).checked_mul(self.block_bytes() as u64)

@@ -257,7 +257,10 @@ fn model_config(config: Config) -> Result<ModelConfig, String> {
     }
     let head_dim = match config.head_dim {
         Some(n) => n,
-        None if config.hidden_size % config.num_attention_heads == 0 => {
+        None if config
+            .hidden_size
+            .is_multiple_of(config.num_attention_heads) =>
+        {
             config.hidden_size / config.num_attention_heads
         }
         None => return Err("has a hidden size its heads do not divide, and no `head_dim`".into()),

@@ -268,13 +268,13 @@ fn check_config(config: &ModelConfig) -> Result<(), String> {
             return Err(format!("says its {what} is {n}; 1 to {max} is possible"));
         }
     }
-    if c.heads % c.kv_heads != 0 {
+    if !c.heads.is_multiple_of(c.kv_heads) {
         return Err(format!(
             "has {} heads, which {} KV heads cannot share equally",
             c.heads, c.kv_heads
         ));
     }
-    if c.rope.dims != c.head_dim || c.head_dim % 2 != 0 {
+    if c.rope.dims != c.head_dim || !c.head_dim.is_multiple_of(2) {
         return Err(format!(
             "rotates {} of {} dimensions of a head; only all of an even number is supported",
             c.rope.dims, c.head_dim

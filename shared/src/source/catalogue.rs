@@ -1,7 +1,7 @@
 //! The models known by name.
 
+use super::ResolveOptions;
 use super::cache::Cache;
-use super::{ResolveOptions, SourceError};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -36,15 +36,10 @@ pub struct CatalogueItem {
 
 /// Every catalogue model.
 pub fn list(options: &ResolveOptions) -> Vec<CatalogueItem> {
-    let cache = Cache::open(options.cache_dir.as_deref());
-    let path = |known: &Known| -> Result<Option<PathBuf>, SourceError> {
-        let cache = cache
-            .as_ref()
-            .map_err(|_| SourceError::NotFound(String::new()))?;
-        Ok(cache
-            .entry(known.sha256)
-            .peek(Some(known.sha256))
-            .map(|l| l.path))
+    let cache = Cache::open(options.cache_dir.as_deref()).ok();
+    let path = |known: &Known| {
+        let entry = cache.as_ref()?.entry(known.sha256);
+        entry.peek(Some(known.sha256)).map(|landed| landed.path)
     };
     CATALOGUE
         .iter()
@@ -54,7 +49,7 @@ pub fn list(options: &ResolveOptions) -> Vec<CatalogueItem> {
             bytes: known.bytes,
             sha256: known.sha256.into(),
             sources: known.sources.iter().map(|s| (*s).into()).collect(),
-            path: path(known).ok().flatten(),
+            path: path(known),
         })
         .collect()
 }

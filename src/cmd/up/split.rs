@@ -31,16 +31,16 @@ pub struct Wanted {
 /// How far a model can be split.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Each rank of a stage holds at least one key/value head.
-    pub kv_heads: u32,
+    /// Each rank of a stage holds at least one key/value head (and some FFN columns).
+    pub tp_max: u32,
     /// Each stage holds at least one layer.
-    pub layers: u32,
+    pub pp_max: u32,
 }
 
 /// Before the model is known: what no model could exceed.
 pub const ANY_MODEL: Bounds = Bounds {
-    kv_heads: limits::TENSOR_PARALLEL_MAX as u32,
-    layers: limits::PIPELINE_PARALLEL_MAX as u32,
+    tp_max: limits::TENSOR_PARALLEL_MAX as u32,
+    pp_max: limits::PIPELINE_PARALLEL_MAX as u32,
 };
 
 const WORKERS_DEFAULT: u16 = 2;
@@ -94,10 +94,10 @@ impl Wanted {
             }
             _ => format!(
                 "{} cannot be completed to {workers} workers: tp x pp x replicas must equal the \
-                 workers, with tp at most {} (key/value heads) and pp at most {} (layers)",
+                 workers, with tp at most {} (its key/value heads) and pp at most {} (its layers)",
                 asked.join(", "),
-                bounds.kv_heads,
-                bounds.layers
+                bounds.tp_max,
+                bounds.pp_max
             ),
         };
         Err(Failure::usage(what, advice(workers, &possible)))
@@ -116,8 +116,8 @@ fn splits(workers: u32, bounds: Bounds) -> Vec<Split> {
         let ranks = workers / replicas;
         for tp in divisors(ranks).collect::<Vec<_>>().into_iter().rev() {
             let pp = ranks / tp;
-            if tp > bounds.kv_heads.min(limits::TENSOR_PARALLEL_MAX as u32)
-                || pp > bounds.layers.min(limits::PIPELINE_PARALLEL_MAX as u32)
+            if tp > bounds.tp_max.min(limits::TENSOR_PARALLEL_MAX as u32)
+                || pp > bounds.pp_max.min(limits::PIPELINE_PARALLEL_MAX as u32)
             {
                 continue;
             }

@@ -21,7 +21,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use trireme_shared::api::*;
 use trireme_shared::limits;
-use trireme_shared::model::Manifest;
 use trireme_shared::plan::{DeploymentSpec, ModelRef};
 use trireme_shared::source::{self, Progress, ResolveOptions, ResolvedModel};
 
@@ -162,7 +161,7 @@ pub fn start(
 
     let step = steps.begin("model", "looking for it");
     let resolved = resolve(args, &step, running, deadline)?;
-    let manifest = Manifest::open(&resolved.path).map_err(|error| {
+    let seen = source::inspect(&resolved.path).map_err(|error| {
         Failure::new(
             "the model file cannot be used",
             "check it with `cluster model inspect`, or choose another model",
@@ -170,13 +169,13 @@ pub fn start(
         .because(error)
     })?;
     let bounds = Bounds {
-        kv_heads: manifest.config.kv_heads,
-        layers: manifest.config.layers,
+        tp_max: seen.tensor_parallel_max.into(),
+        pp_max: seen.pipeline_parallel_max.into(),
     };
     let split = args.wanted().complete(bounds)?;
     step.done(&format!(
         "{}: {} layers, {} heads, from {}",
-        resolved.name, manifest.config.layers, manifest.config.heads, resolved.from
+        resolved.name, seen.config.layers, seen.config.heads, resolved.from
     ));
 
     let step = steps.begin("coordinator", "starting");
@@ -211,7 +210,7 @@ pub fn start(
     let (status, deployment) = waiting.until_ready("weights", steps, running)?;
     parts.children.tell(Event::Serving);
     let tenant = Client::new(&[coordinator.http.clone()], Some(api_key.clone()));
-    let group = manifest.config.group();
+    let group = seen.config.group();
     Ok(Started {
         serving: Serving {
             coordinator,

@@ -282,13 +282,13 @@ fn reduce<B: Backend>(
 /// Refuses what the arithmetic does not cover.
 fn check_shape(config: &ModelConfig, share: &RankShare) -> Result<(), LoadError> {
     let refuse = |reason: String| Err(LoadError::Unsupported(reason));
-    if config.kv_heads == 0 || config.heads % config.kv_heads != 0 {
+    if config.kv_heads == 0 || !config.heads.is_multiple_of(config.kv_heads) {
         return refuse(format!(
             "{} query heads cannot share {} key/value heads evenly",
             config.heads, config.kv_heads
         ));
     }
-    if config.rope.dims > config.head_dim || config.rope.dims % 2 != 0 {
+    if config.rope.dims > config.head_dim || !config.rope.dims.is_multiple_of(2) {
         return refuse(format!(
             "RoPE over {} of {} dimensions",
             config.rope.dims, config.head_dim

@@ -358,6 +358,50 @@ mod tests {
         assert!(matches!(got, Err(LinkError::Closed { peer: 1 })));
     }
 
+    const KILLED: &str = "trireme-killed-process";
+
+    #[test]
+    fn a_process_killed_in_the_middle_is_noticed_and_leaves_no_file() {
+        let dir = TempDir::new("process");
+        let created = Created::new(&dir.0, KILLED, BYTES).unwrap();
+        let mut other = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact"])
+            .arg("parallel::shm::tests::the_process_that_is_killed")
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        while !created.is_joined() {
+            assert!(other.try_wait().unwrap().is_none(), "it ended by itself");
+            std::thread::yield_now();
+        }
+        let mut lower = created.into_link(waits(1));
+        let mut got = [0; 5];
+        lower.read_exact(&mut got).unwrap();
+        other.kill().unwrap();
+        // Not reaped yet, so its pid still exists: only the lock tells.
+        let after = lower.read_exact(&mut got);
+        assert!(
+            matches!(after, Err(LinkError::Closed { peer: 1 })),
+            "{after:?}"
+        );
+        other.wait().unwrap();
+        assert_eq!(dir.files(), 0);
+    }
+
+    #[test]
+    #[ignore = "run by the test above, in a process of its own"]
+    fn the_process_that_is_killed() {
+        let parent = std::os::unix::process::parent_id();
+        let dir = directory().join(format!("test-of-trireme-process-{parent}"));
+        if !dir.exists() {
+            return; // Someone ran all ignored tests; there is no test above us.
+        }
+        let mut link = join(&dir, KILLED, BYTES, waits(0)).unwrap().unwrap();
+        link.write_all(b"alive").unwrap();
+        // Until the kill; ends as well if the parent dies first.
+        let _ = link.read_exact_idle(&mut [0]);
+    }
+
     #[test]
     fn a_sweep_takes_the_dead_and_spares_the_living() {
         let dir = TempDir::new("sweep");

@@ -77,7 +77,7 @@ pub(super) fn read(path: &Path) -> Result<Parts, TextError> {
     ends.extend(id_of("tokenizer.ggml.eot_token_id")?);
     ends.extend(id_of("tokenizer.ggml.eom_token_id")?);
 
-    let tokenizer = build(tokens, merges, type_of, cut.ignore_merges, name_of(unknown))?;
+    let tokenizer = build(tokens, merges, type_of, cut.ignore_merges)?;
     let tokenizer = with_cut(tokenizer, &cut);
     let mut pieces = Pieces::new(Spelling::ByteLevel);
     for (id, token) in tokens.iter().enumerate() {
@@ -120,7 +120,6 @@ fn build(
     merges: &[String],
     type_of: impl Fn(usize) -> i64,
     ignore_merges: bool,
-    unknown: Option<String>,
 ) -> Result<Tokenizer, TextError> {
     let vocab: Vocab = tokens.iter().cloned().zip(0..).collect();
     let merges: Merges = merges
@@ -133,12 +132,11 @@ fn build(
             Ok((a.to_owned(), b.to_owned()))
         })
         .collect::<Result<_, TextError>>()?;
-    let mut builder = BPE::builder()
+    // No unknown token: bytes that a vocabulary lacks (SmolLM2 has some) are left out, as llama.cpp
+    // does. The unknown token of most files is end-of-text, which no user's text should put in.
+    let builder = BPE::builder()
         .vocab_and_merges(vocab, merges)
         .ignore_merges(ignore_merges);
-    if let Some(unknown) = unknown {
-        builder = builder.unk_token(unknown);
-    }
     let bpe = builder
         .build()
         .map_err(|e| TextError::Tokenizer(e.to_string()))?;

@@ -189,7 +189,7 @@ mod tests {
             render("{{ [1, 2] | tojson(indent=2) }}").unwrap(),
             "[\n  1,\n  2\n]"
         );
-        assert_eq!(render("{{ tools is none }}").unwrap(), "true");
+        assert_eq!(render("{{ tools is none }}").unwrap(), "True");
         assert_eq!(
             render("{{ strftime_now('%d %b %Y') | length }}").unwrap(),
             "11"

@@ -2,6 +2,7 @@
 
 use super::*;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use trireme_shared::model::DType;
 use trireme_shared::model::random::{RandomModel, SplitMix};
@@ -103,14 +104,25 @@ fn every_reference_prompt_has_its_reference_ids() {
     assert_eq!((text.vocab_size(), text.context()), (49_152, 8_192));
 }
 
+/// Bytes the vocabulary can write. SmolLM2's lacks 21: six control characters, and first bytes that
+/// UTF-8 never uses or that only unassigned planes use. Its own tokeniser loses them too.
+fn lone_bytes(text: &ModelText) -> BTreeSet<u8> {
+    let all = (0..text.vocab_size()).map(|id| text.token_bytes(id));
+    let known: BTreeSet<u8> = all.filter(|b| b.len() == 1).map(|b| b[0]).collect();
+    assert!(known.len() >= 256 - 21, "{} bytes", known.len());
+    known
+}
+
 #[test]
 fn random_unicode_round_trips() {
     let mut models: Vec<ModelText> = made_up("unicode").into();
     models.extend(smollm2());
     for text in &models {
         let mut random = SplitMix(21);
+        let known = lone_bytes(text);
         for _ in 0..2_000 {
-            let original = random_text(&mut random);
+            let mut original = random_text(&mut random);
+            original.retain(|c| c.to_string().bytes().all(|b| known.contains(&b)));
             let ids = text.encode(&original, false, false).unwrap();
             assert!(ids.iter().all(|id| *id < text.vocab_size()));
             assert_eq!(text.decode(&ids), original);

@@ -8,7 +8,9 @@
 #![allow(
     unsafe_op_in_unsafe_fn,
     clippy::undocumented_unsafe_blocks,
-    reason = "kernels are unsafe as a whole: their pointers cover what their docs say"
+    clippy::needless_range_loop,
+    reason = "kernels are unsafe as a whole: their pointers cover what their docs say; loops over \
+              registers are counted, so that they unroll"
 )]
 
 use super::lanes::{LANES, Lanes, kernel};

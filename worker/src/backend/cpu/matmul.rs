@@ -7,7 +7,9 @@
 #![allow(
     unsafe_op_in_unsafe_fn,
     clippy::undocumented_unsafe_blocks,
-    reason = "kernels are unsafe as a whole: their pointers cover what their docs say"
+    clippy::needless_range_loop,
+    reason = "kernels are unsafe as a whole: their pointers cover what their docs say; loops over \
+              registers are counted, so that they unroll"
 )]
 
 use super::lanes::{LANES, Lanes, kernel};
@@ -132,6 +134,9 @@ unsafe fn by_rows<V: Lanes, K: Kernel>(w: Weights, x: Inputs, out: *mut f32) {
 }
 
 /// `M` rows from `row` times tiles `tile..tile + W`, into `out` at the tiles' columns.
+///
+/// Asks for what comes next: alone (M = 1), a little further along the same walk; otherwise the
+/// same place of the next group, since this one is walked tile by tile and then again for other rows.
 trait Kernel {
     unsafe fn run<V: Lanes, const M: usize, const W: usize>(
         w: Weights,
@@ -140,6 +145,17 @@ trait Kernel {
         row: usize,
         out: *mut f32,
     );
+}
+
+#[inline(always)]
+unsafe fn prefetch<V: Lanes, const M: usize>(at: *const u8, bytes: usize, group_bytes: usize) {
+    for line in 0..bytes.div_ceil(64) {
+        if M == 1 {
+            V::prefetch(at.wrapping_add(AHEAD + line * 64));
+        } else {
+            V::prefetch_far(at.wrapping_add(group_bytes + line * 64));
+        }
+    }
 }
 
 #[inline(always)]
@@ -173,9 +189,11 @@ impl Kernel for Nibbles {
         let mut sums = [[V::zero(); W]; M];
         for block in 0..blocks {
             let base = w.start.add((block * w.tiles + tile) * NIBBLE_TILE_BYTES);
-            for line in 0..W * NIBBLE_TILE_BYTES / 64 {
-                V::prefetch(base.wrapping_add(AHEAD + line * 64));
-            }
+            prefetch::<V, M>(
+                base,
+                W * NIBBLE_TILE_BYTES,
+                w.tiles * blocks * NIBBLE_TILE_BYTES,
+            );
             let mut acc = [[V::acc4(); W]; M];
             for v in 0..4 {
                 for t in 0..W {
@@ -222,9 +240,11 @@ impl Kernel for Bytes {
         let mut sums = [[V::zero(); W]; M];
         for block in 0..blocks {
             let base = w.start.add((block * w.tiles + tile) * BYTE_TILE_BYTES);
-            for line in 0..(W * BYTE_TILE_BYTES).div_ceil(64) {
-                V::prefetch(base.wrapping_add(AHEAD + line * 64));
-            }
+            prefetch::<V, M>(
+                base,
+                W * BYTE_TILE_BYTES,
+                w.tiles * blocks * BYTE_TILE_BYTES,
+            );
             let mut acc = [[V::acc8(); W]; M];
             for v in 0..8 {
                 for t in 0..W {
@@ -264,14 +284,13 @@ macro_rules! float_kernel {
                 row: usize,
                 out: *mut f32,
             ) {
+                const TILE_BYTES: usize = LANES * size_of::<$element>();
                 let start = w.start.cast::<$element>().add(tile * LANES);
                 let data = x.data.add(row * x.width);
                 let mut sums = [[V::zero(); W]; M];
                 for column in 0..w.blocks {
                     let base = start.add(column * w.tiles * LANES);
-                    for line in 0..(W * LANES * size_of::<$element>()).div_ceil(64) {
-                        V::prefetch(base.cast::<u8>().wrapping_add(AHEAD + line * 64));
-                    }
+                    prefetch::<V, M>(base.cast(), W * TILE_BYTES, w.tiles * w.blocks * TILE_BYTES);
                     for t in 0..W {
                         let weights = V::$load(base.add(t * LANES));
                         for m in 0..M {

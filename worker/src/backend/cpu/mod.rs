@@ -142,7 +142,7 @@ impl Cpu {
 
     /// Whether rows of this width are worth quantising where they are made.
     fn quantises(&self, width: usize) -> bool {
-        self.quantised && width % BLOCK == 0
+        self.quantised && width.is_multiple_of(BLOCK)
     }
 
     fn note_format(&mut self, packed: &Packed) {

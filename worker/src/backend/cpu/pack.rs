@@ -100,7 +100,7 @@ struct Layout {
 impl Layout {
     fn of(view: &WeightView<'_>) -> Result<Self, BackendError> {
         let format = Format::of(view.dtype);
-        if view.columns % format.block_columns() != 0 {
+        if !view.columns.is_multiple_of(format.block_columns()) {
             return Err(BackendError::Unsupported(format!(
                 "a {:?} matrix was cut at column {}, which is not a multiple of {BLOCK}: \
                  choose a split with fewer ranks",

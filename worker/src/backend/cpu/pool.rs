@@ -218,7 +218,7 @@ impl Pool {
         let generation = shared.state.load(Ordering::Relaxed) / GENERATION + 1;
         shared
             .state
-            .store(generation * GENERATION | OPEN, Ordering::SeqCst);
+            .store((generation * GENERATION) | OPEN, Ordering::SeqCst);
         let close = Close(shared);
         for (parked, worker) in shared.parked.iter().zip(&self.workers) {
             if parked.load(Ordering::SeqCst) {

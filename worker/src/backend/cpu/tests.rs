@@ -443,7 +443,7 @@ fn attention_over_pages_of_long_short_and_resumed_sequences() {
 }
 
 #[test]
-fn values_of_unwritten_tokens_never_matter() {
+fn tokens_a_query_may_not_see_never_matter() {
     let mut cpu = Cpu::new(Isa::detect(), 1).unwrap();
     let shape = KvShape {
         layers: 1,
@@ -457,7 +457,9 @@ fn values_of_unwritten_tokens_never_matter() {
         dims: 2,
         style: RopeStyle::Halves,
     };
-    let mut run = |tokens: usize, value: f32| {
+    let mut run = |values: &[f32]| {
+        let tokens = values.len();
+        let wide: Vec<f32> = values.iter().flat_map(|&v| [v; 16]).collect();
         let sequences = [SequenceSlice {
             first: 0,
             len: tokens as u32,
@@ -473,13 +475,15 @@ fn values_of_unwritten_tokens_never_matter() {
             group: 1,
         };
         let (mut q, mut k, mut out) = Default::default();
-        cpu.upload(&vec![value; tokens * 16], 16, &mut q);
-        cpu.upload(&vec![value; tokens * 16], 16, &mut k);
+        cpu.upload(&wide, 16, &mut q);
+        cpu.upload(&wide, 16, &mut k);
         cpu.rope_append(&step, &mut q, &k, &k, &mut kv, 0);
         cpu.attention(&step, &q, &kv, 0, &mut out);
         out.data[..16].to_vec()
     };
     // A page full of a former owner's infinities.
-    run(PAGE_TOKENS, f32::INFINITY);
-    assert_eq!(run(1, 0.5), [0.5; 16]);
+    run(&[f32::INFINITY; PAGE_TOKENS]);
+    assert_eq!(run(&[0.5]), [0.5; 16]);
+    // The next token, in the same tile of queries, seen by the second query only.
+    assert_eq!(run(&[0.0, 6e4]), [0.0; 16]);
 }

@@ -84,8 +84,10 @@ pub(super) trait Lanes: Copy {
     /// `total` is the sum of the block's activation bytes.
     unsafe fn acc8_f32(acc: Self::Acc8, total: i32) -> Self;
 
-    /// Asks for the cache line of `at`; any address is allowed.
+    /// Asks for the cache line of `at`, into the first-level cache; any address is allowed.
     unsafe fn prefetch(at: *const u8);
+    /// The same, into the second-level cache.
+    unsafe fn prefetch_far(at: *const u8);
 
     /// e^x, relative error below 2e-7, clamped to e^-87 and e^88.
     ///
