@@ -156,8 +156,8 @@ mod tests {
 
     /// SmolLM2-135M.
     const SMOLLM2: Bounds = Bounds {
-        kv_heads: 3,
-        layers: 30,
+        tp_max: 3,
+        pp_max: 30,
     };
 
     fn wanted(workers: u16, tp: u16, pp: u16, replicas: u16) -> Wanted {
