@@ -30,8 +30,12 @@ pub const HANDSHAKES_MAX: usize = 256;
 /// Addresses tried for one name.
 pub const DIAL_ADDRESSES_MAX: usize = 4;
 
-/// Saying goodbye when an endpoint closes; peers that do not hear it notice by `PEER_SILENCE_MAX`.
-pub const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a closing endpoint lingers to repeat its closes: they are sent at once, and a dial in
+/// progress would linger for seconds. Peers that miss them notice by `PEER_SILENCE_MAX`.
+pub const CLOSE_DEADLINE: Duration = Duration::from_millis(300);
+
+/// How long a leaving worker waits until its coordinator has its goodbye.
+pub const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Bytes in flight to us on one connection whose peer is not authenticated yet.
 pub const UNAUTHENTICATED_WINDOW_BYTES: u32 = 64 << 10;

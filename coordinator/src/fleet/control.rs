@@ -161,13 +161,15 @@ async fn listen(fleet: &Fleet, worker: WorkerId, frames: &mut FrameReader) -> St
     }
 }
 
-/// A worker's place among the connected; leaving it, even by cancellation, reports it lost.
+/// A worker's place among the connected; leaving it reports the worker lost, unless it is left
+/// because the whole coordinator stops.
 struct Registration<'a> {
     fleet: &'a Fleet,
     worker: WorkerId,
     connection: ConnectionId,
     cut: CancellationToken,
-    reason: String,
+    /// Why the conversation ended; `None` where it was cancelled by the shutdown.
+    reason: Option<String>,
 }
 
 impl<'a> Registration<'a> {
@@ -206,19 +208,23 @@ impl<'a> Registration<'a> {
             worker,
             connection: id,
             cut,
-            reason: "the coordinator is stopping".into(),
+            reason: None,
         }
     }
 
     fn end(mut self, reason: String) {
-        self.reason = reason;
+        self.reason = Some(reason);
     }
 }
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
         let (worker, connection) = (self.worker, self.connection);
-        let reason = std::mem::take(&mut self.reason);
+        let reason = match self.reason.take() {
+            Some(reason) => reason,
+            None if std::thread::panicking() => "its conversation panicked".into(),
+            None => return,
+        };
         let mut driven = self.fleet.lock();
         let mine = |line: &Line| line.connection == connection;
         if driven.lines.get(&worker).is_some_and(mine) {

@@ -285,7 +285,7 @@ async fn pretend(identity: NodeIdentity, plot: Arc<Plot>, control: String) {
 
 /// Ends when the trap is `Die`.
 async fn serve_generate(endpoint: Endpoint, plot: Arc<Plot>) {
-    let mut tasks: JoinSet<bool> = JoinSet::new();
+    let mut tasks = JoinSet::new();
     let died = CancellationToken::new();
     loop {
         tokio::select! {
@@ -299,7 +299,6 @@ async fn serve_generate(endpoint: Endpoint, plot: Arc<Plot>) {
                         let (plot, died) = (Arc::clone(&plot), died.clone());
                         streams.spawn(drive(send, recv, plot, died));
                     }
-                    true
                 });
             }
         }

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use trireme_shared::identity::NodeId;
 use trireme_shared::limits::{
-    CLOSE_DEADLINE, CONTROL_DEADLINE, CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE_MAX,
+    CONTROL_DEADLINE, CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE_MAX, GOODBYE_DEADLINE,
 };
 use trireme_shared::transport::{Connection, Endpoint, Protocol, TransportError};
 use trireme_shared::wire::codec::{FrameReader, Message, WireError, write_frame};
@@ -187,7 +187,7 @@ impl Link {
                     None => {
                         let _ = send.finish();
                         // Until the coordinator has it all; closing earlier would discard it.
-                        let _ = timeout(CLOSE_DEADLINE, send.stopped()).await;
+                        let _ = timeout(GOODBYE_DEADLINE, send.stopped()).await;
                         return End::Left;
                     }
                 },

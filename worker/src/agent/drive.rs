@@ -17,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use trireme_shared::ids::WorkerId;
 use trireme_shared::limits::{
-    CLOSE_DEADLINE, DRAIN_DEADLINE, HEARTBEAT_INTERVAL, WORKER_EXIT_DEADLINE,
+    DRAIN_DEADLINE, GOODBYE_DEADLINE, HEARTBEAT_INTERVAL, WORKER_EXIT_DEADLINE,
 };
 use trireme_shared::plan::Assignment;
 use trireme_shared::transport::Endpoint;
@@ -190,7 +190,7 @@ impl Agent {
         drop(self.control.say);
         drop(self.control.heard);
         let mut task = self.control.task;
-        if timeout(CLOSE_DEADLINE * 2, &mut task).await.is_err() {
+        if timeout(GOODBYE_DEADLINE * 2, &mut task).await.is_err() {
             task.abort();
         }
         self.endpoint.close().await;
