@@ -148,13 +148,13 @@ fn assert_pure(file: &Path) {
     }
 }
 
-/// Every line of the README that begins with `cluster `: its subcommands exist, their help has an
-/// example, and every option on the line is one of theirs.
+/// Every line of the documents for users that begins with `cluster `: its subcommands exist, their
+/// help has an example, and every option on the line is one of theirs.
 #[test]
-fn the_readme_names_commands_that_exist() {
-    let readme = read("README.md");
+fn documents_name_commands_that_exist() {
+    let documents = ["README.md", "deploy/README.md", "CONTRIBUTING.md"].map(read);
     let mut commands = BTreeSet::new();
-    for line in readme.lines() {
+    for line in documents.iter().flat_map(|text| text.lines()) {
         let line = line.trim().trim_start_matches("$ ");
         let Some(line) = line.strip_prefix("cluster ") else {
             continue;
