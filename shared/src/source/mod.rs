@@ -52,11 +52,26 @@ impl Cancel {
         self.0.store(true, Ordering::Relaxed);
     }
 
+    /// Gives the fetch up when dropped: for a waiter that may itself be given up.
+    pub fn on_drop(&self) -> CancelOnDrop {
+        CancelOnDrop(self.clone())
+    }
+
     pub(crate) fn check(&self) -> Result<(), SourceError> {
         match self.0.load(Ordering::Relaxed) {
             true => Err(SourceError::Cancelled),
             false => Ok(()),
         }
+    }
+}
+
+/// See [`Cancel::on_drop`].
+#[derive(Debug)]
+pub struct CancelOnDrop(Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }
 

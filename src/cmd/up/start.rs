@@ -11,7 +11,7 @@ use crate::cmd::LogArgs;
 use crate::cmd::join::THREADS_MAX;
 use crate::failure::Failure;
 use crate::last::write_private;
-use crate::machine;
+use crate::{machine, size, term};
 use anyhow::{Context, Result};
 use std::fs;
 use std::net::SocketAddr;
@@ -177,8 +177,16 @@ pub fn start(
     };
     let split = args.wanted().complete(bounds)?;
     step.done(&format!(
-        "{}: {} layers, {} heads, from {}",
-        resolved.name, seen.config.layers, seen.config.heads, resolved.from
+        "{}: {} layers, {} heads, {}",
+        resolved.name,
+        seen.config.layers,
+        seen.config.heads,
+        size::bytes(seen.bytes)
+    ));
+    (parts.say)(&format!(
+        "  {:12} {}",
+        "",
+        term::dim(&format!("from {}", resolved.from))
     ));
 
     let step = steps.begin("coordinator", "starting");

@@ -224,14 +224,18 @@ fn load(
     };
     let fetching = Throttle::default();
     let resolved = source::resolve(&plan.model.source, &options, &|progress| {
+        if shared.abort.is_raised() {
+            options.cancel.cancel();
+        }
         fetching.report(progress.done_bytes, progress.total_bytes, || {
             shared.state.send_replace(RankState::Fetching {
                 done_bytes: progress.done_bytes,
                 total_bytes: progress.total_bytes,
             });
         });
-    })?;
+    });
     shared.check_abort()?;
+    let resolved = resolved?;
     let manifest = Manifest::open(&resolved.path)?;
     let runtime = Runtime {
         threads: spec.threads,
