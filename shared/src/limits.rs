@@ -241,6 +241,9 @@ pub const COORDINATOR_START_DEADLINE: Duration = Duration::from_secs(30);
 /// A process whose starter vanished (its lifeline closed) ends by itself within this.
 pub const LIFELINE_EXIT_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long a step that is given up may take to put its things away.
+pub const CANCEL_GRACE: Duration = Duration::from_secs(1);
+
 /// A process told to stop may finish its running requests (`DRAIN_DEADLINE`) and then clean up;
 /// after this `up` ends it.
 pub const CHILD_STOP_DEADLINE: Duration = Duration::from_secs(15);
