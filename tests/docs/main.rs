@@ -1,5 +1,5 @@
-//! Holds the documents to the tree: what `ARCHITECTURE.md` names exists, rooms keep their doors, cores
-//! stay pure, and the README's commands are commands.
+//! Holds the documents to the tree: what `ARCHITECTURE.md` names exists, rooms keep their doors,
+//! cores stay pure, and the commands that documents show are commands.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -188,7 +188,7 @@ fn documents_name_commands_that_exist() {
 
 /// The leading words that choose a command: `bench serve --url U` gives `bench serve`.
 fn subcommands<'a>(words: &[&'a str]) -> Vec<&'a str> {
-    let grouped = ["bench", "model", "token"];
+    let grouped = ["bench", "key", "model", "token"];
     let plain = |w: &&&str| w.chars().all(|c| c.is_ascii_lowercase());
     let count = 1 + usize::from(words.first().is_some_and(|w| grouped.contains(w)));
     words
