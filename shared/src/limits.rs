@@ -6,7 +6,7 @@ use std::time::Duration;
 // --- frames -----------------------------------------------------------------------------------
 
 /// Largest control-plane frame (registration, assignment, heartbeat). A plan for 1,024 ranks is
-/// about 150 KiB; four times that leaves room without letting a peer make us allocate much.
+/// about 150 KiB; a few times that leaves room without letting a peer make us allocate much.
 pub const CONTROL_FRAME_BYTES_MAX: usize = 1 << 20;
 
 /// Largest generate frame. A prompt of `PROMPT_TOKENS_MAX` ids is 4 MiB.

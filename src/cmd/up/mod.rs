@@ -1,9 +1,9 @@
 //! `cluster up`: a whole cluster on this machine, from one command.
 //!
 //! The coordinator and the workers are child processes of the same binary that join exactly as
-//! remote ones would: join token, certificate, QUIC. `start` walks through the steps; `supervise`
-//! (pure) and `children` keep the processes; `steps` and `follow` show progress; `report` and
-//! `demo` print the result.
+//! remote ones would: join token, certificate, QUIC. `split` (pure) completes what was asked for;
+//! `start` walks through the steps; `supervise` (pure) and `children` keep the processes; `steps`
+//! and `follow` show progress; `report` and `demo` print the result.
 
 mod children;
 mod demo;
