@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 const MARGIN: f64 = 0.25;
 /// Where the unsplit engine's best token leads by this much, a split's must be the same.
 const SPLIT_MARGIN: f64 = 0.05;
-const MEAN_LOGPROB_DIFFERENCE_MAX: f64 = 0.05;
-const PERPLEXITY_RATIO_MAX: f64 = 1.01;
+const MEAN_LOGPROB_DIFFERENCE_MAX: f64 = 0.005;
+const PERPLEXITY_RATIO_MAX: f64 = 1.001;
 
 /// Our scores of one reference continuation, a value per position.
 pub struct Scored {

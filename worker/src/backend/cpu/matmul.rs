@@ -14,7 +14,7 @@
 
 use super::lanes::{LANES, Lanes, kernel};
 use super::pack::{BLOCK, BYTE_TILE_BYTES, Format, GROUP_ROWS, NIBBLE_TILE_BYTES, TILE};
-use super::rows::CpuRows;
+use super::rows::{COARSE, CpuRows};
 
 /// Rows of one call.
 pub(super) const ROWS_MAX: usize = 8;
@@ -40,9 +40,10 @@ pub(super) struct Inputs {
     width: usize,
     row_blocks: usize,
     data: *const f32,
-    quants: *const i8,
+    coarse: *const i8,
+    fine: *const i8,
     scales: *const f32,
-    totals: *const i32,
+    totals: *const [i32; 2],
     scaled_totals: *const f32,
 }
 
@@ -57,8 +58,13 @@ impl Inputs {
             width: x.width,
             row_blocks: x.width / BLOCK,
             data: x.data[at..].as_ptr(),
-            quants: if quantised {
-                x.quants[at..].as_ptr()
+            coarse: if quantised {
+                x.coarse[at..].as_ptr()
+            } else {
+                std::ptr::null()
+            },
+            fine: if quantised {
+                x.fine[at..].as_ptr()
             } else {
                 std::ptr::null()
             },
@@ -92,7 +98,8 @@ impl Inputs {
             };
         }
         Self {
-            quants: self.quants.add(block * BLOCK),
+            coarse: self.coarse.add(block * BLOCK),
+            fine: self.fine.add(block * BLOCK),
             scales: self.scales.add(block),
             totals: self.totals.add(block),
             scaled_totals: self.scaled_totals.add(block),
@@ -246,7 +253,7 @@ impl Kernel for Nibbles {
         out: *mut f32,
     ) {
         let blocks = w.blocks;
-        let quants = x.quants.add(row * x.width);
+        let (coarse, fine) = (x.coarse.add(row * x.width), x.fine.add(row * x.width));
         let scales = x.scales.add(row * x.row_blocks);
         let scaled_totals = x.scaled_totals.add(row * x.row_blocks);
         let mut sums = [[V::zero(); W]; M];
@@ -257,16 +264,21 @@ impl Kernel for Nibbles {
                 W * NIBBLE_TILE_BYTES,
                 w.tiles * blocks * NIBBLE_TILE_BYTES,
             );
-            let mut acc = [[V::acc4(); W]; M];
+            let mut coarse_sums = [[V::acc4(); W]; M];
+            let mut fine_sums = [[V::acc4(); W]; M];
             for v in 0..4 {
                 for t in 0..W {
                     let (low, high) = V::nibbles(base.add(t * NIBBLE_TILE_BYTES + v * 64));
                     for m in 0..M {
-                        let quad = quants
-                            .add(m * x.width + block * BLOCK + v * 8)
-                            .cast::<i32>();
-                        acc[m][t] = V::dot4(acc[m][t], low, quad.read_unaligned());
-                        acc[m][t] = V::dot4(acc[m][t], high, quad.add(1).read_unaligned());
+                        let at = m * x.width + block * BLOCK + v * 8;
+                        for (acc, bytes) in [
+                            (&mut coarse_sums[m][t], coarse),
+                            (&mut fine_sums[m][t], fine),
+                        ] {
+                            let quad = bytes.add(at).cast::<i32>();
+                            *acc = V::dot4(*acc, low, quad.read_unaligned());
+                            *acc = V::dot4(*acc, high, quad.add(1).read_unaligned());
+                        }
                     }
                 }
             }
@@ -276,7 +288,10 @@ impl Kernel for Nibbles {
                 for m in 0..M {
                     let at = m * x.row_blocks + block;
                     let factor = scale.mul(V::splat(*scales.add(at)));
-                    sums[m][t] = V::acc4_f32(acc[m][t]).fma(factor, sums[m][t]);
+                    // Whole numbers below 2^24: exact.
+                    let products = V::acc4_f32(coarse_sums[m][t])
+                        .fma(V::splat(COARSE), V::acc4_f32(fine_sums[m][t]));
+                    sums[m][t] = products.fma(factor, sums[m][t]);
                     sums[m][t] = least.fma(V::splat(*scaled_totals.add(at)), sums[m][t]);
                 }
             }
@@ -297,7 +312,7 @@ impl Kernel for Bytes {
         out: *mut f32,
     ) {
         let blocks = w.blocks;
-        let quants = x.quants.add(row * x.width);
+        let (coarse, fine) = (x.coarse.add(row * x.width), x.fine.add(row * x.width));
         let scales = x.scales.add(row * x.row_blocks);
         let totals = x.totals.add(row * x.row_blocks);
         let mut sums = [[V::zero(); W]; M];
@@ -308,15 +323,17 @@ impl Kernel for Bytes {
                 W * BYTE_TILE_BYTES,
                 w.tiles * blocks * BYTE_TILE_BYTES,
             );
-            let mut acc = [[V::acc8(); W]; M];
+            let mut coarse_sums = [[V::acc8(); W]; M];
+            let mut fine_sums = [[V::acc8(); W]; M];
             for v in 0..8 {
                 for t in 0..W {
                     let bytes = V::bytes(base.add(t * BYTE_TILE_BYTES + v * 64));
                     for m in 0..M {
-                        let quad = quants
-                            .add(m * x.width + block * BLOCK + v * 4)
-                            .cast::<i32>();
-                        acc[m][t] = V::dot8(acc[m][t], bytes, quad.read_unaligned());
+                        let at = m * x.width + block * BLOCK + v * 4;
+                        let quad = coarse.add(at).cast::<i32>().read_unaligned();
+                        coarse_sums[m][t] = V::dot8(coarse_sums[m][t], bytes, quad);
+                        let quad = fine.add(at).cast::<i32>().read_unaligned();
+                        fine_sums[m][t] = V::dot8(fine_sums[m][t], bytes, quad);
                     }
                 }
             }
@@ -325,7 +342,9 @@ impl Kernel for Bytes {
                 for m in 0..M {
                     let at = m * x.row_blocks + block;
                     let factor = scale.mul(V::splat(*scales.add(at)));
-                    let products = V::acc8_f32(acc[m][t], *totals.add(at));
+                    let [coarse_total, fine_total] = *totals.add(at);
+                    let products = V::acc8_f32(coarse_sums[m][t], coarse_total)
+                        .fma(V::splat(COARSE), V::acc8_f32(fine_sums[m][t], fine_total));
                     sums[m][t] = products.fma(factor, sums[m][t]);
                 }
             }

@@ -1,11 +1,11 @@
-//! The CPU backend: int8 activations times packed weights, on a pool of threads.
+//! The CPU backend: quantised activations times packed weights, on a pool of threads.
 //!
 //! | file | what |
 //! |---|---|
 //! | `lanes/` | sixteen f32 at once, per instruction set |
 //! | `memory` | huge pages for weights, lazy pages for KV |
 //! | `pack` | the order of weights in memory |
-//! | `rows` | activations, their int8 form, norm and SiLU |
+//! | `rows` | activations, their form in bytes, norm and SiLU |
 //! | `matmul` | the kernels |
 //! | `attention` | paged KV, RoPE, attention |
 //! | `pool` | threads |
@@ -34,7 +34,7 @@ use std::ops::Range;
 use trireme_shared::limits::HEAD_DIM_MAX;
 use trireme_shared::model::Span;
 
-/// Rows of activations one task takes through a group: their int8 form stays in the first-level
+/// Rows of activations one task takes through a group: their bytes stay in the first-level
 /// cache while a prefill walks over the weights.
 const ROWS_CHUNK: usize = 64;
 
@@ -49,7 +49,7 @@ pub struct Cpu {
     isa: Isa,
     pool: Pool,
     arena: memory::Arena,
-    /// Some matrix takes int8 activations, so that producing them at once pays.
+    /// Some matrix takes activations in bytes, so that producing them at once pays.
     quantised: bool,
     attention_tasks: Vec<AttentionTask>,
 }

@@ -50,7 +50,7 @@ impl Format {
         }
     }
 
-    /// Takes int8 activations.
+    /// Takes activations in bytes.
     pub(super) fn is_quantised(self) -> bool {
         matches!(self, Self::Nibbles | Self::Bytes)
     }

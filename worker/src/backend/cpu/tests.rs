@@ -82,10 +82,10 @@ fn product(w: &WeightView<'_>, x: &[f32]) -> Vec<f64> {
 }
 
 /// What the int8 form of the rows stands for.
-fn as_int8(x: &[f32]) -> Vec<f32> {
+fn quantised(x: &[f32]) -> Vec<f32> {
     x.chunks(BLOCK)
         .flat_map(|block| {
-            let scale = block.iter().fold(0f32, |a, v| a.max(v.abs())) / 127.0;
+            let scale = block.iter().fold(0f32, |a, v| a.max(v.abs())) / 32_384.0;
             block
                 .iter()
                 .map(move |v| scale * (v * (1.0 / scale)).round_ties_even())
@@ -117,8 +117,11 @@ fn products_of_every_format_shape_and_row_count() {
                     let (mut x, mut out) = (CpuRows::default(), CpuRows::default());
                     cpu.upload(&values, columns, &mut x);
                     cpu.linear(&mut x, &mut [(&matrix, &mut out)]);
-                    let quantised = matrix.format.is_quantised();
-                    let seen = if quantised { as_int8(&values) } else { values };
+                    let seen = if matrix.format.is_quantised() {
+                        quantised(&values)
+                    } else {
+                        values
+                    };
                     let what = format!("{:?} {dtype:?} {rows} x {columns} -> {outputs}", cpu.isa);
                     assert_near(&out.data, &product(&w, &seen), 2e-6, &what);
                     // In segments of two blocks, the last of which may be short.
@@ -164,7 +167,7 @@ fn several_matrices_of_one_input_and_columns_cut_out_of_rows() {
         cpu.linear(&mut x, &mut [(&mq, &mut oq), (&mv, &mut ov)]);
         assert_near(
             &oq.data,
-            &product(&wq, &as_int8(&x_values)),
+            &product(&wq, &quantised(&x_values)),
             2e-6,
             "mixed q",
         );
@@ -183,7 +186,7 @@ fn several_matrices_of_one_input_and_columns_cut_out_of_rows() {
         cpu.linear(&mut x, &mut [(&matrix, &mut out)]);
         assert_near(
             &out.data,
-            &product(&cut, &as_int8(&half)),
+            &product(&cut, &quantised(&half)),
             2e-6,
             "cut columns",
         );
@@ -257,7 +260,7 @@ fn norm_and_gated_ffn() {
                 let input = if gate_type == DType::F32 {
                     normed.data.clone()
                 } else {
-                    as_int8(&normed.data)
+                    quantised(&normed.data)
                 };
                 cpu.gated_ffn(&mut normed, &gated, &mut out);
                 let (gates, ups) = (product(&gate, &input), product(&up, &input));
@@ -271,7 +274,8 @@ fn norm_and_gated_ffn() {
                     let mut fresh = CpuRows::default();
                     cpu.upload(&out.data, ffn, &mut fresh);
                     cpu.quantise_rows(&mut fresh);
-                    assert_eq!(fresh.quants, out.quants, "{what}");
+                    assert_eq!(fresh.coarse, out.coarse, "{what}");
+                    assert_eq!(fresh.fine, out.fine, "{what}");
                     assert_eq!(fresh.scaled_totals, out.scaled_totals, "{what}");
                 }
             }
@@ -291,7 +295,7 @@ fn odd_widths_and_zero_or_tiny_rows_are_harmless() {
         values[40] = 1e-42;
         cpu.upload(&values, 64, &mut x);
         cpu.quantise_rows(&mut x);
-        assert!(x.quants.iter().all(|&q| q == 0) && x.totals == [0, 0]);
+        assert!(x.coarse.iter().chain(&x.fine).all(|&q| q == 0) && x.totals == [[0; 2]; 2]);
         assert!(x.scales.iter().all(|s| s.is_finite()));
     }
 }
