@@ -58,6 +58,13 @@ fn admit(headers: &HeaderMap) -> Result<(), ApiError> {
     if !media.is_some_and(|media| media.eq_ignore_ascii_case("application/json")) {
         return Err(ApiError::media_type());
     }
+    let compressed = headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if compressed {
+        return Err(ApiError::content_encoding());
+    }
     let length = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
@@ -116,6 +123,8 @@ mod tests {
         assert_eq!(with(&[(header::CONTENT_TYPE, "text/plain")]), Err(415));
         let json = (header::CONTENT_TYPE, "Application/JSON; charset=utf-8");
         assert_eq!(with(std::slice::from_ref(&json)), Ok(()));
+        let gzip = (header::CONTENT_ENCODING, "gzip");
+        assert_eq!(with(&[json.clone(), gzip]), Err(415));
         let length = (header::CONTENT_LENGTH, "4194305");
         assert_eq!(with(&[json, length]), Err(413));
     }

@@ -1,6 +1,7 @@
 //! What every request gets: an id, a place among the bounded number of requests, a log line, a
 //! count, and an answer in OpenAI's shape even where a handler panics.
 
+use super::body;
 use super::error::ApiError;
 use super::server::{GatewayState, Permit};
 use axum::body::Body;
@@ -55,6 +56,7 @@ pub async fn envelope(
             return (next.run(request).await, None);
         }
         let Some(permit) = gateway.permit() else {
+            body::discard(request.into_body()).await;
             let busy =
                 ApiError::unavailable("overloaded", "Too many requests are running here.", 1);
             return (busy.into_response(), None);
@@ -131,10 +133,14 @@ impl HttpBody for Held {
     }
 }
 
-pub async fn unknown_url(method: Method, uri: Uri) -> ApiError {
+// Both read the body, so that its sender sees the answer and can go on using the connection.
+
+pub async fn unknown_url(method: Method, uri: Uri, content: Body) -> ApiError {
+    body::discard(content).await;
     ApiError::unknown_url(method.as_str(), uri.path())
 }
 
-pub async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+pub async fn method_not_allowed(method: Method, uri: Uri, content: Body) -> ApiError {
+    body::discard(content).await;
     ApiError::method_not_allowed(method.as_str(), uri.path())
 }

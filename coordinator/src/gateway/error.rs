@@ -147,7 +147,11 @@ impl ApiError {
         Self::new(
             StatusCode::NOT_FOUND,
             "invalid_request_error",
-            format!("Unknown request URL: {method} {}.", shortened(path)),
+            format!(
+                "Unknown request URL: {method} {}. OpenAI's API is below /v1 here: end the base \
+                 URL with it.",
+                shortened(path)
+            ),
         )
         .coded("unknown_url")
     }
@@ -186,6 +190,15 @@ impl ApiError {
             "Send the body as JSON with the header 'content-type: application/json'.",
         )
         .coded("unsupported_media_type")
+    }
+
+    pub fn content_encoding() -> Self {
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "invalid_request_error",
+            "Compressed bodies are not read here: leave out the 'content-encoding' header.",
+        )
+        .coded("unsupported_content_encoding")
     }
 
     pub fn conflict(message: impl Into<String>) -> Self {

@@ -19,6 +19,8 @@ use trireme_shared::wire::generate::{FinishReason, GenerateEvent, TokenLogprobs}
 pub struct PlacedLogprobs {
     pub offset: usize,
     pub entry: TokenLogprobs,
+    /// The token ended the text and is no part of it.
+    pub ends_text: bool,
 }
 
 /// What a choice's client learns.
@@ -115,7 +117,14 @@ impl<'t> Choice<'t> {
 
     fn token(&mut self, token: u32, logprobs: Option<TokenLogprobs>, out: &mut Vec<ChoiceEvent>) {
         if self.stop_tokens.contains(&token) {
-            // Generated and counted, but no part of the text.
+            // Generated and counted, but no part of the text: its logprobs come last.
+            if let Some(entry) = logprobs {
+                self.pending.push_back(PlacedLogprobs {
+                    offset: self.decoded,
+                    entry,
+                    ends_text: true,
+                });
+            }
             out.push(self.delta(String::new(), 1));
             return;
         }
@@ -127,6 +136,7 @@ impl<'t> Choice<'t> {
             self.pending.push_back(PlacedLogprobs {
                 offset: self.decoded,
                 entry,
+                ends_text: false,
             });
         }
         self.decoded += piece.chars().count();

@@ -6,6 +6,7 @@
 //! bounded number of requests until it is done.
 
 use super::error::ApiError;
+use super::metrics::Metrics;
 use super::server::Permit;
 use crate::state::journal::Journal;
 use crate::state::{Deployment, UsageRecord};
@@ -46,6 +47,7 @@ pub struct Payer {
 /// Counts one request's tokens and records them once.
 pub struct Meter {
     journal: Journal,
+    metrics: Metrics,
     payer: Payer,
     deployment: Deployment,
     prompt: Tokens,
@@ -60,6 +62,7 @@ pub struct Meter {
 impl Meter {
     pub fn new(
         journal: Journal,
+        metrics: Metrics,
         payer: Payer,
         deployment: Deployment,
         streaming: bool,
@@ -67,6 +70,7 @@ impl Meter {
     ) -> Self {
         Self {
             journal,
+            metrics,
             payer,
             deployment,
             prompt: Tokens(0),
@@ -130,14 +134,19 @@ impl Meter {
             cost: usage.cost,
         };
         let journal = self.journal.clone();
+        let metrics = self.metrics.clone();
+        let model = self.deployment.spec.model.name.clone();
         let permit = self.permit.clone();
         tokio::spawn(async move {
             let request = record.request.clone();
+            let cost = u64::try_from(record.cost.0).unwrap_or(0);
             let work = journal.record_usage(record);
             let done = tokio::time::timeout(limits::USAGE_COMMIT_DEADLINE, work).await;
-            drop(permit);
-            match done {
-                Ok(Ok(())) => true,
+            let recorded = match done {
+                Ok(Ok(())) => {
+                    metrics.billed(&model, cost);
+                    true
+                }
                 Ok(Err(error)) => {
                     tracing::error!(request_id = %request, %error, "usage was not recorded");
                     false
@@ -146,7 +155,10 @@ impl Meter {
                     tracing::error!(request_id = %request, "usage was not recorded in time");
                     false
                 }
-            }
+            };
+            // Last: who waits for all permits then sees all records and their metrics.
+            drop(permit);
+            recorded
         })
     }
 }

@@ -128,9 +128,16 @@ fn message(index: usize, value: Value) -> Result<Value, ApiError> {
             ));
         }
     }
+    let no_list = |v: &Value| v.as_array().is_some_and(Vec::is_empty);
     fields
-        .only_if("tool_calls", "tool calling is not built yet.", |v| {
-            v.as_array().is_some_and(Vec::is_empty)
+        .only_if("tool_calls", "tool calling is not built yet.", no_list)
+        // Part of an OpenAI answer that is sent back as history.
+        .and_then(|()| fields.only_if("annotations", "they are not read.", no_list))
+        // Evaluation harnesses write it on every message.
+        .and_then(|()| {
+            fields.only_if("type", "messages are text.", |v| {
+                v == "text" || v == "message"
+            })
         })
         .and_then(|()| fields.finish())
         .map_err(|mut error| {
@@ -254,7 +261,7 @@ mod tests {
     fn content_parts_are_joined_and_developer_is_system() {
         let request = parse(json!({"messages": [
             {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-            {"role": "user", "content": "", "name": "Ann"},
+            {"role": "user", "content": "", "name": "Ann", "type": "text"},
         ]}))
         .unwrap();
         assert_eq!(
@@ -318,6 +325,10 @@ mod tests {
             (
                 json!({"messages": [{"role": "user", "content": "", "x": 1}]}),
                 "messages[0].x",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": "", "type": "image"}]}),
+                "messages[0].type",
             ),
             (
                 json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),

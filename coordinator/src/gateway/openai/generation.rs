@@ -91,6 +91,7 @@ impl Generation {
             choices_per_prompt: n,
             meter: Meter::new(
                 gateway.journal.clone(),
+                gateway.metrics.clone(),
                 payer,
                 job.deployment,
                 job.shape.stream,
@@ -178,8 +179,6 @@ impl Generation {
     /// Makes the usage durable and gives it.
     pub async fn settle(&mut self) -> Result<Usage, ApiError> {
         let usage = self.meter.settle().await?;
-        self.metrics
-            .billed(&self.model, u64::try_from(usage.cost.0).unwrap_or(0));
         tracing::info!(
             request_id = %self.request,
             model = self.model,

@@ -47,11 +47,13 @@ impl Echo {
     pub fn new(model: &ModelText, ids: &[u32], given: Option<String>) -> Self {
         let mut bytes = Vec::new();
         let mut offsets = Vec::with_capacity(ids.len());
-        let mut characters = 0;
+        let mut characters = 0usize;
         for &id in ids {
-            offsets.push(characters);
             let token = model.token_bytes(id);
-            // A character begins at every byte that continues none.
+            // A character begins at every byte that continues none; a token that continues one
+            // stands where that one does, as in generated text.
+            let continues = token.first().is_some_and(|byte| byte & 0xC0 == 0x80);
+            offsets.push(characters.saturating_sub(usize::from(continues)));
             characters += token.iter().filter(|byte| **byte & 0xC0 != 0x80).count();
             bytes.extend_from_slice(&token);
         }
@@ -123,12 +125,16 @@ impl Renderer {
             ChoiceEvent::PromptLogprobs(entries) => self.echo(index, &entries, &mut out),
             ChoiceEvent::Delta { text, logprobs, .. } => {
                 self.echo(index, &[], &mut out);
+                let base = self.echo_of(index).map_or(0, |e| e.text.chars().count());
+                // Chat's entries spell the message. Text completions' are one for each counted
+                // token, the end token too: who scores texts counts on the last being the answer's.
+                let logprobs: Vec<_> = logprobs
+                    .into_iter()
+                    .filter(|placed| self.shape.api == Api::Text || !placed.ends_text)
+                    .map(|placed| generated(placed, base))
+                    .collect();
                 if !text.is_empty() || !logprobs.is_empty() {
-                    let base = self.echo_of(index).map_or(0, |e| e.text.chars().count());
-                    out.push(Piece::Text {
-                        text,
-                        logprobs: logprobs.into_iter().map(|p| generated(p, base)).collect(),
-                    });
+                    out.push(Piece::Text { text, logprobs });
                 }
             }
             ChoiceEvent::Finished(reason) => {

@@ -60,7 +60,7 @@ async fn text_can_be_scored_without_generating() {
         json!(["h", "bytes:\\xc3", "bytes:\\xa9", "y"])
     );
     assert_eq!(logprobs["token_logprobs"], json!([null, -0.5, -0.5, -0.5]));
-    assert_eq!(logprobs["text_offset"], json!([0, 1, 2, 2]));
+    assert_eq!(logprobs["text_offset"], json!([0, 1, 1, 2]));
     assert_eq!(logprobs["top_logprobs"][0], json!(null));
     assert_eq!(logprobs["top_logprobs"][3], json!({"y": -0.5, "z": -1.5}));
     assert_eq!(answer.json()["usage"]["completion_tokens"], 0);
@@ -94,6 +94,30 @@ async fn echo_goes_before_the_generated_text_and_shifts_its_offsets() {
         .map(|chunk| chunk["choices"][0]["text"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(text, "abHello!");
+}
+
+/// Who scores texts drops the last entry as the answer's: an end token must have one too.
+#[tokio::test]
+async fn every_counted_token_has_logprobs_the_end_token_too() {
+    let house = House::new().await;
+    house.engine.script(Script::says(""));
+    let extra = json!({"echo": true, "logprobs": 1, "max_tokens": 1});
+    let answer = house.complete(json!("ab"), extra).await.json();
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["text"], "ab");
+    assert_eq!(choice["finish_reason"], "stop");
+    assert_eq!(answer["usage"]["completion_tokens"], 1);
+    let logprobs = &choice["logprobs"];
+    assert_eq!(logprobs["token_logprobs"], json!([null, -0.5, -0.5]));
+    assert_eq!(logprobs["tokens"], json!(["a", "b", "<|im_end|>"]));
+    assert_eq!(logprobs["text_offset"], json!([0, 1, 2]));
+
+    // A message's entries spell it and nothing more.
+    house.engine.script(Script::says("é"));
+    let answer = house.chat(json!({"logprobs": true})).await.json();
+    let content = answer["choices"][0]["logprobs"]["content"].clone();
+    assert_eq!(content.as_array().unwrap().len(), 2, "{content}");
+    assert_eq!(answer["usage"]["completion_tokens"], 3);
 }
 
 #[tokio::test]

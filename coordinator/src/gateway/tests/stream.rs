@@ -127,4 +127,9 @@ async fn a_client_that_leaves_cancels_every_choice_and_pays_for_what_it_got() {
         metrics.contains("finished_reason=\"abort\",model_name=\"tiny\"} 2"),
         "{metrics}"
     );
+    let billed = format!(
+        "trireme_billed_nano_usd_total{{model_name=\"tiny\"}} {}\n",
+        recorded.cost.0
+    );
+    assert!(metrics.contains(&billed), "{billed}{metrics}");
 }
