@@ -89,7 +89,7 @@ fn holdings(pid: u32) -> (u64, usize) {
 #[test]
 fn streams_outlive_two_killed_workers_whole() {
     const STREAMS: usize = 16;
-    const TOKENS: usize = 128;
+    const TOKENS: usize = 96;
     let _alone = alone();
     let mut cluster = Cluster::up(&["--workers", "4", "--tp", "2", "--pp", "2"]);
     let bodies: Vec<Value> = (0..STREAMS)
@@ -119,7 +119,11 @@ fn streams_outlive_two_killed_workers_whole() {
         got.assert_continues(expected, &format!("stream {n}"));
     }
     wait_until_empty(&cluster);
-    let billed: usize = got.iter().chain(&expected).map(|s| s.completion_tokens).sum();
+    let billed: usize = got
+        .iter()
+        .chain(&expected)
+        .map(|s| s.completion_tokens)
+        .sum();
     assert_eq!(billed, 2 * STREAMS * TOKENS);
     assert_eq!(
         cluster.metric("vllm:generation_tokens_total") as usize,
@@ -169,8 +173,9 @@ fn a_rank_that_is_stopped_and_wakes_again_rejoins_under_a_new_epoch() {
     let epoch = wait_for("a ready replica", DEADLINE, || ready_epoch(&cluster, 0));
     assert!(epoch > first_epoch, "{epoch} after {first_epoch}");
     assert!(processes::is_alive(sleeper), "it was not replaced: it woke");
-    let plan = cluster.get_as("/admin/v1/plan", cluster.admin_key()).text;
-    assert!(plan.contains(id.as_str().expect("an id")), "{plan}");
+    let plan = cluster.get_as("/admin/v1/plan", cluster.admin_key()).json();
+    let ranks = plan[0]["ranks"].as_array().expect("ranks");
+    assert!(ranks.iter().any(|r| r["worker"] == id), "{plan}");
     wait_until_empty(&cluster);
     Stream::ask(&cluster, &body).assert_continues(&expected, "a stream afterwards");
 }
@@ -290,7 +295,9 @@ fn the_other_replica_takes_over_at_once() {
     let worker = |replica: u64| {
         let workers = cluster.ready["workers"].as_array().expect("workers");
         let found = workers.iter().find(|w| w["replica"] == replica);
-        found.expect("one worker each")["pid"].as_u64().expect("pid") as u32
+        found.expect("one worker each")["pid"]
+            .as_u64()
+            .expect("pid") as u32
     };
     let (victim, survivor) = (worker(0), worker(1));
     let survivors_epoch = ready_epoch(&cluster, 1).expect("ready");

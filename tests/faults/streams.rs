@@ -58,8 +58,12 @@ impl Stream {
         let Some(tokens) = logprobs["tokens"].as_array() else {
             return;
         };
-        for (token, top) in tokens.iter().zip(logprobs["top_logprobs"].as_array().expect("top")) {
-            self.tokens.push(token.as_str().expect("a token").to_owned());
+        for (token, top) in tokens
+            .iter()
+            .zip(logprobs["top_logprobs"].as_array().expect("top"))
+        {
+            self.tokens
+                .push(token.as_str().expect("a token").to_owned());
             let mut best: Vec<f64> = top
                 .as_object()
                 .expect("alternatives")
@@ -76,9 +80,20 @@ impl Stream {
     /// Every token once and in order, as many billed as sent, and the same as undisturbed wherever
     /// the choice was clear.
     pub fn assert_continues(&self, undisturbed: &Self, what: &str) {
-        assert_eq!(self.completion_tokens, self.tokens.len(), "{what}: billed as sent");
-        assert_eq!(self.tokens.len(), undisturbed.tokens.len(), "{what}: tokens");
-        assert_eq!(self.prompt_tokens, undisturbed.prompt_tokens, "{what}: prompt");
+        assert_eq!(
+            self.completion_tokens,
+            self.tokens.len(),
+            "{what}: billed as sent"
+        );
+        assert_eq!(
+            self.tokens.len(),
+            undisturbed.tokens.len(),
+            "{what}: tokens"
+        );
+        assert_eq!(
+            self.prompt_tokens, undisturbed.prompt_tokens,
+            "{what}: prompt"
+        );
         let differ = |&at: &usize| self.tokens[at] != undisturbed.tokens[at];
         match (0..self.tokens.len()).find(differ) {
             None => assert_eq!(self.text, undisturbed.text, "{what}"),
