@@ -476,14 +476,17 @@ pub const DISK_RESERVE_BYTES: u64 = 64 << 20;
 
 // --- links between ranks ------------------------------------------------------------------------
 
-/// How long a rank's thread polls for its peer before it gives the core away. Covers the imbalance
-/// of two ranks' shares of a layer, so that decoding never parks.
-pub const LINK_SPIN: Duration = Duration::from_micros(1_000);
+/// How long a rank's thread polls for its peer before it offers the core at each poll. Short even
+/// where every thread should have a core: the scheduler does put two ranks on one, and then all
+/// that a rank spins its peer stands still. Measured at tp 2 on two busy cores: 1 ms of spinning
+/// gives 8-25 tok/s, 5 us gives 85-140.
+pub const LINK_SPIN: Duration = Duration::from_micros(5);
 
 /// The same where compute threads outnumber cores: only what a running peer needs to answer.
 pub const LINK_SPIN_CROWDED: Duration = Duration::from_micros(3);
 
-/// How long it then polls with `sched_yield`, before it parks (60-100 us to wake).
+/// How long it then polls with `sched_yield`, before it parks (60-100 us to wake). Covers the
+/// imbalance of two ranks' shares of a small model's layer; longer only keeps others off the core.
 pub const LINK_YIELD: Duration = Duration::from_micros(100);
 
 /// Longest sleep of a parked rank: how late an abort or a killed peer is noticed.

@@ -173,9 +173,15 @@ impl Journey<'_> {
             .iter()
             .filter(|r| r.key.0 == deployment && r.ready)
             .collect();
+        // One more stream than a driver takes would wait for a place and then look like a fault. A
+        // sequence under way waits all the same: its client has been promised the rest.
+        let has_room = |r: &Route| {
+            self.progress.is_under_way()
+                || self.fleet.shared.drivers.load(r) < limits::GENERATE_STREAMS_MAX as usize
+        };
         let open = ready
             .iter()
-            .filter(|r| !self.full.contains(&(r.key, r.epoch)));
+            .filter(|r| !self.full.contains(&(r.key, r.epoch)) && has_room(r));
         let best = open.min_by_key(|r| {
             let failed = self.avoid == Some((r.key, r.epoch));
             (failed, self.fleet.shared.drivers.load(r), r.key)

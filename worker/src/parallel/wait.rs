@@ -2,7 +2,8 @@
 //!
 //! Kept true: every wait ends, by what it waits for, by the deadline, by the peer being gone or by
 //! [`Abort`]. Spinning answers within a microsecond but burns a core, parking costs 60-100 us and
-//! burns nothing; so a wait spins briefly, yields briefly, then parks in bounded slices.
+//! burns nothing; so a wait spins briefly, yields briefly, then parks in bounded slices. A long spin
+//! is worse than parking whenever the scheduler puts both ranks on one core.
 
 use super::{Abort, LinkError};
 use std::time::{Duration, Instant};
@@ -23,7 +24,7 @@ pub struct WaitPolicy {
 }
 
 impl WaitPolicy {
-    /// Every compute thread of the host has a core of its own: spin through the imbalance of a layer.
+    /// There is a core for every compute thread of the host, though not always where it is wanted.
     pub const fn roomy() -> Self {
         Self {
             spin: limits::LINK_SPIN,
@@ -52,13 +53,11 @@ impl WaitPolicy {
         }
     }
 
-    /// The same for a wait that another thread of this process must end (QUIC's driver): polls as
-    /// long, but offers the core at each poll, since with no core to spare the thread polled for
-    /// would wait for the poller.
+    /// The same for a wait that another thread of this process must end (QUIC's driver): offers the
+    /// core sooner, since with none to spare the thread polled for would wait for the poller.
     pub fn beside_a_driver(self) -> Self {
         Self {
             spin: self.spin.min(limits::LINK_SPIN_CROWDED),
-            yielding: self.spin.max(self.yielding),
             ..self
         }
     }
