@@ -542,7 +542,14 @@ fn broken_connections(cluster: &Cluster) {
     let mut long_path = b"GET /".to_vec();
     long_path.resize(100_000, b'a');
     long_path.extend_from_slice(b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-    let post = |rest: &str| format!("POST {TEXT} HTTP/1.1\r\nhost: x\r\n{rest}").into_bytes();
+    let post = |rest: &str| {
+        format!(
+            "POST {TEXT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\
+             content-type: application/json\r\n{rest}",
+            cluster.api_key()
+        )
+        .into_bytes()
+    };
     for bytes in [
         b"\x16\x03\x01\x02\x00\x01\x00".to_vec(),
         b"GET / HTTP/9.9\r\n\r\n".to_vec(),
