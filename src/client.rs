@@ -278,6 +278,7 @@ impl Client {
             .map_or_else(|| "no reason was given".to_owned(), message_of);
         let next = match status.as_u16() {
             401 | 403 => "pass the right key with --api-key or in TRIREME_API_KEY",
+            404 if path.starts_with("/admin/v1/tokens") => "`cluster token list` shows the tokens",
             404 => "check the address, and the model's name with `cluster status`",
             429 | 503 => "try again in a moment; `cluster status` shows what is not ready",
             _ => "",

@@ -6,7 +6,7 @@ use std::time::Duration;
 // --- frames -----------------------------------------------------------------------------------
 
 /// Largest control-plane frame (registration, assignment, heartbeat). A plan for 1,024 ranks is
-/// about 150 KiB; four times that leaves room without letting a peer make us allocate much.
+/// about 150 KiB; a few times that leaves room without letting a peer make us allocate much.
 pub const CONTROL_FRAME_BYTES_MAX: usize = 1 << 20;
 
 /// Largest generate frame. A prompt of `PROMPT_TOKENS_MAX` ids is 4 MiB.
@@ -240,6 +240,9 @@ pub const COORDINATOR_START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A process whose starter vanished (its lifeline closed) ends by itself within this.
 pub const LIFELINE_EXIT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a step that is given up may take to put its things away.
+pub const CANCEL_GRACE: Duration = Duration::from_secs(1);
 
 /// A process told to stop may finish its running requests (`DRAIN_DEADLINE`) and then clean up;
 /// after this `up` ends it.

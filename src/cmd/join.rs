@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use trireme_shared::limits;
 use trireme_worker::WorkerConfig;
 
+/// More compute threads than any machine has; a larger number is a slip of the hand.
+pub const THREADS_MAX: usize = 4_096;
 /// Longest token file that is read: a token is about 150 characters.
 const TOKEN_FILE_BYTES_MAX: u64 = 4_096;
 
@@ -33,6 +35,10 @@ pub struct JoinArgs {
     /// Compute threads to offer [default: all]
     #[arg(long, value_name = "N", value_parser = threads)]
     threads: Option<usize>,
+    /// Compute threads of all workers on this machine together, where there are several: with more
+    /// than it has cores they wait for each other without spinning
+    #[arg(long, value_name = "N", value_parser = threads)]
+    host_threads: Option<usize>,
     /// Memory to offer for weights and KV cache, e.g. 8GiB [default: 80 % of what is free]
     #[arg(long, value_name = "BYTES", value_parser = size::parse_bytes)]
     memory: Option<u64>,
@@ -74,6 +80,7 @@ impl JoinArgs {
             coordinator: self.address,
             token,
             threads: self.threads.unwrap_or_else(machine::threads),
+            host_threads: self.host_threads.unwrap_or(0),
             memory_bytes: self.memory.unwrap_or_else(machine::memory_bytes),
             data_dir,
             listen: self.listen,
@@ -89,11 +96,9 @@ impl JoinArgs {
 
 /// A thread count from the command line.
 pub fn threads(text: &str) -> Result<usize, String> {
-    /// More than any machine has; a larger number is a slip of the hand.
-    const MAX: usize = 4_096;
     match text.parse() {
-        Ok(n) if (1..=MAX).contains(&n) => Ok(n),
-        _ => Err(format!("give a number of threads from 1 to {MAX}")),
+        Ok(n) if (1..=THREADS_MAX).contains(&n) => Ok(n),
+        _ => Err(format!("give a number of threads from 1 to {THREADS_MAX}")),
     }
 }
 

@@ -4,7 +4,9 @@ mod bench;
 mod chat;
 mod completions;
 mod coordinator;
+mod deploy;
 mod join;
+mod key;
 mod model;
 mod plan;
 mod status;
@@ -16,8 +18,10 @@ use crate::failure::Failure;
 use crate::last::Last;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::Path;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use trireme_shared::plan::LinkPolicy;
 use trireme_shared::telemetry::{self, LogFormat};
 use trireme_worker::backend::Isa;
 
@@ -68,6 +72,8 @@ enum Command {
     Coordinator(coordinator::CoordinatorArgs),
     /// Join a cluster as a worker
     Join(join::JoinArgs),
+    /// Serve a model on a running cluster
+    Deploy(deploy::DeployArgs),
     /// Show coordinators, workers and what is being served
     Status(status::StatusArgs),
     /// Show which worker holds which layers, heads and columns
@@ -80,6 +86,8 @@ enum Command {
     Model(model::ModelArgs),
     /// Create, list and revoke join tokens
     Token(token::TokenArgs),
+    /// Create API keys
+    Key(key::KeyArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -93,6 +101,8 @@ impl Cli {
             Command::Up(args) => args.run(&self.logs),
             Command::Coordinator(args) => args.run(),
             Command::Join(args) => args.run(),
+            Command::Deploy(args) => args.run(),
+            Command::Key(args) => args.run(),
             Command::Status(args) => args.run(),
             Command::Plan(args) => args.run(),
             Command::Chat(args) => args.run(),
@@ -199,6 +209,35 @@ fn same_cluster(asked: &[String], known: &[String]) -> bool {
     asked
         .iter()
         .all(|url| known.iter().any(|k| bare(k) == bare(url)))
+}
+
+/// How ranks exchange tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Link {
+    /// Shared memory between ranks on one host, QUIC between hosts
+    #[default]
+    Auto,
+    /// QUIC everywhere
+    Quic,
+}
+
+impl From<Link> for LinkPolicy {
+    fn from(link: Link) -> Self {
+        match link {
+            Link::Auto => Self::Auto,
+            Link::Quic => Self::Quic,
+        }
+    }
+}
+
+/// A model that is a path on this machine, as other processes find it too; others stay as they are.
+fn absolute(model: &str) -> Result<String> {
+    let path = Path::new(model);
+    if !path.exists() {
+        return Ok(model.to_owned());
+    }
+    let absolute = std::fs::canonicalize(path).context("cannot resolve the model's path")?;
+    Ok(absolute.to_string_lossy().into_owned())
 }
 
 /// Which CPU kernels to run.

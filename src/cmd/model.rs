@@ -3,12 +3,17 @@
 use super::ClientArgs;
 use crate::failure::Failure;
 use crate::{size, term};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::IsTerminal;
-use trireme_shared::source::{self, Progress, ResolveOptions, ResolvedModel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use trireme_shared::source::{self, Progress, ResolveOptions, ResolvedModel, SourceError};
+
+/// Exit code after a Ctrl-C, as shells give it.
+const INTERRUPTED: i32 = 130;
 
 #[derive(Args)]
 #[command(
@@ -94,9 +99,24 @@ fn fetch_checked(source: &str, sha256: Option<String>) -> Result<ResolvedModel> 
         bar.set_position(p.done_bytes);
         bar.set_message(p.stage);
     };
+    let cancel = options.cancel.clone();
+    let over = Arc::new(AtomicBool::new(false));
+    let asked = over.clone();
+    crate::signals::watch(move |_| {
+        // The second time, or with nothing left to tidy up.
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED);
+        }
+        cancel.cancel();
+    })
+    .context("cannot listen for Ctrl-C")?;
     let resolved = source::resolve(source, &options, &progress);
+    over.store(true, Ordering::Relaxed);
     bar.finish_and_clear();
     resolved.map_err(|error| {
+        if matches!(error, SourceError::Cancelled) {
+            std::process::exit(INTERRUPTED);
+        }
         Failure::new(
             format!("the model {source} cannot be had"),
             "name another: a path, hf://org/repo, https://..., or a name from `cluster model list`",

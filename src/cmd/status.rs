@@ -133,7 +133,7 @@ fn render_deployment(text: &mut String, deployment: &DeploymentReport) {
     section(
         text,
         &[
-            "replica", ">epoch", "state", ">running", ">waiting", ">KV used", ">tokens",
+            "replica", ">epoch", ">running", ">waiting", ">KV used", ">tokens", "state",
         ],
         rows,
     );
@@ -149,11 +149,11 @@ fn replica_row(replica: &ReplicaReport) -> Vec<String> {
         replica
             .epoch
             .map_or_else(|| "-".to_owned(), |e| e.0.to_string()),
-        state_of(replica),
         stats.running.to_string(),
         stats.waiting.to_string(),
         format!("{used} %"),
         stats.generated_tokens.to_string(),
+        state_of(replica),
     ]
 }
 

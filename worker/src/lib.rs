@@ -22,6 +22,9 @@ pub struct WorkerConfig {
     /// Needed for the first start only; later the saved certificate is used.
     pub token: Option<String>,
     pub threads: usize,
+    /// Compute threads of all workers of this host, where there are several; 0 where only this
+    /// one's are known. Ranks wait more politely on a host with more threads than cores.
+    pub host_threads: usize,
     pub memory_bytes: u64,
     /// Key, certificate and CA live here.
     pub data_dir: PathBuf,

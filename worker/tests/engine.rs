@@ -124,6 +124,7 @@ fn start(plan: &ReplicaPlan, index: u16, worker: &Worker) -> RankHandle {
             index,
         },
         threads: 1,
+        host_threads: 0,
         isa: Isa::detect(),
         endpoint: worker.endpoint.clone(),
         incoming: worker.incoming.clone(),

@@ -153,7 +153,9 @@ fn run_steps(ranks: Vec<RankLinks>, steps: u64, rows: usize) -> Vec<Vec<u8>> {
                 if let Some(previous) = &mut rank.from_previous {
                     previous.recv_hidden(step, &mut hidden).unwrap();
                 }
-                rank.collective.all_reduce(&mut hidden).unwrap();
+                let mut wide: Vec<f64> = hidden.iter().map(|v| f64::from(*v)).collect();
+                rank.collective.all_reduce(&mut wide).unwrap();
+                hidden = wide.iter().map(|v| *v as f32).collect();
                 if let Some(next) = &mut rank.to_next {
                     next.send_hidden(step, &hidden).unwrap();
                 }
@@ -216,10 +218,10 @@ async fn a_stage_over_two_hosts_sums_alike() {
         std::thread::scope(|scope| {
             let sum = |mut rank: RankLinks| {
                 let me = rank.collective.rank();
-                let mut out: Vec<Vec<f32>> = Vec::new();
+                let mut out: Vec<Vec<f64>> = Vec::new();
                 for len in [576, 100_000] {
-                    let mut values: Vec<f32> =
-                        (0..len).map(|at| (at * (me + 1)) as f32 * 0.1).collect();
+                    let mut values: Vec<f64> =
+                        (0..len).map(|at| (at * (me + 1)) as f64 * 0.1).collect();
                     rank.collective.all_reduce(&mut values).unwrap();
                     out.push(values);
                 }

@@ -20,7 +20,7 @@ struct Threads {
     rank: usize,
     size: usize,
     barrier: Arc<Barrier>,
-    slots: Arc<Mutex<Vec<Vec<f32>>>>,
+    slots: Arc<Mutex<Vec<Vec<f64>>>>,
 }
 
 impl Threads {
@@ -45,7 +45,7 @@ impl Collective for Threads {
     fn size(&self) -> usize {
         self.size
     }
-    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), LinkError> {
+    fn all_reduce(&mut self, values: &mut [f64]) -> Result<(), LinkError> {
         self.slots.lock().unwrap()[self.rank] = values.to_vec();
         self.barrier.wait();
         values.fill(0.0);
@@ -246,6 +246,26 @@ fn every_split_agrees_with_the_whole_model() {
                 tolerance
             };
             assert_close(&got, &want, tolerance, &format!("{name} {split}"));
+        }
+    }
+}
+
+/// Where every rank can have whole FFN segments, no split changes a single bit of the logits.
+#[test]
+fn splits_of_whole_segments_change_nothing() {
+    for (name, model) in models() {
+        let model = RandomModel { ffn: 640, ..model };
+        let file = TestFile::new(&format!("same-{name}"), &model);
+        let batch = prompt(&tokens(45, 1), 3);
+        let want = Split::load(&file.manifest, &[vec![1]], 1).logits(&batch);
+        for weights in [
+            vec![vec![2, 1]],
+            vec![vec![1, 2]],
+            vec![vec![1, 1, 1]],
+            vec![vec![1, 2], vec![2, 1]],
+        ] {
+            let got = Split::load(&file.manifest, &weights, 2).logits(&batch);
+            assert_eq!(got, want, "{name} {weights:?}");
         }
     }
 }

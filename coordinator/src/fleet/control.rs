@@ -29,26 +29,26 @@ pub(super) async fn accept(
     let places = Arc::new(Semaphore::new(limits::CONTROL_CONNECTIONS_MAX));
     while let Some(connection) = endpoint.accept().await {
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            connection.refuse("this coordinator serves as many connections as it can");
+            connection.turn_away("this coordinator serves as many connections as it can");
             continue;
         };
         let (fleet, authority, shutdown) = (fleet.clone(), authority.clone(), shutdown.clone());
         tokio::spawn(async move {
             let _place = place;
             tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = serve(&fleet, &authority, connection) => {}
+                () = shutdown.cancelled() => connection.leave("the coordinator is stopping"),
+                () = serve(&fleet, &authority, &connection) => {}
             }
         });
     }
 }
 
-async fn serve(fleet: &Fleet, authority: &ClusterAuthority, connection: Connection) {
+async fn serve(fleet: &Fleet, authority: &ClusterAuthority, connection: &Connection) {
     match (connection.protocol(), connection.peer()) {
         (Protocol::Join, _) => {
             let from = connection.remote_address();
             let admit = |token, hash| admit(fleet, token, hash);
-            match join::serve_join(&connection, authority, admit).await {
+            match join::serve_join(connection, authority, admit).await {
                 Ok(node) => tracing::info!(%node, %from, "joined"),
                 Err(error) => tracing::warn!(%from, %error, "a join was refused"),
             }
@@ -58,8 +58,8 @@ async fn serve(fleet: &Fleet, authority: &ClusterAuthority, connection: Connecti
                 connection.refuse("this worker is not a member: join with a new token");
                 return;
             }
-            note_certificate(fleet, worker, &connection).await;
-            if let Err(reason) = converse(fleet, worker, &connection).await {
+            note_certificate(fleet, worker, connection).await;
+            if let Err(reason) = converse(fleet, worker, connection).await {
                 tracing::warn!(%worker, reason, "a worker's conversation failed");
                 connection.refuse(&reason);
             }
@@ -139,8 +139,8 @@ async fn converse(fleet: &Fleet, worker: WorkerId, connection: &Connection) -> R
         reason = listen(fleet, worker, &mut frames) => reason,
         () = registration.cut.cancelled() => "a newer connection, or orders it did not take".into(),
     };
+    connection.leave(&reason);
     registration.end(reason);
-    connection.quic().close(0u32.into(), b"");
     Ok(())
 }
 

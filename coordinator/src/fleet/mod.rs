@@ -1,8 +1,9 @@
 //! Drives workers to the plan, and carries requests to drivers.
 //!
 //! What it keeps true: the reconciler's effects are performed in the order it decided them; what is
-//! handed to workers is in the journal first. `reconcile` decides, `control` talks with workers,
-//! `dispatch` and `carry` move sequences, `admin` and `status` serve the admin API.
+//! handed to workers is in the journal first. `reconcile` (with `slot`) decides, `control` talks with
+//! workers, `dispatch`, `carry`, `progress` and `drivers` move sequences, `models` opens what is to be
+//! planned, `admin` and `status` serve the admin API.
 
 pub mod dispatch;
 pub mod reconcile;

@@ -31,6 +31,8 @@ pub(super) async fn open(
         sha256: model.sha256.clone(),
         ..ResolveOptions::default()
     };
+    // Whoever waits may give up: on a shutdown, or when the client is gone.
+    let _given_up = options.cancel.on_drop();
     let work = move || {
         let resolved = source::resolve(&source, &options, &|_| {}).map_err(|e| e.to_string())?;
         let manifest = Manifest::open(&resolved.path).map_err(|e| e.to_string())?;

@@ -6,7 +6,7 @@
 //! stage of it; after a failure a replica is planned again as soon as enough workers are there, at
 //! growing intervals where it keeps failing.
 //!
-//! Neighbours: `placement` makes plans; `slot` keeps one replica's life; `dispatch` reads `routes`.
+//! Neighbours: `placement` makes plans; `slot` keeps one replica's life; `carry` follows `routes`.
 
 use super::slot::{Phase, Running, Slot};
 use crate::placement::{Candidate, plan_replica};

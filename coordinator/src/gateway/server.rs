@@ -1,8 +1,8 @@
 //! Accepts connections and serves the router on them, until told to stop.
 //!
 //! Keeps true: connections and requests are bounded, a client that is slow to send its headers is
-//! cut off, as is one that stops reading its answer, and a drain lets running requests end within `limits::DRAIN_DEADLINE` and their usage
-//! become durable before `serve` returns.
+//! cut off, as is one that stops reading its answer, and a drain lets running requests end within
+//! `limits::DRAIN_DEADLINE` and their usage become durable before `serve` returns.
 
 use super::metrics::Metrics;
 use super::stall::StallGuard;

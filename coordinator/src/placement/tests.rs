@@ -1,3 +1,6 @@
+//! Plans as scenarios: workers and a wish go in; what comes out covers the model once, keeps stages
+//! together, gives faster workers more, and says what is missing where nothing fits.
+
 use super::*;
 use std::collections::BTreeMap;
 use trireme_shared::model::random::RandomModel;

@@ -1,3 +1,6 @@
+//! Histories of commands, then what the state holds: refusals change nothing, epochs grow, usage
+//! counts once, and equal histories make equal bytes.
+
 use super::*;
 use crate::billing::DEFAULT_PRICES;
 use crate::state::command::{CodecError, decode, decode_state, encode, encode_state};

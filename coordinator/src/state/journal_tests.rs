@@ -1,3 +1,6 @@
+//! The journal on a real disk: what was answered survives a restart, damage is refused in words, and
+//! a second process is kept out.
+
 use super::*;
 use crate::billing::DEFAULT_PRICES;
 use crate::scratch::Scratch;

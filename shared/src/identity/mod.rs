@@ -4,7 +4,8 @@
 //! `<id>.<role>.trireme` that only the coordinator writes (a joiner's request contributes its public
 //! key and nothing else); private keys and token secrets never show in `Debug`, `Display` or logs;
 //! files with keys are private and replaced atomically. Neighbours: `transport` authenticates
-//! connections with these, `cluster join` and the coordinator keep them on disk.
+//! connections with these; a worker keeps its own on disk, a coordinator keeps the authority in its
+//! state and issues itself a certificate at each start.
 //!
 //! Not built yet: renewal of node certificates before they expire, and revocation.
 

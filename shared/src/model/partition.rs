@@ -70,6 +70,21 @@ impl RankShare {
     }
 }
 
+/// Columns of the FFN that stay together wherever the model is split, where it has enough of them:
+/// sums within a segment then come out the same on every split. A multiple of every 32-column block.
+pub const FFN_SEGMENT: u32 = 128;
+
+/// The unit of FFN splits, in columns: a segment where as many ranks as there are KV heads can have
+/// one each, else the quantisation block. The same for every split of a model.
+fn ffn_unit(config: &ModelConfig, column_unit: u32) -> u32 {
+    let block = column_unit.max(1);
+    if FFN_SEGMENT.is_multiple_of(block) && config.ffn / FFN_SEGMENT >= config.kv_heads {
+        FFN_SEGMENT
+    } else {
+        block
+    }
+}
+
 /// Why a model cannot be split as asked; the text shows what can.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -153,16 +168,16 @@ fn apportion(blocks: u32, weights: &[u64]) -> Vec<u32> {
 }
 
 /// Shares of every rank, stage-major. `weights[stage][rank]` is the relative speed of each.
-/// `ffn_unit` is the quantisation block of the down projection, in columns.
+/// `column_unit` is the quantisation block of the matrices that are split by columns.
 ///
 /// Balances by counts of weights; `Manifest::shares` does it by stored bytes and is the better one
 /// where a manifest is at hand.
 pub fn shares(
     config: &ModelConfig,
     weights: &[Vec<u64>],
-    ffn_unit: u32,
+    column_unit: u32,
 ) -> Result<Vec<RankShare>, SplitError> {
-    shares_by_cost(config, weights, ffn_unit, Costs::of_weights(config))
+    shares_by_cost(config, weights, column_unit, Costs::of_weights(config))
 }
 
 /// [`shares`] with given costs.
@@ -174,7 +189,7 @@ pub fn shares(
 pub fn shares_by_cost(
     config: &ModelConfig,
     weights: &[Vec<u64>],
-    ffn_unit: u32,
+    column_unit: u32,
     costs: Costs,
 ) -> Result<Vec<RankShare>, SplitError> {
     let ranks = weights.first().map_or(0, Vec::len);
@@ -183,14 +198,14 @@ pub fn shares_by_cost(
             "every stage needs the same number of ranks, at least one".into(),
         ));
     }
-    check_possible(config, ffn_unit, ranks, weights.len())?;
+    check_possible(config, column_unit, ranks, weights.len())?;
 
     let mut parts = Vec::with_capacity(weights.len());
     let mut layer_times = Vec::with_capacity(weights.len());
     let mut fixed_times = vec![0.0; weights.len()];
     for (stage, speeds) in weights.iter().enumerate() {
         let kv_heads = split(config.kv_heads, 1, speeds)?;
-        let ffn = split(config.ffn, ffn_unit, speeds)?;
+        let ffn = split(config.ffn, ffn_unit(config, column_unit), speeds)?;
         let vocab = split(config.vocab, VOCAB_UNIT, speeds)?;
         layer_times.push(
             phase_time(costs.attention, &kv_heads, speeds) + phase_time(costs.ffn, &ffn, speeds),
@@ -228,12 +243,12 @@ pub const VOCAB_UNIT: u32 = 16;
 
 /// The largest tensor- and pipeline-parallel degrees this model can be split into; every smaller
 /// one is possible too.
-pub fn largest_split(config: &ModelConfig, ffn_unit: u32) -> (u16, u16) {
-    let heads_divide = (config.group() * config.head_dim).is_multiple_of(ffn_unit.max(1));
+pub fn largest_split(config: &ModelConfig, column_unit: u32) -> (u16, u16) {
+    let heads_divide = (config.group() * config.head_dim).is_multiple_of(column_unit.max(1));
     let ranks = if heads_divide {
         config
             .kv_heads
-            .min(config.ffn.div_ceil(ffn_unit.max(1)))
+            .min(config.ffn.div_ceil(ffn_unit(config, column_unit)))
             .min(config.vocab.div_ceil(VOCAB_UNIT))
             .min(limits::TENSOR_PARALLEL_MAX as u32)
     } else {
@@ -245,11 +260,11 @@ pub fn largest_split(config: &ModelConfig, ffn_unit: u32) -> (u16, u16) {
 
 fn check_possible(
     config: &ModelConfig,
-    ffn_unit: u32,
+    column_unit: u32,
     ranks: usize,
     stages: usize,
 ) -> Result<(), SplitError> {
-    let (ranks_max, stages_max) = largest_split(config, ffn_unit);
+    let (ranks_max, stages_max) = largest_split(config, column_unit);
     if ranks <= usize::from(ranks_max) && stages <= usize::from(stages_max) {
         return Ok(());
     }

@@ -1,3 +1,5 @@
+//! Shares of every size: they cover the model once, none is empty, and faster ranks hold more.
+
 use super::*;
 use crate::model::random::{RandomModel, SplitMix};
 use crate::model::{Architecture, DType, Manifest, Rope, RopeStyle};

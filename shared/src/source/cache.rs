@@ -5,7 +5,7 @@
 //! SHA-256 where it is known beforehand, else a hash of the source's text. A lock file beside the
 //! folder lets one process fetch while others wait.
 
-use super::{Progress, Report, SourceError};
+use super::{Bounds, Progress, Report, SourceError};
 use crate::limits;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -148,7 +148,7 @@ impl Entry {
     }
 
     /// Waits for the right to change this entry.
-    pub(super) fn lock(&self, wait: Duration, report: Report) -> Result<File, SourceError> {
+    pub(super) fn lock(&self, bounds: &Bounds, report: Report) -> Result<File, SourceError> {
         fs::create_dir_all(&self.folder).map_err(|e| SourceError::io("create", &self.folder, e))?;
         let file = OpenOptions::new()
             .create(true)
@@ -156,8 +156,9 @@ impl Entry {
             .write(true)
             .open(&self.lock)
             .map_err(|e| SourceError::io("open", &self.lock, e))?;
-        let start = Instant::now();
+        let (start, wait) = (Instant::now(), bounds.lock);
         loop {
+            bounds.cancel.check()?;
             match file.try_lock() {
                 Ok(()) => return Ok(file),
                 Err(TryLockError::Error(e)) => return Err(SourceError::io("lock", &self.lock, e)),

@@ -45,7 +45,8 @@ impl Download<'_> {
             match self.attempt(bounds, report) {
                 Ok(sha256) => return self.check(sha256),
                 Err(Broken::Final(error)) => {
-                    if !matches!(error, SourceError::Network(_)) {
+                    let keep = matches!(error, SourceError::Network(_) | SourceError::Cancelled);
+                    if !keep {
                         self.forget();
                     }
                     return Err(error);
@@ -151,6 +152,7 @@ impl Download<'_> {
         let mut buffer = vec![0; limits::FETCH_BUFFER_BYTES];
         let mut told = Instant::now();
         loop {
+            bounds.cancel.check()?;
             let count = match body.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(count) => count,

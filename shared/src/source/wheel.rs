@@ -9,10 +9,12 @@ use super::spec::WheelSpec;
 use super::{Bounds, Progress, Report, SourceError};
 use crate::limits;
 use crate::model::hf::is_plain_name;
+use rustix::process::{Pid, Signal, kill_process_group};
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
@@ -103,8 +105,8 @@ impl WheelFetch<'_> {
         let errors = output
             .try_clone()
             .map_err(|e| SourceError::io("write", log, e))?;
-        let child = Command::new(program)
-            .args(arguments)
+        let mut pip = Command::new(program);
+        pip.args(arguments)
             .args(["download", "--no-deps", "--no-cache-dir", "--no-input"])
             .args(["--disable-pip-version-check", "--progress-bar", "off"])
             .args(["--only-binary", ":all:", "-d"])
@@ -112,11 +114,18 @@ impl WheelFetch<'_> {
             .arg(&self.spec.requirement)
             .env("TMPDIR", self.scratch)
             .stdin(Stdio::null())
+            .process_group(0)
             .stdout(output)
-            .stderr(errors)
+            .stderr(errors);
+        end_with_us(&mut pip);
+        let child = pip
             .spawn()
             .map_err(|e| SourceError::io("run", Path::new(program), e))?;
-        Running(child).wait(self)
+        let mut pip = Running {
+            child,
+            ended: false,
+        };
+        pip.wait(self)
     }
 
     fn unpack(&self, wheel: &Path) -> Result<Unpacked, SourceError> {
@@ -169,6 +178,7 @@ impl WheelFetch<'_> {
             if count == 0 {
                 break;
             }
+            self.bounds.cancel.check()?;
             done_bytes += count as u64;
             if done_bytes > total_bytes {
                 return Err(damaged(&"it holds more than it says"));
@@ -196,18 +206,39 @@ impl WheelFetch<'_> {
     }
 }
 
+/// Ends pip when this process is killed, so that it does not go on fetching for nobody.
+fn end_with_us(pip: &mut Command) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::set_parent_process_death_signal;
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed; this is one
+        // `prctl` system call, and turning its error code into an `io::Error` allocates nothing.
+        unsafe {
+            pip.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?));
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = pip;
+}
+
 /// A pip that is ended when we stop waiting for it.
-struct Running(Child);
+struct Running {
+    child: Child,
+    /// Waited for: its pid may be another's by now.
+    ended: bool,
+}
 
 impl Running {
-    fn wait(mut self, fetch: &WheelFetch) -> Result<ExitStatus, SourceError> {
+    fn wait(&mut self, fetch: &WheelFetch) -> Result<ExitStatus, SourceError> {
         let start = Instant::now();
         let (mut grown, mut grown_at) = (0, start);
         loop {
-            let status = self.0.try_wait();
+            let status = self.child.try_wait();
             if let Some(status) = status.map_err(|e| SourceError::io("run", Path::new("pip"), e))? {
+                self.ended = true;
                 return Ok(status);
             }
+            fetch.bounds.cancel.check()?;
             let done_bytes = bytes_under(fetch.scratch);
             if done_bytes != grown {
                 (grown, grown_at) = (done_bytes, Instant::now());
@@ -242,9 +273,16 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // After a normal end both only say that it has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        if self.ended {
+            return;
+        }
+        // A pip may be a wrapper around another; the process group has both. Not yet waited for, so
+        // the pid is still its own.
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+        let _ = self.child.wait();
     }
 }
 

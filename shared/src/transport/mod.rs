@@ -376,6 +376,11 @@ impl Connection {
         &self.quic
     }
 
+    /// Closes because the work is done or this process stops; `reason` is for the peer's log.
+    pub fn leave(&self, reason: &str) {
+        self.quic.close(close_code::DONE.into(), reason.as_bytes());
+    }
+
     /// Tells the peer that it may try again later, and closes.
     pub fn turn_away(&self, reason: &str) {
         self.quic.close(close_code::BUSY.into(), reason.as_bytes());

@@ -1,9 +1,11 @@
-//! Encoding and framing: the only place that turns messages into bytes and back.
+//! Encoding and framing of everything that processes say to each other over `transport`.
 //!
 //! What it keeps true: a length field that a peer wrote never makes us allocate more than a small
 //! multiple of the bytes that really arrived; a frame is never larger than its protocol's bound
 //! (`limits::*_FRAME_BYTES_MAX`); bytes left over after a message are an error. Neighbours: every
-//! protocol of `transport` speaks through it, and the coordinator's journal uses `encode`/`decode`.
+//! protocol of `transport` speaks through it. What a rank tells another (`worker::engine::plan`) and
+//! what the coordinator writes to its log (`state::command`) have codecs of their own, with other
+//! bounds and the same format.
 //!
 //! The format is bincode's default one (fixed-width little-endian integers, u64 lengths, u32 tags),
 //! by `wincode`.

@@ -1,9 +1,9 @@
 //! `cluster up`: a whole cluster on this machine, from one command.
 //!
 //! The coordinator and the workers are child processes of the same binary that join exactly as
-//! remote ones would: join token, certificate, QUIC. `start` walks through the steps; `supervise`
-//! (pure) and `children` keep the processes; `steps` and `follow` show progress; `report` and
-//! `demo` print the result.
+//! remote ones would: join token, certificate, QUIC. `split` (pure) completes what was asked for;
+//! `start` walks through the steps; `supervise` (pure) and `children` keep the processes; `steps`
+//! and `follow` show progress; `report` and `demo` print the result.
 
 mod children;
 mod demo;
@@ -14,19 +14,18 @@ mod start;
 mod steps;
 mod supervise;
 
-use super::{IsaChoice, LogArgs};
+use super::{IsaChoice, Link, LogArgs};
 use crate::failure::Failure;
 use crate::lock::DirLock;
 use crate::{last, size};
 use anyhow::{Context, Result};
 use children::Children;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use supervise::Event;
-use trireme_shared::plan::LinkPolicy;
 
 #[derive(Args)]
 #[command(
@@ -82,22 +81,6 @@ pub struct UpArgs {
     timeout: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Link {
-    #[default]
-    Auto,
-    Quic,
-}
-
-impl From<Link> for LinkPolicy {
-    fn from(link: Link) -> Self {
-        match link {
-            Link::Auto => Self::Auto,
-            Link::Quic => Self::Quic,
-        }
-    }
-}
-
 /// The start was ended by the user or by a child's end; the reason was already said.
 #[derive(Debug, thiserror::Error)]
 #[error("the cluster is stopping")]
@@ -123,12 +106,7 @@ impl UpArgs {
         // What can be refused is refused before anything is started.
         self.wanted().complete(split::ANY_MODEL)?;
         self.isa.choose()?;
-        let model_path = Path::new(&self.model);
-        if model_path.exists() {
-            let absolute =
-                fs::canonicalize(model_path).context("cannot resolve the model's path")?;
-            self.model = absolute.to_string_lossy().into_owned();
-        }
+        self.model = super::absolute(&self.model)?;
         let data_dir = self.data_dir()?;
         crate::lock::make_dir(&data_dir)?;
         let data_dir = fs::canonicalize(&data_dir).context("cannot resolve the data folder")?;

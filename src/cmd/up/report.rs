@@ -116,7 +116,7 @@ impl Serving {
         term::out("");
         term::out(format!(
             "  curl -N {}/chat/completions \\\n    -H 'Authorization: Bearer {}' \\\n    \
-             -H 'Content-Type: application/json' \\\n    -d '{{\"model\":{},\"stream\":true,\
+             -H 'Content-Type: application/json' \\\n    -d '{{\"model\":{},\"stream\":true,\n         \
              \"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}'",
             self.endpoint(),
             self.api_key,

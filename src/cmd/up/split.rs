@@ -92,6 +92,11 @@ impl Wanted {
             _ if asked.is_empty() => {
                 format!("{workers} workers cannot share this model")
             }
+            _ if bounds.tp_max == ANY_MODEL.tp_max && bounds.pp_max == ANY_MODEL.pp_max => format!(
+                "{} cannot be completed to {workers} workers: tp x pp x replicas must equal the \
+                 workers",
+                asked.join(", ")
+            ),
             _ => format!(
                 "{} cannot be completed to {workers} workers: tp x pp x replicas must equal the \
                  workers, with tp at most {} (its key/value heads) and pp at most {} (its layers)",

@@ -8,9 +8,10 @@ use super::supervise::{ChildId, Event, Kind};
 use super::{Running, UpArgs, follow};
 use crate::client::Client;
 use crate::cmd::LogArgs;
+use crate::cmd::join::THREADS_MAX;
 use crate::failure::Failure;
 use crate::last::write_private;
-use crate::machine;
+use crate::{machine, size, term};
 use anyhow::{Context, Result};
 use std::fs;
 use std::net::SocketAddr;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 use trireme_shared::api::*;
 use trireme_shared::limits;
 use trireme_shared::plan::{DeploymentSpec, ModelRef};
-use trireme_shared::source::{self, Progress, ResolveOptions, ResolvedModel};
+use trireme_shared::source::{self, Cancel, Progress, ResolveOptions, ResolvedModel};
 
 /// The tenant that the first key belongs to.
 const DEMO_TENANT: &str = "demo";
@@ -66,6 +67,7 @@ impl Parts {
         let threads = args
             .threads_per_worker
             .unwrap_or_else(|| (share(machine::threads() as u64) as usize).max(1));
+        let host_threads = threads.saturating_mul(count as usize).min(THREADS_MAX);
         let memory = args
             .memory_per_worker
             .unwrap_or_else(|| share(machine::memory_bytes()));
@@ -112,6 +114,7 @@ impl Parts {
                     .args(&common)
                     .args(["join", "--lifeline", &known.control]);
                 command.args(["--threads", &threads.to_string(), "--isa", isa]);
+                command.args(["--host-threads", &host_threads.to_string()]);
                 command.args(["--memory", &memory.to_string(), "--listen", "127.0.0.1:0"]);
                 command.arg("--data-dir").arg(&dir);
                 // Gone once all have joined; later starts use the certificate.
@@ -174,8 +177,16 @@ pub fn start(
     };
     let split = args.wanted().complete(bounds)?;
     step.done(&format!(
-        "{}: {} layers, {} heads, from {}",
-        resolved.name, seen.config.layers, seen.config.heads, resolved.from
+        "{}: {} layers, {} heads, {}",
+        resolved.name,
+        seen.config.layers,
+        seen.config.heads,
+        size::bytes(seen.bytes)
+    ));
+    (parts.say)(&format!(
+        "  {:12} {}",
+        "",
+        term::dim(&format!("from {}", resolved.from))
     ));
 
     let step = steps.begin("coordinator", "starting");
@@ -275,37 +286,49 @@ fn spec(args: &UpArgs, resolved: &ResolvedModel, split: Split) -> DeploymentSpec
     }
 }
 
-/// Runs `work` on a thread, so that a stop or the deadline can end the wait for it.
+/// Runs `work` on a thread, so that a stop or the deadline can end the wait for it; `cancel` then
+/// asks it to tidy up.
 fn aside<T: Send + 'static>(
     running: &Running<'_>,
     deadline: Instant,
     what: &str,
+    cancel: Option<Cancel>,
     work: impl FnOnce() -> Result<T> + Send + 'static,
     mut meanwhile: impl FnMut(),
 ) -> Result<T> {
     let (send, result) = sync_channel(1);
+
     std::thread::Builder::new()
         .name("step".into())
         .spawn(move || {
             // Where nobody waits any more, the result does not matter.
             let _ = send.send(work());
         })?;
-    loop {
+    let error = loop {
         match result.recv_timeout(limits::CLIENT_POLL_INTERVAL) {
             Ok(result) => return result,
             Err(RecvTimeoutError::Disconnected) => anyhow::bail!("{what} failed without a reason"),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        running.check()?;
+        if let Err(stopped) = running.check() {
+            break stopped;
+        }
         meanwhile();
         if Instant::now() >= deadline {
-            return Err(Failure::new(
+            break Failure::new(
                 format!("{what} took too long"),
                 "give it longer with --timeout",
             )
-            .into());
+            .into();
         }
-    }
+    };
+    let Some(cancel) = cancel else {
+        return Err(error);
+    };
+    cancel.cancel();
+    // What does not heed it (a server that is silent) ends with this process.
+    let _ = result.recv_timeout(limits::CANCEL_GRACE);
+    Err(error)
 }
 
 fn resolve(
@@ -316,11 +339,13 @@ fn resolve(
 ) -> Result<ResolvedModel> {
     let latest: Arc<Mutex<Option<Progress>>> = Arc::default();
     let (seen, model) = (latest.clone(), args.model.clone());
+    let options = ResolveOptions::default();
+    let cancel = options.cancel.clone();
     let work = move || {
         let progress = |progress: Progress| {
             *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress);
         };
-        source::resolve(&model, &ResolveOptions::default(), &progress).map_err(|error| {
+        source::resolve(&model, &options, &progress).map_err(|error| {
             Failure::new(
                 format!("the model {model} cannot be had"),
                 "name another with --model (a path, hf://org/repo, https://...)",
@@ -328,15 +353,22 @@ fn resolve(
             .because(error)
         })
     };
-    aside(running, deadline, "getting the model", work, || {
-        let progress = latest
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        if let Some(p) = progress {
-            step.bytes(p.stage, p.done_bytes, p.total_bytes);
-        }
-    })
+    aside(
+        running,
+        deadline,
+        "getting the model",
+        Some(cancel),
+        work,
+        || {
+            let progress = latest
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            if let Some(p) = progress {
+                step.bytes(p.stage, p.done_bytes, p.total_bytes);
+            }
+        },
+    )
 }
 
 fn deploy(
@@ -347,7 +379,7 @@ fn deploy(
 ) -> Result<DeploymentReport> {
     let admin = admin.clone();
     let work = move || admin.put("/admin/v1/deployments", &spec);
-    aside(running, deadline, "deploying the model", work, || {})
+    aside(running, deadline, "deploying the model", None, work, || {})
 }
 
 /// The file that the running coordinator (not an earlier one) wrote.

@@ -228,11 +228,13 @@ impl Supervise {
             )));
             return self.stop(1, now, effects);
         }
+        // The folder is in the summary of `up`; the name alone keeps the line short.
+        let log = child.log.file_name().unwrap_or_default().to_string_lossy();
         let pause = restart_pause(child.restarts.len());
         child.restarts.push_back(now);
         child.start_at = Some(now + pause);
         effects.push(Effect::Say(format!(
-            "{what}; restarting it in {:.1} s; {log}",
+            "{what}; restarting it in {:.1} s (log: {log})",
             pause.as_secs_f64()
         )));
     }
@@ -380,7 +382,7 @@ mod tests {
         let effects = core.on(exited(W1, Ending::Signal(9)), t0);
         assert_eq!(
             said(&effects),
-            "worker 1 (pid 101) was killed by signal 9; restarting it in 0.1 s; its log: w1.log"
+            "worker 1 (pid 101) was killed by signal 9; restarting it in 0.1 s (log: w1.log)"
         );
         assert_eq!(core.next_tick(), Some(t0 + limits::CHILD_RESTART_DELAY_MIN));
         assert_eq!(core.on(Event::Tick, t0), [], "not before its time");

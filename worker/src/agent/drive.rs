@@ -142,6 +142,7 @@ impl Agent {
         let handle = RankHandle::start(RankSpec {
             assignment,
             threads: self.config.threads,
+            host_threads: self.config.host_threads,
             isa: self.config.isa,
             endpoint: self.endpoint.clone(),
             incoming: self.incoming.clone(),

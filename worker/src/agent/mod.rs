@@ -19,6 +19,7 @@ mod rank;
 mod worker_file;
 
 use crate::parallel::mesh::IncomingLinks;
+use crate::parallel::shm;
 use crate::{WorkerConfig, WorkerError};
 use generate::Admission;
 use rank::CurrentRank;
@@ -29,6 +30,7 @@ use trireme_shared::transport::{Connection, Endpoint, Protocol};
 
 /// See [`crate::run`].
 pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<(), WorkerError> {
+    sweep_shared_memory();
     let identity = tokio::select! {
         identity = enrol::enrol(&config) => identity?,
         () = shutdown.cancelled() => return Ok(()),
@@ -67,6 +69,17 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
         control,
     };
     agent.run(shutdown).await
+}
+
+/// Frees the shared memory that killed workers of this host left behind.
+fn sweep_shared_memory() {
+    tokio::task::spawn_blocking(|| match shm::sweep_stale() {
+        0 => {}
+        files => tracing::info!(
+            files,
+            "removed shared-memory files of workers that are gone"
+        ),
+    });
 }
 
 /// Hands each connection to its protocol's server, until the endpoint closes.

@@ -212,6 +212,7 @@ impl Worker {
             coordinator: coordinator.to_string(),
             token,
             threads: 2,
+            host_threads: 0,
             memory_bytes: 1 << 30,
             data_dir: folder.clone(),
             listen: (Ipv4Addr::LOCALHOST, 0).into(),

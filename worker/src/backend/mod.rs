@@ -118,6 +118,9 @@ pub trait Backend {
     type Vector;
     /// `rows x width` of f32, resized by the operation that fills it.
     type Rows;
+    /// `rows x width` of f64: one rank's part of a sum over ranks. Wide, so that however the parts
+    /// are cut and added, the sum rounds to the same f32 (but for one case in some hundred million).
+    type Partial;
     type Kv;
 
     fn matrix(&mut self, view: &WeightView<'_>) -> Result<Self::Matrix, BackendError>;
@@ -130,18 +133,29 @@ pub trait Backend {
     fn kv(&mut self, shape: KvShape) -> Result<Self::Kv, BackendError>;
     /// An empty buffer.
     fn rows(&self) -> Self::Rows;
+    fn partial(&self) -> Self::Partial;
 
     /// Fills `out` from the host.
     fn upload(&mut self, values: &[f32], width: usize, out: &mut Self::Rows);
     /// The values on the host, to exchange with other ranks in place.
     fn values<'a>(&mut self, rows: &'a mut Self::Rows) -> &'a mut [f32];
+    fn partial_values<'a>(&mut self, partial: &'a mut Self::Partial) -> &'a mut [f64];
 
     /// Row `token - vocab.start` of `table` for each token inside `vocab`, zeroes for the others.
-    fn embed(&mut self, table: &Self::Matrix, vocab: Span, tokens: &[u32], out: &mut Self::Rows);
+    fn embed(&mut self, table: &Self::Matrix, vocab: Span, tokens: &[u32], out: &mut Self::Partial);
     /// `out = x / rms(x) * weight`
     fn rms_norm(&mut self, x: &Self::Rows, weight: &Self::Vector, eps: f32, out: &mut Self::Rows);
     /// `out_i = x * matrix_i^T`, of one input, together.
     fn linear(&mut self, x: &mut Self::Rows, outputs: &mut [(&Self::Matrix, &mut Self::Rows)]);
+    /// `out = x * matrix^T`, where `matrix` holds some of the columns and other ranks the others.
+    /// Sums are f32 over each `segment` columns (counted from the matrix's first), f64 over those.
+    fn linear_partial(
+        &mut self,
+        x: &mut Self::Rows,
+        matrix: &Self::Matrix,
+        segment: usize,
+        out: &mut Self::Partial,
+    );
     /// Rotates `q` in place and writes rotated `k`, and `v`, into their sequences' pages.
     fn rope_append(
         &mut self,
@@ -163,8 +177,10 @@ pub trait Backend {
     );
     /// `out = silu(x * gate^T) * (x * up^T)`
     fn gated_ffn(&mut self, x: &mut Self::Rows, weights: &Self::Gated, out: &mut Self::Rows);
-    /// `x += delta`
-    fn add(&mut self, x: &mut Self::Rows, delta: &Self::Rows);
+    /// `out = partial`, rounded to f32.
+    fn round(&mut self, partial: &Self::Partial, out: &mut Self::Rows);
+    /// `x += delta`, delta rounded to f32.
+    fn add(&mut self, x: &mut Self::Rows, delta: &Self::Partial);
     /// `out` becomes the rows of `x` named by `rows`.
     fn select(&mut self, x: &Self::Rows, rows: &[u32], out: &mut Self::Rows);
 }

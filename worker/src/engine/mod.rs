@@ -37,6 +37,8 @@ use trireme_shared::wire::generate::{GenerateEvent, GenerateRequest};
 pub struct RankSpec {
     pub assignment: Assignment,
     pub threads: usize,
+    /// Compute threads of all workers of this host; 0 where only this one's are known.
+    pub host_threads: usize,
     pub isa: Isa,
     /// This worker's QUIC endpoint, to dial peers.
     pub endpoint: Endpoint,

@@ -47,15 +47,23 @@ pub enum RankError {
 impl RankError {
     /// The rank was told to end; nothing went wrong here.
     fn is_stop(&self) -> bool {
-        let link = match self {
-            Self::Stopped | Self::Load(LoadError::Aborted) | Self::Mesh(MeshError::Aborted) => {
-                return true;
-            }
+        match self {
+            Self::Stopped | Self::Load(LoadError::Aborted) | Self::Mesh(MeshError::Aborted) => true,
+            _ => matches!(self.link(), Some(LinkError::Aborted)),
+        }
+    }
+
+    /// A peer ended first: it was stopped, replaced or killed, and knows better why.
+    fn is_peers_end(&self) -> bool {
+        matches!(self.link(), Some(LinkError::Closed { .. }))
+    }
+
+    fn link(&self) -> Option<&LinkError> {
+        match self {
             Self::Step(StepError::Link(link))
-            | Self::Step(StepError::Forward(ForwardError::Link(link))) => link,
-            _ => return false,
-        };
-        matches!(link, LinkError::Aborted)
+            | Self::Step(StepError::Forward(ForwardError::Link(link))) => Some(link),
+            _ => None,
+        }
     }
 
     /// The error and everything that led to it.
@@ -143,6 +151,12 @@ pub fn run(
     }
     if error.is_stop() {
         tracing::info!(rank = shared.assignment.index, "rank stopped");
+    } else if error.is_peers_end() {
+        tracing::warn!(
+            rank = shared.assignment.index,
+            reason,
+            "rank ended with a peer"
+        );
     } else {
         tracing::error!(rank = shared.assignment.index, reason, "rank failed");
     }
@@ -163,7 +177,7 @@ pub fn prepare(shared: &Shared, spec: RankSpec) -> Result<(RankModel, RankLinks)
     let placement = spec.assignment.plan.ranks.get(usize::from(index));
     let share = &placement.ok_or(RankError::NoSuchRank(index))?.share;
     let options = MeshOptions {
-        wait: WaitPolicy::for_assignment(&spec.assignment, spec.threads),
+        wait: WaitPolicy::for_assignment(&spec.assignment, spec.threads, spec.host_threads),
         ..MeshOptions::default()
     };
     let assignment = spec.assignment.clone();
@@ -210,14 +224,18 @@ fn load(
     };
     let fetching = Throttle::default();
     let resolved = source::resolve(&plan.model.source, &options, &|progress| {
+        if shared.abort.is_raised() {
+            options.cancel.cancel();
+        }
         fetching.report(progress.done_bytes, progress.total_bytes, || {
             shared.state.send_replace(RankState::Fetching {
                 done_bytes: progress.done_bytes,
                 total_bytes: progress.total_bytes,
             });
         });
-    })?;
+    });
     shared.check_abort()?;
+    let resolved = resolved?;
     let manifest = Manifest::open(&resolved.path)?;
     let runtime = Runtime {
         threads: spec.threads,

@@ -2,7 +2,9 @@
 //!
 //! Tensor parallelism: every rank of a stage holds the same hidden state. Each computes its heads'
 //! and its FFN columns' contribution; the contributions are all-reduced and then added to the
-//! residual, twice a layer. The embedding is split by vocabulary: tokens outside a rank's span
+//! residual, twice a layer. Contributions are f64, and cut where every split may cut, so that a
+//! split changes no token: an 8-bit activation next to a rounding edge would otherwise turn the
+//! last bit of an f32 sum into a different word. The embedding is split by vocabulary: tokens outside a rank's span
 //! contribute zero.
 
 use super::batch::Batch;
@@ -12,6 +14,7 @@ use crate::backend::{Backend, KvShape, Step, WeightView};
 use crate::loader::{self, TensorPart, WeightFiles};
 use crate::parallel::{Abort, Collective, LinkError};
 use std::cell::Cell;
+use trireme_shared::model::partition::FFN_SEGMENT;
 use trireme_shared::model::{Manifest, ModelConfig, RankShare, TensorRole};
 
 struct Layer<B: Backend> {
@@ -43,7 +46,7 @@ struct Scratch<B: Backend> {
     attended: B::Rows,
     ffn: B::Rows,
     /// A rank's contribution, then the sum of all.
-    delta: B::Rows,
+    delta: B::Partial,
     selected: B::Rows,
     logits: B::Rows,
 }
@@ -161,7 +164,7 @@ impl<B: Backend> Transformer<B> {
             v: backend.rows(),
             attended: backend.rows(),
             ffn: backend.rows(),
-            delta: backend.rows(),
+            delta: backend.partial(),
             selected: backend.rows(),
             logits: backend.rows(),
         };
@@ -221,11 +224,15 @@ impl<B: Backend> Transformer<B> {
             rope: self.config.rope,
             group: self.config.group() as usize,
         };
+        // Ranks hold whole KV groups and whole FFN segments: sums over these are the same wherever
+        // the model is cut.
+        let attn_segment = (self.config.group() * self.config.head_dim) as usize;
         let (b, s, eps) = (&mut self.backend, &mut self.scratch, self.config.norm_eps);
 
         if let Some(table) = &self.embedding {
-            b.embed(table, self.share.vocab, &batch.tokens, &mut s.x);
-            reduce(b, &mut s.x, collective)?;
+            b.embed(table, self.share.vocab, &batch.tokens, &mut s.delta);
+            reduce(b, &mut s.delta, collective)?;
+            b.round(&s.delta, &mut s.x);
         } else if let Some(input) = input {
             b.upload(input, hidden, &mut s.x);
         }
@@ -241,13 +248,19 @@ impl<B: Backend> Transformer<B> {
             );
             b.rope_append(&step, &mut s.q, &s.k, &s.v, &mut self.kv, index);
             b.attention(&step, &s.q, &self.kv, index, &mut s.attended);
-            b.linear(&mut s.attended, &mut [(&layer.attn_output, &mut s.delta)]);
+            b.linear_partial(
+                &mut s.attended,
+                &layer.attn_output,
+                attn_segment,
+                &mut s.delta,
+            );
             reduce(b, &mut s.delta, collective)?;
             b.add(&mut s.x, &s.delta);
 
             b.rms_norm(&s.x, &layer.ffn_norm, eps, &mut s.normed);
             b.gated_ffn(&mut s.normed, &layer.gate_up, &mut s.ffn);
-            b.linear(&mut s.ffn, &mut [(&layer.ffn_down, &mut s.delta)]);
+            let segment = FFN_SEGMENT as usize;
+            b.linear_partial(&mut s.ffn, &layer.ffn_down, segment, &mut s.delta);
             reduce(b, &mut s.delta, collective)?;
             b.add(&mut s.x, &s.delta);
         }
@@ -267,14 +280,14 @@ impl<B: Backend> Transformer<B> {
     }
 }
 
-/// Sums `rows` over the stage's ranks.
+/// Sums `partial` over the stage's ranks.
 fn reduce<B: Backend>(
     backend: &mut B,
-    rows: &mut B::Rows,
+    partial: &mut B::Partial,
     collective: &mut dyn Collective,
 ) -> Result<(), LinkError> {
     if collective.size() > 1 {
-        collective.all_reduce(backend.values(rows))?;
+        collective.all_reduce(backend.partial_values(partial))?;
     }
     Ok(())
 }

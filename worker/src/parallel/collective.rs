@@ -18,12 +18,12 @@ pub struct Mesh {
     rank: usize,
     /// By rank; `None` at this rank's own place.
     peers: Vec<Option<FramedLink>>,
-    /// f32s of one chunk.
+    /// f64s of one chunk.
     chunk: usize,
     /// Sum so far.
-    sum: Vec<f32>,
+    sum: Vec<f64>,
     /// What one peer sent.
-    part: Vec<f32>,
+    part: Vec<f64>,
 }
 
 impl Mesh {
@@ -38,7 +38,7 @@ impl Mesh {
         Self {
             rank,
             peers,
-            chunk: (bytes.unwrap_or(usize::MAX) / size_of::<f32>()).max(1),
+            chunk: (bytes.unwrap_or(usize::MAX) / size_of::<f64>()).max(1),
             sum: Vec::new(),
             part: Vec::new(),
         }
@@ -57,7 +57,7 @@ impl Mesh {
     }
 
     /// Adds up everyone's `values` (at most a chunk): our own and what each peer sent us.
-    fn sum_in_order(&mut self, values: &mut [f32]) -> Result<(), LinkError> {
+    fn sum_in_order(&mut self, values: &mut [f64]) -> Result<(), LinkError> {
         self.part.resize(values.len(), 0.0);
         self.sum.clear();
         for rank in 0..self.peers.len() {
@@ -79,7 +79,7 @@ impl Mesh {
     }
 
     /// Everyone sends everything to everyone, a chunk at a time.
-    fn reduce_directly(&mut self, values: &mut [f32]) -> Result<(), LinkError> {
+    fn reduce_directly(&mut self, values: &mut [f64]) -> Result<(), LinkError> {
         let chunk = self.chunk;
         for part in values.chunks_mut(chunk) {
             for rank in self.others() {
@@ -91,7 +91,7 @@ impl Mesh {
     }
 
     /// Reduce-scatter, then all-gather: rank r sums segment r and hands the sum to the others.
-    fn reduce_by_segments(&mut self, values: &mut [f32]) -> Result<(), LinkError> {
+    fn reduce_by_segments(&mut self, values: &mut [f64]) -> Result<(), LinkError> {
         let (me, size, total) = (self.rank, self.peers.len(), values.len());
         let longest = segment(0, size, total).len();
         for at in (0..longest).step_by(self.chunk) {
@@ -142,7 +142,7 @@ fn cut(range: Range<usize>, at: usize, chunk: usize) -> Range<usize> {
     start..range.end.min(start + chunk)
 }
 
-fn add(sum: &mut [f32], part: &[f32]) {
+fn add(sum: &mut [f64], part: &[f64]) {
     for (total, value) in sum.iter_mut().zip(part) {
         *total += value;
     }
@@ -157,7 +157,7 @@ impl Collective for Mesh {
         self.peers.len()
     }
 
-    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), LinkError> {
+    fn all_reduce(&mut self, values: &mut [f64]) -> Result<(), LinkError> {
         if self.peers.len() > 2 && size_of_val(values) > ALL_REDUCE_DIRECT_BYTES {
             self.reduce_by_segments(values)
         } else {
@@ -239,12 +239,12 @@ mod tests {
     }
 
     /// Values whose sum depends on the order of addition.
-    fn value(rank: usize, at: usize) -> f32 {
+    fn value(rank: usize, at: usize) -> f64 {
         let mixed = (rank * 7_919 + at).wrapping_mul(2_654_435_761) % 100_003;
-        (mixed as f32 - 50_000.0) * 10f32.powi((mixed % 9) as i32 - 4)
+        (mixed as f64 - 50_000.0) * 10f64.powi((mixed % 9) as i32 - 4) / 3.0
     }
 
-    fn expected(size: usize, at: usize) -> f32 {
+    fn expected(size: usize, at: usize) -> f64 {
         (1..size).fold(value(0, at), |sum, rank| sum + value(rank, at))
     }
 
@@ -255,7 +255,7 @@ mod tests {
             let ok = together(ranks, |rank| {
                 // Twice over, so that a length left misaligned by the one before is caught.
                 for len in [1, 576, 100_000, 3, 4_097, 0, 576] {
-                    let mut values: Vec<f32> = (0..len).map(|at| value(rank.rank(), at)).collect();
+                    let mut values: Vec<f64> = (0..len).map(|at| value(rank.rank(), at)).collect();
                     rank.all_reduce(&mut values).unwrap();
                     for (at, got) in values.iter().enumerate() {
                         // Bit for bit: the order of addition is part of the contract.
@@ -278,13 +278,13 @@ mod tests {
         let counts = [2, 300_000, 0];
         let outs = together(ranks, |rank| {
             let me = rank.rank();
-            let mine: Vec<f32> = (0..counts[me]).map(|at| value(me, at)).collect();
+            let mine: Vec<f32> = (0..counts[me]).map(|at| value(me, at) as f32).collect();
             let mut out = vec![9.0];
             rank.gather(&mine, &counts, &mut out).unwrap();
             out
         });
         let want: Vec<f32> = (0..3)
-            .flat_map(|rank| (0..counts[rank]).map(move |at| value(rank, at)))
+            .flat_map(|rank| (0..counts[rank]).map(move |at| value(rank, at) as f32))
             .collect();
         assert!(outs[0] == want);
         assert!(outs[1].is_empty() && outs[2].is_empty());

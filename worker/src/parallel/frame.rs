@@ -223,15 +223,20 @@ impl FramedLink {
     }
 }
 
+/// What travels as raw little-endian numbers.
+pub(super) trait Float: Copy {}
+impl Float for f32 {}
+impl Float for f64 {}
+
 /// The bytes of `values`, as they travel.
-pub(super) fn as_bytes(values: &[f32]) -> &[u8] {
-    // SAFETY: f32 has no padding and u8 no alignment; length and lifetime are those of `values`.
+pub(super) fn as_bytes<T: Float>(values: &[T]) -> &[u8] {
+    // SAFETY: floats have no padding and u8 no alignment; length and lifetime are `values`'.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
 /// The bytes of `values`, to be filled.
-pub(super) fn as_bytes_mut(values: &mut [f32]) -> &mut [u8] {
-    // SAFETY: as in `as_bytes`; any four bytes are a valid f32, and the borrow is exclusive.
+pub(super) fn as_bytes_mut<T: Float>(values: &mut [T]) -> &mut [u8] {
+    // SAFETY: as in `as_bytes`; any bytes are a valid float, and the borrow is exclusive.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 

@@ -60,8 +60,9 @@ pub trait Collective: Send {
     fn rank(&self) -> usize;
     fn size(&self) -> usize;
     /// Element-wise sum over all ranks, left in `values` of each. Summed in rank order, so every
-    /// rank holds bit-identical results.
-    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), LinkError>;
+    /// rank holds bit-identical results. In f64, so that the sum does not depend on how the model
+    /// is split either (see `Backend::Partial`).
+    fn all_reduce(&mut self, values: &mut [f64]) -> Result<(), LinkError>;
     /// Brings every rank's `mine` to rank 0: there `out` becomes the concatenation in rank order
     /// (`counts[r]` elements of rank r); elsewhere `out` is left empty.
     fn gather(
@@ -82,7 +83,7 @@ impl Collective for Solo {
     fn size(&self) -> usize {
         1
     }
-    fn all_reduce(&mut self, _values: &mut [f32]) -> Result<(), LinkError> {
+    fn all_reduce(&mut self, _values: &mut [f64]) -> Result<(), LinkError> {
         Ok(())
     }
     fn gather(

@@ -64,13 +64,18 @@ impl WaitPolicy {
     }
 
     /// The policy for this rank, taking every rank of the plan on the same host to run
-    /// `threads_per_rank` compute threads.
-    pub fn for_assignment(assignment: &Assignment, threads_per_rank: usize) -> Self {
+    /// `threads_per_rank` compute threads. `host_threads` is what is known of the whole host, other
+    /// replicas' workers included; 0 if nothing is.
+    pub fn for_assignment(
+        assignment: &Assignment,
+        threads_per_rank: usize,
+        host_threads: usize,
+    ) -> Self {
         let ranks = &assignment.plan.ranks;
         let here = ranks.get(usize::from(assignment.index)).map(|r| &r.host);
         let neighbours = ranks.iter().filter(|r| Some(&r.host) == here).count();
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        Self::for_host(neighbours * threads_per_rank, cores)
+        Self::for_host(host_threads.max(neighbours * threads_per_rank), cores)
     }
 }
 

@@ -28,12 +28,17 @@ const AHEAD: usize = 5 << 10;
 #[repr(align(64))]
 pub(super) struct Sums(pub(super) [f32; ROWS_MAX * GROUP_ROWS]);
 
+/// The same in f64, for sums that other ranks go on with.
+#[repr(align(64))]
+pub(super) struct WideSums(pub(super) [f64; ROWS_MAX * GROUP_ROWS]);
+
 /// One call's inputs: `rows` rows from the pointers on.
 #[derive(Clone, Copy)]
 pub(super) struct Inputs {
     rows: usize,
-    /// Values of a row.
+    /// Values of a row, and blocks of a quantised one.
     width: usize,
+    row_blocks: usize,
     data: *const f32,
     quants: *const i8,
     scales: *const f32,
@@ -50,6 +55,7 @@ impl Inputs {
         Self {
             rows,
             width: x.width,
+            row_blocks: x.width / BLOCK,
             data: x.data[at..].as_ptr(),
             quants: if quantised {
                 x.quants[at..].as_ptr()
@@ -75,6 +81,26 @@ impl Inputs {
     }
 }
 
+impl Inputs {
+    /// The same rows from a later block on, which they have.
+    #[inline(always)]
+    unsafe fn from_block(self, format: Format, block: usize) -> Self {
+        if !format.is_quantised() {
+            return Self {
+                data: self.data.add(block),
+                ..self
+            };
+        }
+        Self {
+            quants: self.quants.add(block * BLOCK),
+            scales: self.scales.add(block),
+            totals: self.totals.add(block),
+            scaled_totals: self.scaled_totals.add(block),
+            ..self
+        }
+    }
+}
+
 /// One group's weights.
 #[derive(Clone, Copy)]
 pub(super) struct Weights {
@@ -87,6 +113,48 @@ kernel! {
     /// Sums for every row of `x` and every output of the group. Quantised formats need the
     /// quantised form of `x`; `blocks` match its width.
     pub(super) fn group_matmul(format: Format, w: Weights, x: Inputs, out: *mut f32) = by_format
+}
+
+kernel! {
+    /// The same sums in f64: f32 within each segment of `segment` blocks, then f64 over segments.
+    ///
+    /// The order of f32 additions depends on where segments begin and on nothing else, and the f64
+    /// sums over them round far below what f32 shows. So ranks that hold whole segments add up to
+    /// what one rank holding all of them gets.
+    pub(super) fn group_matmul_wide(
+        format: Format, w: Weights, x: Inputs, segment: usize, out: *mut f64,
+    ) = by_segment
+}
+
+#[inline(always)]
+unsafe fn by_segment<V: Lanes>(
+    format: Format,
+    w: Weights,
+    x: Inputs,
+    segment: usize,
+    out: *mut f64,
+) {
+    let count = x.rows * GROUP_ROWS;
+    std::ptr::write_bytes(out, 0, count);
+    let mut sums = Sums([0.0; ROWS_MAX * GROUP_ROWS]);
+    let mut block = 0;
+    while block < w.blocks {
+        let part = Weights {
+            start: w.start.add(block * w.tiles * format.tile_bytes()),
+            blocks: segment.min(w.blocks - block),
+            ..w
+        };
+        by_format::<V>(
+            format,
+            part,
+            x.from_block(format, block),
+            sums.0.as_mut_ptr(),
+        );
+        for at in (0..count).step_by(LANES) {
+            V::load(sums.0.as_ptr().add(at)).add_to_f64(out.add(at));
+        }
+        block += segment;
+    }
 }
 
 #[inline(always)]
@@ -184,8 +252,8 @@ impl Kernel for Nibbles {
     ) {
         let blocks = w.blocks;
         let quants = x.quants.add(row * x.width);
-        let scales = x.scales.add(row * blocks);
-        let scaled_totals = x.scaled_totals.add(row * blocks);
+        let scales = x.scales.add(row * x.row_blocks);
+        let scaled_totals = x.scaled_totals.add(row * x.row_blocks);
         let mut sums = [[V::zero(); W]; M];
         for block in 0..blocks {
             let base = w.start.add((block * w.tiles + tile) * NIBBLE_TILE_BYTES);
@@ -211,7 +279,7 @@ impl Kernel for Nibbles {
                 let halves = base.add(t * NIBBLE_TILE_BYTES + 256).cast::<u16>();
                 let (scale, least) = (V::load_f16(halves), V::load_f16(halves.add(TILE)));
                 for m in 0..M {
-                    let at = m * blocks + block;
+                    let at = m * x.row_blocks + block;
                     let factor = scale.mul(V::splat(*scales.add(at)));
                     sums[m][t] = V::acc4_f32(acc[m][t]).fma(factor, sums[m][t]);
                     sums[m][t] = least.fma(V::splat(*scaled_totals.add(at)), sums[m][t]);
@@ -235,8 +303,8 @@ impl Kernel for Bytes {
     ) {
         let blocks = w.blocks;
         let quants = x.quants.add(row * x.width);
-        let scales = x.scales.add(row * blocks);
-        let totals = x.totals.add(row * blocks);
+        let scales = x.scales.add(row * x.row_blocks);
+        let totals = x.totals.add(row * x.row_blocks);
         let mut sums = [[V::zero(); W]; M];
         for block in 0..blocks {
             let base = w.start.add((block * w.tiles + tile) * BYTE_TILE_BYTES);
@@ -260,7 +328,7 @@ impl Kernel for Bytes {
             for t in 0..W {
                 let scale = V::load_f16(base.add(t * BYTE_TILE_BYTES + 512).cast());
                 for m in 0..M {
-                    let at = m * blocks + block;
+                    let at = m * x.row_blocks + block;
                     let factor = scale.mul(V::splat(*scales.add(at)));
                     let products = V::acc8_f32(acc[m][t], *totals.add(at));
                     sums[m][t] = products.fma(factor, sums[m][t]);

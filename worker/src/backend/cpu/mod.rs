@@ -26,10 +26,10 @@ mod tests;
 
 use super::{Backend, BackendError, Isa, KvShape, Step, WeightView};
 use attention::{CpuKv, Slot, TILE_QUERIES, Tile};
-use matmul::{Inputs, ROWS_MAX, Sums, Weights};
+use matmul::{Inputs, ROWS_MAX, Sums, Weights, WideSums};
 use pack::{BLOCK, GROUP_ROWS, Packed};
 use pool::Pool;
-use rows::CpuRows;
+use rows::{CpuPartial, CpuRows};
 use std::ops::Range;
 use trireme_shared::limits::HEAD_DIM_MAX;
 use trireme_shared::model::Span;
@@ -69,18 +69,18 @@ pub struct Gated {
 
 /// Output of a region: tasks write places of their own.
 #[derive(Clone, Copy)]
-struct Shared(*mut f32);
+struct Shared<T>(*mut T);
 
 // SAFETY: a plain pointer; each use says why its tasks do not overlap.
-unsafe impl Send for Shared {}
+unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl<T> Sync for Shared<T> {}
 
-impl Shared {
+impl<T> Shared<T> {
     /// # Safety
     /// The range lies in the buffer and no other task touches it.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn slice(&self, at: usize, length: usize) -> &mut [f32] {
+    unsafe fn slice(&self, at: usize, length: usize) -> &mut [T] {
         // SAFETY: by this function's contract.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(at), length) }
     }
@@ -150,8 +150,8 @@ impl Cpu {
     }
 }
 
-/// `x[rows] * group^T` into `out`.
-fn multiply(isa: Isa, w: &Packed, group: usize, x: &CpuRows, rows: Range<usize>, out: &mut Sums) {
+/// One group's weights and the rows they meet, their shapes checked.
+fn operands(w: &Packed, group: usize, x: &CpuRows, rows: Range<usize>) -> (Weights, Inputs) {
     assert_eq!(x.width, w.columns);
     assert!(x.is_quantised || !w.format.is_quantised());
     let weights = Weights {
@@ -159,10 +159,32 @@ fn multiply(isa: Isa, w: &Packed, group: usize, x: &CpuRows, rows: Range<usize>,
         tiles: w.group_tiles(group),
         blocks: w.blocks,
     };
-    let inputs = Inputs::new(x, rows.start, rows.len());
-    // SAFETY: `Inputs::new` checked the rows, the assertions the shapes; the group's bytes are
-    // packed; `out` holds the largest result; `Cpu::new` checked the instruction set.
+    (weights, Inputs::new(x, rows.start, rows.len()))
+}
+
+/// `x[rows] * group^T` into `out`.
+fn multiply(isa: Isa, w: &Packed, group: usize, x: &CpuRows, rows: Range<usize>, out: &mut Sums) {
+    let (weights, inputs) = operands(w, group, x, rows);
+    // SAFETY: `operands` checked rows and shapes; the group's bytes are packed; `out` holds the
+    // largest result; `Cpu::new` checked the instruction set.
     unsafe { matmul::group_matmul(isa, w.format, weights, inputs, out.0.as_mut_ptr()) }
+}
+
+/// The same, in f64 over segments of so many blocks.
+fn multiply_wide(
+    isa: Isa,
+    w: &Packed,
+    group: usize,
+    x: &CpuRows,
+    rows: Range<usize>,
+    segment: usize,
+    out: &mut WideSums,
+) {
+    let (weights, inputs) = operands(w, group, x, rows);
+    assert!(segment > 0);
+    let out = out.0.as_mut_ptr();
+    // SAFETY: as in `multiply`; segments stay within the group's blocks.
+    unsafe { matmul::group_matmul_wide(isa, w.format, weights, inputs, segment, out) }
 }
 
 impl Backend for Cpu {
@@ -170,6 +192,7 @@ impl Backend for Cpu {
     type Gated = Gated;
     type Vector = Vec<f32>;
     type Rows = CpuRows;
+    type Partial = CpuPartial;
     type Kv = CpuKv;
 
     fn matrix(&mut self, view: &WeightView<'_>) -> Result<Packed, BackendError> {
@@ -202,6 +225,14 @@ impl Backend for Cpu {
         CpuRows::default()
     }
 
+    fn partial(&self) -> CpuPartial {
+        CpuPartial::default()
+    }
+
+    fn partial_values<'a>(&mut self, partial: &'a mut CpuPartial) -> &'a mut [f64] {
+        &mut partial.data
+    }
+
     fn upload(&mut self, values: &[f32], width: usize, out: &mut CpuRows) {
         assert_eq!(values.len() % width, 0);
         out.reshape(values.len() / width, width);
@@ -213,19 +244,20 @@ impl Backend for Cpu {
         &mut rows.data
     }
 
-    fn embed(&mut self, table: &Packed, vocab: Span, tokens: &[u32], out: &mut CpuRows) {
+    fn embed(&mut self, table: &Packed, vocab: Span, tokens: &[u32], out: &mut CpuPartial) {
         let width = table.columns;
         out.reshape(tokens.len(), width);
-        let to = Shared(out.data.as_mut_ptr());
-        self.for_rows(tokens.len(), width, &|row| {
-            // SAFETY: the buffer has a row for each token, and rows are apart.
-            let out = unsafe { to.slice(row * width, width) };
-            if vocab.range().contains(&(tokens[row] as usize)) {
-                table.unpack_row((tokens[row] - vocab.start) as usize, out);
+        let mut narrow = vec![0.0; width];
+        for (&token, out) in tokens.iter().zip(out.data.chunks_exact_mut(width)) {
+            if vocab.range().contains(&(token as usize)) {
+                table.unpack_row((token - vocab.start) as usize, &mut narrow);
+                for (out, value) in out.iter_mut().zip(&narrow) {
+                    *out = f64::from(*value);
+                }
             } else {
                 out.fill(0.0);
             }
-        });
+        }
     }
 
     fn rms_norm(&mut self, x: &CpuRows, weight: &Vec<f32>, eps: f32, out: &mut CpuRows) {
@@ -259,7 +291,7 @@ impl Backend for Cpu {
         }
         let (x, isa) = (&*x, self.isa);
         let mut groups = 0;
-        let targets: Vec<(&Packed, Shared, usize)> = outputs
+        let targets: Vec<(&Packed, Shared<f32>, usize)> = outputs
             .iter_mut()
             .map(|(w, out)| {
                 out.reshape(x.rows, w.rows);
@@ -286,6 +318,40 @@ impl Backend for Cpu {
                 }
             }
         });
+    }
+
+    fn linear_partial(
+        &mut self,
+        x: &mut CpuRows,
+        matrix: &Packed,
+        segment: usize,
+        out: &mut CpuPartial,
+    ) {
+        if matrix.format.is_quantised() {
+            self.quantise_rows(x);
+        }
+        let (x, isa, groups) = (&*x, self.isa, matrix.groups());
+        let segment = segment.div_ceil(matrix.format.block_columns()).max(1);
+        out.reshape(x.rows, matrix.rows);
+        let to = Shared(out.data.as_mut_ptr());
+        self.pool
+            .run(x.rows.div_ceil(ROWS_CHUNK) * groups, &|tasks| {
+                let mut sums = WideSums([0.0; ROWS_MAX * GROUP_ROWS]);
+                for task in tasks {
+                    let (chunk, group) = (task / groups, task % groups);
+                    let columns = matrix.group_rows(group);
+                    for piece in row_pieces(chunk, x.rows) {
+                        multiply_wide(isa, matrix, group, x, piece.clone(), segment, &mut sums);
+                        for (row, sums) in piece.zip(sums.0.chunks_exact(GROUP_ROWS)) {
+                            let at = row * matrix.rows + columns.start;
+                            // SAFETY: the columns of this group in rows of this chunk are this
+                            // task's.
+                            let to = unsafe { to.slice(at, columns.len()) };
+                            to.copy_from_slice(&sums[..columns.len()]);
+                        }
+                    }
+                }
+            });
     }
 
     fn rope_append(
@@ -433,7 +499,14 @@ impl Backend for Cpu {
         out.is_quantised = quantise;
     }
 
-    fn add(&mut self, x: &mut CpuRows, delta: &CpuRows) {
+    fn round(&mut self, partial: &CpuPartial, out: &mut CpuRows) {
+        out.reshape(partial.rows, partial.width);
+        for (out, value) in out.data.iter_mut().zip(&partial.data) {
+            *out = *value as f32;
+        }
+    }
+
+    fn add(&mut self, x: &mut CpuRows, delta: &CpuPartial) {
         assert!(x.rows == delta.rows && x.width == delta.width);
         x.is_quantised = false;
         let (width, to) = (x.width, Shared(x.data.as_mut_ptr()));
@@ -441,7 +514,7 @@ impl Backend for Cpu {
             // SAFETY: each task has rows of its own.
             let x = unsafe { to.slice(row * width, width) };
             for (x, d) in x.iter_mut().zip(&delta.data[row * width..]) {
-                *x += d;
+                *x += *d as f32;
             }
         });
     }

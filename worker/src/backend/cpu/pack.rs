@@ -55,7 +55,7 @@ impl Format {
         matches!(self, Self::Nibbles | Self::Bytes)
     }
 
-    fn block_columns(self) -> usize {
+    pub(super) fn block_columns(self) -> usize {
         if self.is_quantised() { BLOCK } else { 1 }
     }
 

@@ -57,6 +57,23 @@ impl CpuRows {
     }
 }
 
+/// `rows x width` sums in f64, one rank's part of what all ranks add up.
+#[derive(Default)]
+pub struct CpuPartial {
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    pub(super) data: Vec<f64>,
+}
+
+impl CpuPartial {
+    /// Takes a new shape; the values are whatever was there.
+    pub(super) fn reshape(&mut self, rows: usize, width: usize) {
+        self.rows = rows;
+        self.width = width;
+        self.data.resize(rows * width, 0.0);
+    }
+}
+
 /// Where quantised blocks go, for several threads at once.
 #[derive(Clone, Copy)]
 pub(super) struct QuantsMut {

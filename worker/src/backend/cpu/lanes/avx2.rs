@@ -132,6 +132,19 @@ impl Lanes for Avx2 {
         Self(scale8(self.0, n.0), scale8(self.1, n.1))
     }
     #[inline(always)]
+    unsafe fn add_to_f64(self, to: *mut f64) {
+        for (eight, to) in [self.0, self.1].into_iter().zip([to, to.add(8)]) {
+            let halves = [
+                _mm256_castps256_ps128(eight),
+                _mm256_extractf128_ps::<1>(eight),
+            ];
+            for (half, to) in halves.into_iter().zip([to, to.add(4)]) {
+                let sum = _mm256_add_pd(_mm256_loadu_pd(to), _mm256_cvtps_pd(half));
+                _mm256_storeu_pd(to, sum);
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         sum8(_mm256_add_ps(self.0, self.1))
     }

@@ -85,6 +85,17 @@ impl Lanes for Avx512 {
         Self(_mm512_scalef_ps(self.0, n.0))
     }
     #[inline(always)]
+    unsafe fn add_to_f64(self, to: *mut f64) {
+        let halves = [
+            _mm512_castps512_ps256(self.0),
+            _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0))),
+        ];
+        for (half, to) in halves.into_iter().zip([to, to.add(8)]) {
+            let sum = _mm512_add_pd(_mm512_loadu_pd(to), _mm512_cvtps_pd(half));
+            _mm512_storeu_pd(to, sum);
+        }
+    }
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         _mm512_reduce_add_ps(self.0)
     }

@@ -66,6 +66,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn fma(self, factor: Self, addend: Self) -> Self;
     /// `self * 2^n` for whole `n` in -126..=127.
     unsafe fn scale2(self, n: Self) -> Self;
+    /// `to[lane] += self[lane]` in f64, for sixteen lanes.
+    unsafe fn add_to_f64(self, to: *mut f64);
     unsafe fn sum(self) -> f32;
     unsafe fn largest(self) -> f32;
     /// Rounds to nearest, stores as bytes (values lie in -127..=127), and gives their sum.

@@ -101,6 +101,12 @@ impl Lanes for Portable {
         ))
     }
     #[inline(always)]
+    unsafe fn add_to_f64(self, to: *mut f64) {
+        for lane in 0..LANES {
+            *to.add(lane) += f64::from(self.0[lane]);
+        }
+    }
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         self.0.iter().sum()
     }

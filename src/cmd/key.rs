@@ -1,0 +1,45 @@
+//! `cluster key`: API keys of tenants.
+
+use super::ClientArgs;
+use crate::term;
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use trireme_shared::api::{KeyCreated, KeyRequest};
+
+#[derive(Args)]
+#[command(after_help = "Example:\n  cluster key create acme")]
+pub struct KeyArgs {
+    #[command(subcommand)]
+    command: KeyCommand,
+}
+
+#[derive(Subcommand)]
+enum KeyCommand {
+    /// Create a key for a tenant, who is made if need be; it is shown once
+    #[command(
+        after_help = "Example:\n  cluster key create acme\n  cluster chat --api-key \"$(cluster key create me)\""
+    )]
+    Create {
+        #[command(flatten)]
+        client: ClientArgs,
+        /// Who uses the key and is charged for it
+        tenant: String,
+    },
+}
+
+impl KeyArgs {
+    pub fn run(self) -> Result<()> {
+        let KeyCommand::Create { client, tenant } = self.command;
+        let request = KeyRequest { tenant };
+        let created: KeyCreated = client.admin()?.post("/admin/v1/keys", &request)?;
+        if client.json {
+            return term::json(&created);
+        }
+        term::out(&created.key);
+        term::err(format!(
+            "key {} of {} ({}); it is not shown again",
+            created.key_id, request.tenant, created.tenant
+        ));
+        Ok(())
+    }
+}
