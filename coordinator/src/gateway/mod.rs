@@ -12,6 +12,7 @@
 //! length), 414 (target too long), 431 (headers too many or too large); to an HTTP/2 preface, or
 //! headers slower than `limits::HTTP_HEADER_DEADLINE`, it only closes. A body that breaks off or is
 //! framed wrongly is a 400 in shape where we can still answer. Compressed bodies are refused (415).
+//! A client that closes its sending half before the answer has left: its work is cancelled.
 //!
 //! Neighbours: `fleet` (dispatch, status), `state` (keys, deployments, usage).
 

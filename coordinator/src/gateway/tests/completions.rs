@@ -10,7 +10,7 @@ async fn every_prompt_gets_its_choices_in_order() {
     let house = House::new().await;
     let answer = house
         .complete(
-            json!(["ab", [70, 71, 72]]),
+            json!([ids(b"ab"), [70, 71, 72]]),
             json!({"n": 2, "max_tokens": 2}),
         )
         .await;
