@@ -166,7 +166,12 @@ pub fn state_of(replica: &ReplicaReport) -> String {
         RankState::Failed { reason } => Some(format!("failed: {reason}")),
         _ => None,
     });
-    if let Some(words) = failed.or_else(|| replica.waiting_for.clone()) {
+    let waits = replica.waiting_for.as_ref();
+    let waits = waits.map(|what| match what.starts_with("its ") {
+        true => format!("waiting for {what}"),
+        false => what.clone(),
+    });
+    if let Some(words) = failed.or(waits) {
         return words;
     }
     let (done, total) = replica
@@ -226,6 +231,8 @@ mod tests {
             stats: None,
         };
         assert_eq!(state_of(&replica), "needs 2 workers, 1 is connected");
+        replica.waiting_for = Some("its plan to be recorded".into());
+        assert_eq!(state_of(&replica), "waiting for its plan to be recorded");
         replica.waiting_for = None;
         replica.ranks = vec![
             RankState::Loading {

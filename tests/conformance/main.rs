@@ -3,6 +3,9 @@
 //! `tests/golden/README.md` says where the references come from. Each split is a real `cluster up`;
 //! everything goes through its HTTP endpoint.
 
+// The measures are for whoever reads the run.
+#![allow(clippy::print_stdout)]
+
 #[path = "../harness/mod.rs"]
 mod harness;
 

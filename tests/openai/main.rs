@@ -24,7 +24,6 @@ fn the_official_client_drives_it() {
         String::from_utf8_lossy(&out.stdout),
         String::from_utf8_lossy(&out.stderr)
     );
-    println!("{text}");
     assert!(out.status.success(), "{text}\n{}", cluster.logs());
     assert!(text.contains("all checks hold"), "{text}");
 }

@@ -1,6 +1,9 @@
 //! Two hundred bad requests against a real `cluster up`: each is answered with a 4xx in OpenAI's
 //! shape, none with a 5xx, and no process restarts.
 
+// The measures are for whoever reads the run.
+#![allow(clippy::print_stdout)]
+
 #[path = "../harness/mod.rs"]
 mod harness;
 

@@ -142,6 +142,7 @@ pub async fn serve(listener: TcpListener, state: GatewayState, shutdown: Cancell
         }
     }
     drop(listener);
+    state.texts.close();
     let all_ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(limits::DRAIN_DEADLINE, all_ended)
         .await

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use trireme_shared::limits;
 use trireme_shared::plan::ModelRef;
-use trireme_shared::source::{ResolveOptions, resolve};
+use trireme_shared::source::{Cancel, ResolveOptions, resolve};
 
 /// What makes two deployments share a text: their files, not their names.
 type Key = (String, Option<String>);
@@ -35,6 +35,8 @@ struct Entries {
 pub struct Texts {
     cache_dir: Option<PathBuf>,
     entries: Arc<Mutex<Entries>>,
+    /// Ends the fetches that loads may need.
+    cancel: Cancel,
 }
 
 impl Texts {
@@ -42,6 +44,7 @@ impl Texts {
         Self {
             cache_dir,
             entries: Arc::default(),
+            cancel: Cancel::default(),
         }
     }
 
@@ -71,6 +74,11 @@ impl Texts {
         drop(self.loading(&(model.source.clone(), model.sha256.clone())));
     }
 
+    /// Gives up what is still being fetched: the gateway closes.
+    pub fn close(&self) {
+        self.cancel.cancel();
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,6 +100,7 @@ impl Texts {
         let options = ResolveOptions {
             cache_dir: self.cache_dir.clone(),
             sha256: key.1.clone(),
+            cancel: self.cancel.clone(),
             ..ResolveOptions::default()
         };
         let source = key.0.clone();

@@ -99,9 +99,7 @@ pub fn check_split(manifest: &Manifest, spec: &DeploymentSpec) -> Result<(), Pla
     } else {
         format!("possible here: {}", others.join(", "))
     };
-    Err(PlanError::Split(format!(
-        "this model cannot be split tp {tp} x pp {pp} ({why}); {hint}"
-    )))
+    Err(PlanError::Split(format!("{why}; {hint}")))
 }
 
 /// Every tp x pp that uses exactly so many ranks and that the model allows, widest tp first.

@@ -12,6 +12,9 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
+/// `python3 -m pip`, which version managers may wrap as well.
+const RUN_PIP: &str = "import runpy; runpy.run_module('pip', run_name='__main__', alter_sys=True)";
+
 const HUB: &str = "https://huggingface.co";
 
 /// How long each part of a fetch may take (the defaults are those of `limits`), and what may end it
@@ -62,9 +65,9 @@ struct Expected<'a> {
 
 impl Resolver {
     pub fn new(options: ResolveOptions) -> Self {
-        // The interpreter itself first: a `pip` on the path may be a wrapper script that would leave
-        // the real one running when it is ended.
-        let pip = [&["python3", "-m", "pip"][..], &["pip3"], &["pip"]];
+        // First pip in the interpreter's own process: a `pip` on the path may be a wrapper script that
+        // leaves the real one running when it is ended.
+        let pip = [&["python3", "-c", RUN_PIP][..], &["pip3"], &["pip"]];
         let bounds = Bounds {
             cancel: options.cancel.clone(),
             ..Bounds::default()

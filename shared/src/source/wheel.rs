@@ -64,7 +64,10 @@ impl WheelFetch<'_> {
             let Some((program, arguments)) = command.split_first() else {
                 continue;
             };
-            let shown = Path::new(program).display().to_string();
+            let mut shown = Path::new(program).display().to_string();
+            if !arguments.is_empty() {
+                shown.push_str(" -m pip");
+            }
             let log = self.scratch.join("pip.log");
             match self.call(program, arguments, wheels, &log) {
                 Ok(status) if status.success() => return Ok(()),

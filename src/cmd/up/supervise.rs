@@ -180,7 +180,9 @@ impl Supervise {
             Event::Interrupt => match self.phase {
                 Phase::Running => {
                     effects.push(Effect::Say(
-                        "stopping: running requests may finish (Ctrl-C again ends at once)".into(),
+                        // Below the terminal's `^C`.
+                        "\nstopping: running requests may finish (Ctrl-C again ends at once)"
+                            .into(),
                     ));
                     self.stop(0, now, &mut effects);
                 }

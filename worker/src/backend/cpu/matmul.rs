@@ -84,7 +84,7 @@ impl Inputs {
 impl Inputs {
     /// The same rows from a later block on, which they have.
     #[inline(always)]
-    unsafe fn from_block(self, format: Format, block: usize) -> Self {
+    unsafe fn at_block(self, format: Format, block: usize) -> Self {
         if !format.is_quantised() {
             return Self {
                 data: self.data.add(block),
@@ -144,12 +144,7 @@ unsafe fn by_segment<V: Lanes>(
             blocks: segment.min(w.blocks - block),
             ..w
         };
-        by_format::<V>(
-            format,
-            part,
-            x.from_block(format, block),
-            sums.0.as_mut_ptr(),
-        );
+        by_format::<V>(format, part, x.at_block(format, block), sums.0.as_mut_ptr());
         for at in (0..count).step_by(LANES) {
             V::load(sums.0.as_ptr().add(at)).add_to_f64(out.add(at));
         }
