@@ -383,8 +383,16 @@ fn bad_requests_are_refused_in_shape_and_harm_nothing() {
     }
 }
 
+/// How much of a request there is to send.
+#[derive(Clone, Copy, PartialEq)]
+enum Sending {
+    Whole,
+    /// No more comes: the sending half is closed, as by a client that left.
+    BreaksOff,
+}
+
 /// Sends bytes on a connection of their own and reads until the server closes it.
-fn raw(cluster: &Cluster, bytes: &[u8]) -> String {
+fn raw(cluster: &Cluster, bytes: &[u8], sending: Sending) -> String {
     let address = cluster.base().trim_start_matches("http://").to_owned();
     let mut stream = std::net::TcpStream::connect(&address).expect("it listens");
     stream
@@ -392,7 +400,9 @@ fn raw(cluster: &Cluster, bytes: &[u8]) -> String {
         .expect("a time limit");
     // The server may close before it has read all: both ways of ending are right.
     let _ = stream.write_all(bytes);
-    let _ = stream.shutdown(std::net::Shutdown::Write);
+    if sending == Sending::BreaksOff {
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+    }
     let mut answer = Vec::new();
     if let Err(error) = stream.read_to_end(&mut answer) {
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
@@ -466,7 +476,7 @@ fn odd_requests(cluster: &Cluster) {
             404,
         ),
     ] {
-        let text = raw(cluster, &bytes);
+        let text = raw(cluster, &bytes, Sending::Whole);
         let answer = parsed(&text).unwrap_or_else(|| panic!("{what}: no answer: {text:?}"));
         assert_eq!(answer.status, status, "{what}: {text}");
         in_shape(&answer).unwrap_or_else(|why| panic!("{what}: {why}: {text}"));
@@ -522,7 +532,7 @@ fn connections_survive_refusals(cluster: &Cluster) {
     ] {
         let mut bytes = bytes;
         bytes.extend_from_slice(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        let text = raw(cluster, &bytes);
+        let text = raw(cluster, &bytes, Sending::Whole);
         let statuses: Vec<&str> = text
             .split("HTTP/1.1 ")
             .skip(1)
@@ -545,7 +555,14 @@ fn broken_connections(cluster: &Cluster) {
     let mut long_path = b"GET /".to_vec();
     long_path.resize(100_000, b'a');
     long_path.extend_from_slice(b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-    let post = |rest: &str| format!("POST {TEXT} HTTP/1.1\r\nhost: x\r\n{rest}").into_bytes();
+    let post = |rest: &str| {
+        format!(
+            "POST {TEXT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\
+             content-type: application/json\r\n{rest}",
+            cluster.api_key()
+        )
+        .into_bytes()
+    };
     for bytes in [
         b"\x16\x03\x01\x02\x00\x01\x00".to_vec(),
         b"GET / HTTP/9.9\r\n\r\n".to_vec(),
@@ -561,7 +578,7 @@ fn broken_connections(cluster: &Cluster) {
         many_headers,
         long_path,
     ] {
-        let text = raw(cluster, &bytes);
+        let text = raw(cluster, &bytes, Sending::BreaksOff);
         let begin: String = text.chars().take(300).collect();
         let status = text.strip_prefix("HTTP/1.1 ");
         assert!(

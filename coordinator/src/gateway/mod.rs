@@ -8,10 +8,11 @@
 //! What a client gets when it is wrong: a request that is HTTP is answered by us, in OpenAI's shape
 //! and with `x-request-id`, and its body is read to the end (within `limits::HTTP_DISCARD_*`), so
 //! that the connection can be used again. What is not HTTP never reaches us; hyper answers with an
-//! empty body and closes: 400 (method, target, version, header, length or chunk malformed), 414
-//! (target too long), 431 (headers too many or too large); to a foreign protocol (TLS, HTTP/2), or
+//! empty body and closes: 400 (not HTTP/1, or a malformed method, target, version, header or
+//! length), 414 (target too long), 431 (headers too many or too large); to an HTTP/2 preface, or
 //! headers slower than `limits::HTTP_HEADER_DEADLINE`, it only closes. A body that breaks off or is
-//! framed wrongly is a 400 where we still can answer. Compressed bodies are refused (415).
+//! framed wrongly is a 400 in shape where we can still answer. Compressed bodies are refused (415).
+//! A client that closes its sending half before the answer has left: its work is cancelled.
 //!
 //! Neighbours: `fleet` (dispatch, status), `state` (keys, deployments, usage).
 

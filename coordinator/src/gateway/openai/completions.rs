@@ -68,8 +68,7 @@ impl CompletionRequest {
 /// A string, strings, token ids, or lists of token ids.
 fn prompts(value: Option<Value>) -> Result<Vec<PromptInput>, ApiError> {
     const NAME: &str = "prompt";
-    const FORMS: &str =
-        "a string, an array of strings, an array of token ids, or an array of those";
+    const FORMS: &str = "a string, strings, token ids, or arrays of token ids, all of one kind";
     match value {
         None => Err(ApiError::missing(NAME)),
         Some(Value::String(text)) => Ok(vec![PromptInput::Text(text)]),
@@ -81,14 +80,18 @@ fn prompts(value: Option<Value>) -> Result<Vec<PromptInput>, ApiError> {
                 NAME,
                 format!("One request takes up to {} prompts.", limits::CHOICES_MAX),
             )),
-            Some(_) => items
-                .into_iter()
-                .map(|item| match item {
-                    Value::String(text) => Ok(PromptInput::Text(text)),
-                    Value::Array(item) => Ok(PromptInput::Ids(ids(&item)?)),
-                    other => Err(ApiError::wrong_type(NAME, FORMS, &other)),
-                })
-                .collect(),
+            // As in OpenAI's schema, all of one kind: a mix is a slip of the caller's.
+            Some(first) => {
+                let strings = first.is_string();
+                items
+                    .into_iter()
+                    .map(|item| match item {
+                        Value::String(text) if strings => Ok(PromptInput::Text(text)),
+                        Value::Array(item) if !strings => Ok(PromptInput::Ids(ids(&item)?)),
+                        other => Err(ApiError::wrong_type(NAME, FORMS, &other)),
+                    })
+                    .collect()
+            }
         },
         Some(other) => Err(ApiError::wrong_type(NAME, FORMS, &other)),
     }
@@ -128,12 +131,8 @@ mod tests {
         assert_eq!(of(json!(["a", "b"])), [text("a"), text("b")]);
         assert_eq!(of(json!([1, 2])), [PromptInput::Ids(vec![1, 2])]);
         assert_eq!(
-            of(json!([[1, 2], [3], "c"])),
-            [
-                PromptInput::Ids(vec![1, 2]),
-                PromptInput::Ids(vec![3]),
-                text("c")
-            ]
+            of(json!([[1, 2], [3]])),
+            [PromptInput::Ids(vec![1, 2]), PromptInput::Ids(vec![3])]
         );
     }
 
@@ -159,6 +158,8 @@ mod tests {
             (json!([1, 1.5]), json!({}), "prompt"),
             (json!([true]), json!({}), "prompt"),
             (json!([[["deep"]]]), json!({}), "prompt"),
+            (json!(["a", [1]]), json!({}), "prompt"),
+            (json!([[1], "a"]), json!({}), "prompt"),
             (json!({"text": "a"}), json!({}), "prompt"),
             (json!(vec!["a"; 129]), json!({}), "prompt"),
             (json!(vec!["a"; 65]), json!({"n": 2}), "prompt"),

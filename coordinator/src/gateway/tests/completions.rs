@@ -10,7 +10,7 @@ async fn every_prompt_gets_its_choices_in_order() {
     let house = House::new().await;
     let answer = house
         .complete(
-            json!(["ab", [70, 71, 72]]),
+            json!([ids(b"ab"), [70, 71, 72]]),
             json!({"n": 2, "max_tokens": 2}),
         )
         .await;
@@ -77,7 +77,7 @@ async fn echo_goes_before_the_generated_text_and_shifts_its_offsets() {
     let choice = answer.json()["choices"][0].clone();
     assert_eq!(choice["text"], "abxyz");
     let logprobs = &choice["logprobs"];
-    assert_eq!(logprobs["text_offset"], json!([0, 1, 2, 3, 4]));
+    assert_eq!(logprobs["text_offset"], json!([0, 1, 2, 3, 4, 5]));
     assert_eq!(
         logprobs["tokens"][2],
         format!("token_id:{}", 3 + b'x' as u32)
