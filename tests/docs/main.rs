@@ -1,5 +1,5 @@
-//! Holds the documents to the tree: what `ARCHITECTURE.md` names exists, rooms keep their doors, cores
-//! stay pure, and the README's commands are commands.
+//! Holds the documents to the tree: what `ARCHITECTURE.md` names exists, rooms keep their doors,
+//! cores stay pure, and the commands that documents show are commands.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -148,13 +148,13 @@ fn assert_pure(file: &Path) {
     }
 }
 
-/// Every line of the README that begins with `cluster `: its subcommands exist, their help has an
-/// example, and every option on the line is one of theirs.
+/// Every line of the documents for users that begins with `cluster `: its subcommands exist, their
+/// help has an example, and every option on the line is one of theirs.
 #[test]
-fn the_readme_names_commands_that_exist() {
-    let readme = read("README.md");
+fn documents_name_commands_that_exist() {
+    let documents = ["README.md", "deploy/README.md", "CONTRIBUTING.md"].map(read);
     let mut commands = BTreeSet::new();
-    for line in readme.lines() {
+    for line in documents.iter().flat_map(|text| text.lines()) {
         let line = line.trim().trim_start_matches("$ ");
         let Some(line) = line.strip_prefix("cluster ") else {
             continue;
@@ -188,7 +188,7 @@ fn the_readme_names_commands_that_exist() {
 
 /// The leading words that choose a command: `bench serve --url U` gives `bench serve`.
 fn subcommands<'a>(words: &[&'a str]) -> Vec<&'a str> {
-    let grouped = ["bench", "model", "token"];
+    let grouped = ["bench", "key", "model", "token"];
     let plain = |w: &&&str| w.chars().all(|c| c.is_ascii_lowercase());
     let count = 1 + usize::from(words.first().is_some_and(|w| grouped.contains(w)));
     words

@@ -4,8 +4,8 @@
 //! and its FFN columns' contribution; the contributions are all-reduced and then added to the
 //! residual, twice a layer. Contributions are f64, and cut where every split may cut, so that a
 //! split changes no token: an 8-bit activation next to a rounding edge would otherwise turn the
-//! last bit of an f32 sum into a different word. The embedding is split by vocabulary: tokens outside a rank's span
-//! contribute zero.
+//! last bit of an f32 sum into a different word. The embedding is split by vocabulary: tokens
+//! outside a rank's span contribute zero.
 
 use super::batch::Batch;
 use super::rope::RopeTable;
