@@ -187,7 +187,8 @@ impl Resolver {
                 match self.fetch(&Spec::parse(source)?, source, &entry, expected, report) {
                     Ok(landed) => return Ok(landed),
                     Err(error) if error.is_of_this_source() => {
-                        tracing::warn!(source, %error, "a source of the model failed");
+                        // Not louder: where every source fails, the error tells it all again.
+                        tracing::info!(source, %error, "a source of the model failed");
                         attempts.push(format!("  {source}: {error}"));
                     }
                     Err(error) => return Err(error),

@@ -297,7 +297,7 @@ fn the_wheel(folder: &Path) -> Result<PathBuf, SourceError> {
         .ok_or_else(|| SourceError::Wheel("pip fetched no wheel".into()))
 }
 
-/// The end of pip's output, on one line.
+/// What pip says went wrong, or else the end of its output, on one line.
 fn last_lines(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let tail = &text[text.len().saturating_sub(limits::PIP_LOG_TAIL_BYTES)..];
@@ -307,5 +307,10 @@ fn last_lines(log: &Path) -> String {
         .map(str::trim)
         .filter(|l| !l.is_empty())
         .collect();
-    lines[lines.len().saturating_sub(3)..].join("; ")
+    let errors: Vec<&str> = lines
+        .iter()
+        .filter_map(|l| l.strip_prefix("ERROR: "))
+        .collect();
+    let told = if errors.is_empty() { lines } else { errors };
+    told[told.len().saturating_sub(3)..].join("; ")
 }
