@@ -1,10 +1,11 @@
 //! The real model against the reference of `tests/golden` (its README says how it was made).
 //!
-//! Runs where `TRIREME_TEST_MODEL` names the SmolLM2 GGUF; without it there is nothing to compare.
+//! The model is fetched as `cluster up` fetches it, into the same cache.
 
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use trireme_shared::model::Manifest;
+use trireme_shared::source::{ResolveOptions, resolve};
 use trireme_worker::backend::Isa;
 use trireme_worker::model::{Batch, Forward, RankModel, Runtime, SequenceSlice};
 use trireme_worker::parallel::{Abort, Solo};
@@ -75,11 +76,8 @@ fn best(row: &[f32]) -> u32 {
 
 #[test]
 fn the_real_model_agrees_with_the_reference_on_every_isa() {
-    let Some(path) = std::env::var_os("TRIREME_TEST_MODEL").map(PathBuf::from) else {
-        eprintln!("skipped: TRIREME_TEST_MODEL does not name the SmolLM2 GGUF");
-        return;
-    };
-    let manifest = Manifest::open(&path).unwrap();
+    let model = resolve("smollm2", &ResolveOptions::default(), &|_| {}).unwrap();
+    let manifest = Manifest::open(&model.path).unwrap();
     let share = manifest.shares(&[vec![1]]).unwrap().remove(0);
     for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
         let runtime = Runtime {

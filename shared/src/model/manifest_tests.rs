@@ -393,13 +393,12 @@ fn missing_paths_and_folders_say_what_is_missing() {
     assert_eq!(ggml_type_name(39), Some("MXFP4"));
 }
 
-/// With the real model at hand (`TRIREME_TEST_MODEL`), its header says what is known of it.
+/// The real model's header says what is known of it.
 #[test]
 fn smollm2_opens() {
-    let Some(path) = std::env::var_os("TRIREME_TEST_MODEL") else {
-        return;
-    };
-    let manifest = Manifest::open(Path::new(&path)).unwrap();
+    use crate::source::{ResolveOptions, resolve};
+    let model = resolve("smollm2", &ResolveOptions::default(), &|_| {}).unwrap();
+    let manifest = Manifest::open(&model.path).unwrap();
     let config = &manifest.config;
     assert_eq!(config.architecture, Architecture::Llama);
     assert_eq!(

@@ -92,6 +92,12 @@ impl Wanted {
             _ if asked.is_empty() => {
                 format!("{workers} workers cannot share this model")
             }
+            (tp, pp, r) if !workers.is_multiple_of(ranks(tp, pp, r)) => format!(
+                "{} = {} ranks do not divide {workers} workers: tp x pp x replicas must equal the \
+                 workers",
+                asked.join(" x "),
+                ranks(tp, pp, r)
+            ),
             _ if bounds.tp_max == ANY_MODEL.tp_max && bounds.pp_max == ANY_MODEL.pp_max => format!(
                 "{} cannot be completed to {workers} workers: tp x pp x replicas must equal the \
                  workers",
@@ -107,6 +113,12 @@ impl Wanted {
         };
         Err(Failure::usage(what, advice(workers, &possible)))
     }
+}
+
+/// Ranks of what was asked for, what was left out counted as one; at least 1.
+fn ranks(tp: Option<u16>, pp: Option<u16>, replicas: Option<u16>) -> u32 {
+    let of = |degree: Option<u16>| degree.unwrap_or(1).max(1);
+    product(of(tp), of(pp), of(replicas))
 }
 
 fn product(tp: u16, pp: u16, replicas: u16) -> u32 {

@@ -23,10 +23,11 @@ impl Drop for Folder {
     }
 }
 
-/// The real model, where `TRIREME_TEST_MODEL` names it.
-fn smollm2() -> Option<ModelText> {
-    let path = std::env::var_os("TRIREME_TEST_MODEL")?;
-    Some(ModelText::load(Path::new(&path)).unwrap())
+/// The real model, fetched as `cluster up` fetches it, into the same cache.
+fn smollm2() -> ModelText {
+    use trireme_shared::source::{ResolveOptions, resolve};
+    let model = resolve("smollm2", &ResolveOptions::default(), &|_| {}).unwrap();
+    ModelText::load(&model.path).unwrap()
 }
 
 fn golden(name: &str) -> String {
@@ -74,7 +75,7 @@ fn random_text(random: &mut SplitMix) -> String {
 
 #[test]
 fn every_reference_prompt_has_its_reference_ids() {
-    let Some(text) = smollm2() else { return };
+    let text = smollm2();
     for line in golden("smollm2.jsonl").lines() {
         let case: Value = serde_json::from_str(line).unwrap();
         let (prompt, special) = match case["kind"].as_str() {
@@ -116,7 +117,7 @@ fn lone_bytes(text: &ModelText) -> BTreeSet<u8> {
 #[test]
 fn random_unicode_round_trips() {
     let mut models: Vec<ModelText> = made_up("unicode").into();
-    models.extend(smollm2());
+    models.push(smollm2());
     for text in &models {
         let mut random = SplitMix(21);
         let known = lone_bytes(text);
@@ -133,7 +134,7 @@ fn random_unicode_round_trips() {
 #[test]
 fn a_stream_never_gives_half_a_character_and_ends_as_the_whole() {
     let mut models: Vec<ModelText> = made_up("stream").into();
-    models.extend(smollm2());
+    models.push(smollm2());
     for text in &models {
         let mut random = SplitMix(22);
         for round in 0..2_000 {
@@ -196,7 +197,7 @@ fn gguf_and_folder_give_the_same_ids_and_prompts() {
 fn long_and_awkward_texts_are_encoded_without_panic() {
     let mut models: Vec<ModelText> = made_up("long").into();
     models.truncate(1);
-    models.extend(smollm2());
+    models.push(smollm2());
     for text in &models {
         for piece in [" ", "a", "\n", "1", "é", "<|im_start|>", "' "] {
             let long = piece.repeat(200_000 / piece.len());
