@@ -2,6 +2,7 @@
 //! without batcher, sampler or network.
 
 use crate::backend::Isa;
+use crate::bandwidth::read_bandwidth;
 use crate::model::{Batch, Forward, ForwardError, LoadError, RankModel, Runtime, SequenceSlice};
 use crate::parallel::{Abort, Solo};
 use serde::Serialize;
@@ -40,6 +41,9 @@ pub struct EngineBenchReport {
     pub load_seconds: f64,
     /// Bytes of weights one decode step reads (as stored in the files).
     pub weight_bytes: u64,
+    /// Bytes a second that as many threads read from a buffer as large as the weights: what
+    /// batch-1 decode cannot pass.
+    pub read_bytes_per_second: f64,
     pub prefill_tokens_per_second: f64,
     pub decode: Vec<DecodeSpeed>,
 }
@@ -62,6 +66,8 @@ pub enum BenchError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Forward(#[from] ForwardError),
+    #[error("no memory to measure reading with: {0}")]
+    Memory(#[from] std::io::Error),
     #[error("{0}")]
     Settings(String),
 }
@@ -103,6 +109,9 @@ impl EngineBench {
                 step_milliseconds: 1e3 * seconds / self.gen_tokens as f64,
             });
         }
+        let weight_bytes = manifest.share_bytes(&share);
+        progress("reading memory");
+        let read_bytes_per_second = read_bandwidth(weight_bytes as usize, self.threads)?;
         Ok(EngineBenchReport {
             model: manifest
                 .name
@@ -113,7 +122,8 @@ impl EngineBench {
             prompt_tokens: self.prompt_tokens,
             gen_tokens: self.gen_tokens,
             load_seconds,
-            weight_bytes: manifest.share_bytes(&share),
+            weight_bytes,
+            read_bytes_per_second,
             prefill_tokens_per_second: self.prompt_tokens as f64 / prefill,
             decode,
         })

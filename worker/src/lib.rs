@@ -1,6 +1,7 @@
 //! The worker: joins a cluster, loads its share of a model and runs it.
 pub mod agent;
 pub mod backend;
+pub mod bandwidth;
 pub mod bench;
 pub mod engine;
 pub mod loader;

@@ -100,4 +100,14 @@ fn show(report: &EngineBenchReport) {
         &["phase", ">batch", ">tok/s", ">ms/step"],
         rows,
     ));
+    if let Some(alone) = report.decode.iter().find(|speed| speed.batch == 1) {
+        let rate = alone.tokens_per_second * report.weight_bytes as f64;
+        term::out(format!(
+            "batch 1 reads weights at {:.1} GB/s, {:.0} % of the {:.1} GB/s that as many threads \
+             read here",
+            rate / 1e9,
+            100.0 * rate / report.read_bytes_per_second,
+            report.read_bytes_per_second / 1e9
+        ));
+    }
 }
