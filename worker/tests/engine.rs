@@ -1,63 +1,22 @@
 //! Ranks as the agent starts them: the model from a source, real certificates, real QUIC between
 //! "hosts" and shared memory within one. Each "worker" is an endpoint with its accept loop.
 
-use std::net::{Ipv4Addr, SocketAddr};
+mod workers;
+
 use std::path::PathBuf;
 use std::time::Duration;
-use trireme_shared::identity::{ClusterAuthority, NodeId, NodeIdentity};
-use trireme_shared::ids::{DeploymentId, Epoch, Replica, RequestId, WorkerId};
+use trireme_shared::ids::{DeploymentId, Epoch, Replica, RequestId};
 use trireme_shared::model::Manifest;
 use trireme_shared::model::random::RandomModel;
 use trireme_shared::plan::{Assignment, LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
-use trireme_shared::transport::{Endpoint, Protocol};
 use trireme_shared::wire::control::RankState;
 use trireme_shared::wire::generate::{GenerateEvent, GenerateRequest, Sampling};
 use trireme_worker::backend::Isa;
 use trireme_worker::engine::{RankHandle, RankSpec};
-use trireme_worker::parallel::mesh::IncomingLinks;
+use workers::{Worker, worker_id, workers};
 
 /// Only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-struct Worker {
-    endpoint: Endpoint,
-    incoming: IncomingLinks,
-}
-
-fn worker_id(index: usize) -> WorkerId {
-    WorkerId(index as u32 + 1)
-}
-
-/// Must run inside the runtime that shall carry the endpoints.
-fn workers(count: usize) -> Vec<Worker> {
-    let authority = ClusterAuthority::new("test").unwrap();
-    let start = |index| {
-        let node = NodeId::Worker(worker_id(index));
-        let identity = NodeIdentity::issue(&authority, node).unwrap();
-        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let endpoint = Endpoint::bind(listen, &identity, &[Protocol::Link]).unwrap();
-        let incoming = IncomingLinks::default();
-        tokio::spawn(serve(endpoint.clone(), incoming.clone()));
-        Worker { endpoint, incoming }
-    };
-    (0..count).map(start).collect()
-}
-
-/// What the agent does with link connections.
-async fn serve(endpoint: Endpoint, incoming: IncomingLinks) {
-    while let Some(connection) = endpoint.accept().await {
-        let Some(NodeId::Worker(peer)) = connection.peer() else {
-            continue;
-        };
-        let incoming = incoming.clone();
-        tokio::spawn(async move {
-            while let Ok((send, recv)) = connection.quic().accept_bi().await {
-                let incoming = incoming.clone();
-                tokio::spawn(async move { incoming.accept(peer, send, recv).await });
-            }
-        });
-    }
-}
 
 /// A model file of its own for each test; gone with it.
 struct ModelFile(PathBuf);

@@ -1,60 +1,22 @@
 //! Ranks find each other and work together: real certificates, real QUIC on loopback, real shared
 //! memory. Each "worker" here is an endpoint with its accept loop; each rank a thread.
 
+mod workers;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 use trireme_shared::identity::{ClusterAuthority, NodeId, NodeIdentity};
-use trireme_shared::ids::{DeploymentId, Epoch, Rank, Replica, Stage, WorkerId};
+use trireme_shared::ids::{DeploymentId, Epoch, Rank, Replica, Stage};
 use trireme_shared::model::{RankShare, Span};
 use trireme_shared::plan::{Assignment, LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
 use trireme_shared::transport::{Endpoint, Protocol};
 use trireme_worker::parallel::bench::round_trips;
 use trireme_worker::parallel::mesh::{
-    IncomingLinks, MeshError, MeshOptions, PlanLinks, RankLinks, SampledLinks, connect,
+    MeshError, MeshOptions, PlanLinks, RankLinks, SampledLinks, connect,
 };
 use trireme_worker::parallel::quic::QuicLink;
 use trireme_worker::parallel::{Abort, LinkError, WaitPolicy, Waits};
-
-struct Worker {
-    endpoint: Endpoint,
-    incoming: IncomingLinks,
-}
-
-/// Worker `index` of the test has the id `index + 1`.
-fn worker_id(index: usize) -> WorkerId {
-    WorkerId(index as u32 + 1)
-}
-
-/// Must run inside the runtime that shall carry the endpoints.
-fn workers(count: usize) -> Vec<Worker> {
-    let authority = ClusterAuthority::new("test").unwrap();
-    let start = |index| {
-        let node = NodeId::Worker(worker_id(index));
-        let identity = NodeIdentity::issue(&authority, node).unwrap();
-        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let endpoint = Endpoint::bind(listen, &identity, &[Protocol::Link]).unwrap();
-        let incoming = IncomingLinks::default();
-        tokio::spawn(serve(endpoint.clone(), incoming.clone()));
-        Worker { endpoint, incoming }
-    };
-    (0..count).map(start).collect()
-}
-
-/// What the agent does with link connections.
-async fn serve(endpoint: Endpoint, incoming: IncomingLinks) {
-    while let Some(connection) = endpoint.accept().await {
-        let Some(NodeId::Worker(peer)) = connection.peer() else {
-            continue;
-        };
-        let incoming = incoming.clone();
-        tokio::spawn(async move {
-            while let Ok((send, recv)) = connection.quic().accept_bi().await {
-                let incoming = incoming.clone();
-                tokio::spawn(async move { incoming.accept(peer, send, recv).await });
-            }
-        });
-    }
-}
+use workers::{Worker, worker_id, workers};
 
 fn plan(workers: &[Worker], tp: u16, pp: u16, link: LinkPolicy, hosts: &[&str]) -> ReplicaPlan {
     static NONCES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);

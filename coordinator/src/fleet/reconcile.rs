@@ -13,11 +13,12 @@ use crate::placement::{Candidate, plan_replica};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
+use trireme_shared::api::ReplicaReport;
 use trireme_shared::ids::{DeploymentId, Epoch, Replica, WorkerId};
 use trireme_shared::limits;
 use trireme_shared::model::Manifest;
 use trireme_shared::plan::{Assignment, DeploymentSpec, ReplicaPlan};
-use trireme_shared::wire::control::{EngineStats, RankReport, RankState};
+use trireme_shared::wire::control::RankReport;
 
 /// A replica of a deployment.
 pub type ReplicaKey = (DeploymentId, Replica);
@@ -115,18 +116,6 @@ pub struct Route {
     pub address: String,
     /// New sequences may go there. A route that is not ready still carries its running ones.
     pub ready: bool,
-}
-
-/// One replica, for status.
-#[derive(Clone, Debug)]
-pub struct ReplicaView {
-    pub replica: Replica,
-    pub epoch: Option<Epoch>,
-    pub ready: bool,
-    pub waiting_for: Option<String>,
-    pub plan: Option<ReplicaPlan>,
-    pub ranks: Vec<RankState>,
-    pub stats: Option<EngineStats>,
 }
 
 struct Worker {
@@ -230,15 +219,10 @@ impl Reconciler {
     }
 
     /// The replicas of a deployment in order.
-    pub fn replicas(&self, deployment: DeploymentId, now: Instant) -> Vec<ReplicaView> {
+    pub fn replicas(&self, deployment: DeploymentId, now: Instant) -> Vec<ReplicaReport> {
         self.slots_of(deployment)
             .map(|((_, replica), slot)| slot.view(*replica, now))
             .collect()
-    }
-
-    /// Connected workers: where peers reach each.
-    pub fn connected_workers(&self) -> impl Iterator<Item = &Candidate> {
-        self.workers.values().map(|w| &w.candidate)
     }
 
     fn slots_of(&self, deployment: DeploymentId) -> impl Iterator<Item = (&ReplicaKey, &Slot)> {

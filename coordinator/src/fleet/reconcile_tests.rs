@@ -3,6 +3,7 @@
 use super::*;
 use crate::placement::tests::{manifest, spec, worker};
 use std::time::Duration;
+use trireme_shared::wire::control::RankState;
 
 const D: DeploymentId = DeploymentId(1);
 const KEY: ReplicaKey = (D, Replica(0));

@@ -1,9 +1,10 @@
 //! The life of one replica: waiting for a plan, its plan on the way to the journal, running.
 //! Pure; `reconcile` owns the slots and moves them.
 
-use super::reconcile::{Effect, ReplicaKey, ReplicaView, Route};
+use super::reconcile::{Effect, ReplicaKey, Route};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+use trireme_shared::api::ReplicaReport;
 use trireme_shared::ids::{Epoch, Replica, WorkerId};
 use trireme_shared::limits;
 use trireme_shared::plan::ReplicaPlan;
@@ -110,7 +111,9 @@ impl Slot {
         self.last_failure = Some(reason);
     }
 
-    pub(super) fn view(&self, replica: Replica, now: Instant) -> ReplicaView {
+    /// As the admin API shows it. The plan's nonce is zeroed: whoever knows it can open the replica's
+    /// links.
+    pub(super) fn view(&self, replica: Replica, now: Instant) -> ReplicaReport {
         let running = match &self.phase {
             Phase::Running(running) => Some(running),
             _ => None,
@@ -120,12 +123,15 @@ impl Slot {
             Phase::Committing { .. } => Some("its plan to be recorded".into()),
             Phase::Running(_) => None,
         };
-        ReplicaView {
+        ReplicaReport {
             replica,
             epoch: self.epoch,
             ready: self.is_ready(now),
             waiting_for,
-            plan: running.map(|r| r.plan.clone()),
+            plan: running.map(|r| ReplicaPlan {
+                nonce: [0; 16],
+                ..r.plan.clone()
+            }),
             ranks: running.map(|r| r.ranks.clone()).unwrap_or_default(),
             stats: running.and_then(|r| r.stats),
         }

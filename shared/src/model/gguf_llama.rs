@@ -3,7 +3,8 @@
 //! Keeps true: a key or tensor that changes the arithmetic and that the model code does not
 //! implement is refused by its name, never ignored.
 
-use super::gguf::{Gguf, GgufTensor, Metadata, Value, shown};
+use super::gguf::{Gguf, GgufTensor, Metadata, Value};
+use super::header::shown;
 use super::manifest::{self, Manifest, ManifestError, TensorEntry, TensorRole};
 use super::{Architecture, ModelConfig, Rope, RopeStyle};
 use std::collections::BTreeMap;

@@ -3,7 +3,7 @@
 //! Keeps true: a setting that changes the arithmetic and that the model code does not implement is
 //! refused by its name. Shards are plain names inside the folder, so no index can point elsewhere.
 
-use super::gguf::shown;
+use super::header::shown;
 use super::manifest::{self, Manifest, ManifestError, TensorEntry, TensorRole};
 use super::{Architecture, ModelConfig, Rope, RopeStyle, safetensors};
 use crate::limits;

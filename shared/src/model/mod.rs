@@ -8,6 +8,7 @@ pub mod config;
 pub mod dtype;
 pub mod gguf;
 mod gguf_llama;
+mod header;
 pub(crate) mod hf;
 pub mod manifest;
 pub mod partition;

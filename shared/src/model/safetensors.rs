@@ -5,7 +5,7 @@
 //!
 //! Format (the safetensors project's README): a little-endian u64, that many bytes of JSON, data.
 
-use super::gguf::shown;
+use super::header::{refuse_overlaps, shown};
 use super::{DType, manifest::ManifestError};
 use crate::limits;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
@@ -107,17 +107,8 @@ fn read(path: &Path) -> Result<Vec<SafeTensor>, String> {
     for (name, entry) in header.0 {
         tensors.push(tensor(name, entry, data, file_bytes)?);
     }
-    let mut order: Vec<&SafeTensor> = tensors.iter().filter(|t| t.bytes > 0).collect();
-    order.sort_by_key(|t| t.offset);
-    for pair in order.windows(2) {
-        if pair[0].offset + pair[0].bytes > pair[1].offset {
-            return Err(format!(
-                "tensors {} and {} overlap",
-                shown(&pair[0].name),
-                shown(&pair[1].name)
-            ));
-        }
-    }
+    let held = tensors.iter().filter(|t| t.bytes > 0);
+    refuse_overlaps(held.map(|t| (t.name.as_str(), t.offset, t.bytes)))?;
     Ok(tensors)
 }
 
