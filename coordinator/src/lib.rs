@@ -8,6 +8,7 @@ mod bootstrap;
 pub mod fleet;
 pub mod gateway;
 pub mod placement;
+pub mod raft;
 #[cfg(test)]
 mod scratch;
 pub mod state;

@@ -14,7 +14,8 @@ use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefini
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use trireme_shared::ids::CoordinatorId;
 use trireme_shared::limits;
 
 /// Log index (from 1) to an encoded command.
@@ -40,11 +41,23 @@ pub enum JournalError {
     Stopped,
 }
 
+/// Who leads the group, as far as this member knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// Raft's term; it only grows.
+    pub term: u64,
+    pub leader: Option<CoordinatorId>,
+    /// This member leads, and everything committed before its term is in its state.
+    pub is_me: bool,
+}
+
 /// Proposes commands and reads the state they made. Cheap to clone.
 #[derive(Clone)]
 pub struct Journal {
     queue: mpsc::Sender<Job>,
     state: Arc<RwLock<State>>,
+    applied: watch::Sender<u64>,
+    leadership: watch::Sender<Leadership>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
@@ -66,13 +79,22 @@ impl Journal {
         let state = Arc::new(RwLock::new(state));
         let (queue, jobs) = mpsc::channel(limits::JOURNAL_QUEUE_MAX);
         let shared = Arc::clone(&state);
+        let applied = watch::Sender::new(writer.last);
+        let leadership = watch::Sender::new(Leadership {
+            term: 1,
+            leader: Some(CoordinatorId(1)),
+            is_me: true,
+        });
+        let applies = applied.clone();
         let thread = std::thread::Builder::new()
             .name("journal".into())
-            .spawn(move || writer.run(jobs, &shared))
+            .spawn(move || writer.run(jobs, &shared, &applies))
             .map_err(|e| JournalError::Storage(format!("its thread cannot start: {e}")))?;
         Ok(Self {
             queue,
             state,
+            applied,
+            leadership,
             thread: Arc::new(Mutex::new(Some(thread))),
         })
     }
@@ -96,6 +118,16 @@ impl Journal {
     /// Reads the current state. `f` must be short: it holds the read lock.
     pub fn read<R>(&self, f: impl FnOnce(&State) -> R) -> R {
         f(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The index of the last command in the state; tells of each batch.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    /// Who leads; tells of each change.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
     }
 
     /// Appends usage durably; concurrent calls share one disk sync. Call it once per request: each
@@ -171,7 +203,12 @@ impl Writer {
         Ok((writer, replayed.state))
     }
 
-    fn run(mut self, mut jobs: mpsc::Receiver<Job>, state: &RwLock<State>) {
+    fn run(
+        mut self,
+        mut jobs: mpsc::Receiver<Job>,
+        state: &RwLock<State>,
+        applied: &watch::Sender<u64>,
+    ) {
         let mut batch = Vec::new();
         let mut open = true;
         while open {
@@ -198,6 +235,7 @@ impl Writer {
                 }
                 return;
             }
+            applied.send_replace(self.last);
         }
     }
 
