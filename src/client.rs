@@ -1,9 +1,12 @@
-//! HTTP to a coordinator (or any OpenAI-compatible server): JSON questions, and streams of events.
+//! HTTP to coordinators (or any OpenAI-compatible server): JSON questions, and streams of events.
 //!
-//! Several addresses are tried in order; the next one only where the one before could not be
-//! connected to, so nothing is ever asked twice. A stream is read on a thread of its own, so that
-//! its reader can stop waiting at any time; dropping a [`EventStream`] closes the connection at the
-//! next event, which cancels the work on the server.
+//! Several addresses are tried in order. What it keeps true: a question that changes nothing is asked
+//! at the next address where one does not answer; a write carries an idempotency key and is asked again,
+//! under the same key, where its fate is unknown, so that it takes effect once; a stream is asked at the
+//! next address only where the one before could not be connected to, so that no work is done twice.
+//!
+//! A stream is read on a thread of its own, so that its reader can stop waiting at any time; dropping a
+//! [`EventStream`] closes the connection at the next event, which cancels the work on the server.
 
 use crate::failure::Failure;
 use crate::sse::SseParser;
@@ -12,18 +15,59 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
+use trireme_shared::api::{IDEMPOTENCY_KEY_HEADER, IdempotencyKey};
 use trireme_shared::limits;
 use ureq::http::{Method, Request, Response};
 use ureq::{Agent, Body};
 
-/// A server and the key to show it. Cheap to clone.
+/// Servers of one cluster and the key to show them. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
     agent: Agent,
     urls: Vec<String>,
     key: Option<String>,
+    /// The idempotency key of the one write that is asked.
+    request_id: Option<String>,
+    /// Place in `urls` of the one that answered last: it is asked first.
+    answered: Arc<AtomicUsize>,
+}
+
+/// Why one try at one address gave no success.
+enum Miss {
+    /// The server never saw the question.
+    NotConnected(ureq::Error),
+    /// It may have seen it.
+    Broken(Box<dyn std::error::Error + Send + Sync>),
+    Refused {
+        status: u16,
+        code: String,
+        said: String,
+    },
+}
+
+impl Miss {
+    /// Whether another address may answer better.
+    fn is_elsewhere(&self) -> bool {
+        match self {
+            Self::NotConnected(_) | Self::Broken(_) => true,
+            Self::Refused { status, code, .. } => {
+                *status == 503 && matches!(code.as_str(), "no_leader" | "in_doubt" | "stopping")
+            }
+        }
+    }
+
+    /// Whether a write may have taken effect.
+    fn is_in_doubt(&self) -> bool {
+        match self {
+            Self::NotConnected(_) => false,
+            Self::Broken(_) => true,
+            Self::Refused { code, .. } => code == "in_doubt",
+        }
+    }
 }
 
 /// One event of a stream and when it was read.
@@ -64,7 +108,15 @@ impl Client {
             agent: config.new_agent(),
             urls: urls.iter().map(|url| base(url)).collect(),
             key,
+            request_id: None,
+            answered: Arc::default(),
         }
+    }
+
+    /// For one write: asks it under this key, as an earlier try did. `None` draws a key.
+    pub fn with_request_id(mut self, request_id: Option<String>) -> Self {
+        self.request_id = request_id;
+        self
     }
 
     /// The first address.
@@ -73,27 +125,46 @@ impl Client {
     }
 
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        self.ask(Method::GET, path, None, limits::CLIENT_ANSWER_DEADLINE)
+        let deadline = self.patience();
+        self.look(path, |url| {
+            let response = self.send_to(url, &Method::GET, path, None, None, Some(deadline))?;
+            self.json(url, path, response)
+        })
+    }
+
+    /// The answer's headers and text, of at most `CLIENT_ANSWER_BYTES_MAX`.
+    pub fn text(&self, path: &str) -> Result<(ureq::http::HeaderMap, String)> {
+        let deadline = self.patience();
+        self.look(path, |url| {
+            let mut response = self.send_to(url, &Method::GET, path, None, None, Some(deadline))?;
+            let body = response.body_mut().with_config();
+            let text = body.limit(limits::CLIENT_ANSWER_BYTES_MAX).read_to_string();
+            let text = text.map_err(|e| Miss::Broken(e.into()))?;
+            Ok(Ok((response.headers().clone(), text)))
+        })
+    }
+
+    /// An answer of any length, to be read as it comes.
+    pub fn download(&self, path: &str) -> Result<impl Read + use<>> {
+        self.look(path, |url| {
+            let response = self.send_to(url, &Method::GET, path, None, None, None)?;
+            Ok(Ok(response.into_body().into_reader()))
+        })
     }
 
     pub fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        self.ask(Method::DELETE, path, None, limits::CLIENT_ANSWER_DEADLINE)
+        self.write(Method::DELETE, path, None, limits::CLIENT_TRY_DEADLINE)
     }
 
     pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
         let body = serde_json::to_vec(body)?;
-        self.ask(
-            Method::POST,
-            path,
-            Some(body),
-            limits::CLIENT_ANSWER_DEADLINE,
-        )
+        self.write(Method::POST, path, Some(body), limits::CLIENT_TRY_DEADLINE)
     }
 
     /// `PUT` may take as long as fetching a model.
     pub fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
         let body = serde_json::to_vec(body)?;
-        self.ask(
+        self.write(
             Method::PUT,
             path,
             Some(body),
@@ -101,13 +172,113 @@ impl Client {
         )
     }
 
+    /// How long one address may take over a question: less where there is another to ask.
+    fn patience(&self) -> Duration {
+        match self.urls.len() {
+            0 | 1 => limits::CLIENT_ANSWER_DEADLINE,
+            _ => limits::CLIENT_LOOK_DEADLINE,
+        }
+    }
+
+    /// All addresses, the one that answered last first.
+    fn addresses(&self) -> impl Iterator<Item = &String> {
+        let (tried, first) = self.urls.split_at(self.answered.load(Ordering::Relaxed));
+        first.iter().chain(tried)
+    }
+
+    fn note_answer(&self, url: &str) {
+        if let Some(place) = self.urls.iter().position(|known| known == url) {
+            self.answered.store(place, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks one address after the other what changes nothing.
+    fn look<T>(
+        &self,
+        path: &str,
+        ask: impl Fn(&str) -> std::result::Result<Result<T>, Miss>,
+    ) -> Result<T> {
+        let mut last = None;
+        for url in self.addresses() {
+            match ask(url) {
+                Ok(answer) => return answer,
+                Err(miss) if miss.is_elsewhere() => last = Some((url, miss)),
+                Err(miss) => return Err(self.failure(url, &Method::GET, path, miss)),
+            }
+        }
+        Err(match last {
+            Some((url, miss)) => self.failure(url, &Method::GET, path, miss),
+            None => self.unreachable(None),
+        })
+    }
+
+    /// Asks for a change until one address has carried it out, under one key.
+    fn write<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        deadline: Duration,
+    ) -> Result<T> {
+        let key = match &self.request_id {
+            Some(key) => key.clone(),
+            // Of a coordinator's making: it is refused, and not taken for a new one, once it is old.
+            None => self.get::<IdempotencyKey>("/admin/v1/idempotency-key")?.key,
+        };
+        let started = Instant::now();
+        let (mut doubt, mut last) = (false, None);
+        for round in 0..limits::CLIENT_WRITE_ROUNDS {
+            if round > 0 {
+                std::thread::sleep(limits::CLIENT_RETRY_PAUSE);
+            }
+            for url in self.addresses() {
+                let tried = self
+                    .send_to(
+                        url,
+                        &method,
+                        path,
+                        body.as_deref(),
+                        Some(&key),
+                        Some(deadline),
+                    )
+                    .and_then(|response| self.json(url, path, response));
+                match tried {
+                    Ok(answer) => return answer,
+                    Err(miss) if miss.is_elsewhere() => {
+                        doubt |= miss.is_in_doubt();
+                        last = Some((url, miss));
+                    }
+                    Err(miss) => return Err(self.failure(url, &method, path, miss)),
+                }
+            }
+            if started.elapsed() > 2 * deadline {
+                break;
+            }
+        }
+        let why = match last {
+            Some((url, miss)) => self.failure(url, &method, path, miss),
+            None => self.unreachable(None),
+        };
+        if !doubt {
+            return Err(why);
+        }
+        let unknown = Failure::new(
+            format!("whether {method} {path} took effect is unknown (request id {key})"),
+            format!("say the same again with --request-id {key}: it then takes effect once"),
+        );
+        Err(unknown.because(why))
+    }
+
     /// The bare status of a `GET`, e.g. of `/ready`.
     pub fn status_of(&self, path: &str) -> Result<u16> {
         let deadline = limits::CLIENT_ANSWER_DEADLINE;
-        Ok(self
-            .send(Method::GET, path, None, Some(deadline))?
-            .status()
-            .as_u16())
+        self.look(path, |url| {
+            match self.send_to(url, &Method::GET, path, None, None, Some(deadline)) {
+                Ok(response) => Ok(Ok(response.status().as_u16())),
+                Err(Miss::Refused { status, .. }) => Ok(Ok(status)),
+                Err(miss) => Err(miss),
+            }
+        })
     }
 
     /// Posts `body` and reads the answer as a stream of JSON events up to `[DONE]`.
@@ -127,10 +298,7 @@ impl Client {
     }
 
     fn pump(&self, path: &str, body: Vec<u8>, send: &SyncSender<Result<Event>>) -> Result<()> {
-        let response = self.send(Method::POST, path, Some(body), None)?;
-        if !response.status().is_success() {
-            return Err(self.refusal(path, response));
-        }
+        let response = self.begin(path, &body)?;
         let mut reader = BufReader::new(response.into_body().into_reader());
         let mut parser = SseParser::default();
         let mut line = Vec::new();
@@ -175,119 +343,127 @@ impl Client {
         )
     }
 
-    fn ask<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<Vec<u8>>,
-        deadline: Duration,
-    ) -> Result<T> {
-        let mut response = self.send(method, path, body, Some(deadline))?;
-        if !response.status().is_success() {
-            return Err(self.refusal(path, response));
-        }
-        response
-            .body_mut()
-            .with_config()
-            .limit(limits::CLIENT_ANSWER_BYTES_MAX)
-            .read_json()
-            .map_err(|error| {
-                Failure::new(
-                    format!(
-                        "{}{path} gave an answer that this version cannot read",
-                        self.url()
-                    ),
-                    "check that the address is a Trireme coordinator of the same version",
-                )
-                .because(error)
-            })
-    }
-
-    fn send(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<Vec<u8>>,
-        deadline: Option<Duration>,
-    ) -> Result<Response<Body>> {
-        let mut tried: Option<ureq::Error> = None;
-        for url in &self.urls {
-            match self.send_to(url, &method, path, body.as_deref(), deadline) {
+    /// Begins a stream at the first address that can be connected to.
+    fn begin(&self, path: &str, body: &[u8]) -> Result<Response<Body>> {
+        let mut tried = None;
+        for url in self.addresses() {
+            match self.send_to(url, &Method::POST, path, Some(body), None, None) {
                 Ok(response) => return Ok(response),
-                Err(error) if not_connected(&error) => tried = Some(error),
-                Err(error) => {
-                    return Err(Failure::new(
-                        format!("{url} did not answer {method} {path}"),
-                        "look at `cluster status` and at the coordinator's log",
-                    )
-                    .because(error));
-                }
+                Err(Miss::NotConnected(error)) => tried = Some(error),
+                Err(miss) => return Err(self.failure(url, &Method::POST, path, miss)),
             }
         }
+        Err(self.unreachable(tried))
+    }
+
+    fn json<T: DeserializeOwned>(
+        &self,
+        url: &str,
+        path: &str,
+        mut response: Response<Body>,
+    ) -> std::result::Result<Result<T>, Miss> {
+        let body = response.body_mut().with_config();
+        let read = body.limit(limits::CLIENT_ANSWER_BYTES_MAX).read_to_vec();
+        let bytes = read.map_err(|error| Miss::Broken(error.into()))?;
+        Ok(serde_json::from_slice(&bytes).map_err(|error| {
+            Failure::new(
+                format!("{url}{path} gave an answer that this version cannot read"),
+                "check that the address is a Trireme coordinator of the same version",
+            )
+            .because(error)
+        }))
+    }
+
+    fn unreachable(&self, tried: Option<ureq::Error>) -> anyhow::Error {
         let failure = Failure::new(
             format!("cannot reach {}", self.urls.join(" or ")),
             "start a cluster with `cluster up`, or name a running one with --coordinator URL",
         );
-        Err(match tried {
+        match tried {
             Some(error) => failure.because(error),
             None => failure.into(),
-        })
+        }
     }
 
+    /// One question at one address; an answer that is not a success is a miss.
     fn send_to(
         &self,
         url: &str,
         method: &Method,
         path: &str,
         body: Option<&[u8]>,
+        idempotency: Option<&str>,
         deadline: Option<Duration>,
-    ) -> Result<Response<Body>, ureq::Error> {
+    ) -> std::result::Result<Response<Body>, Miss> {
+        let missed = |error: ureq::Error| match not_connected(&error) {
+            true => Miss::NotConnected(error),
+            false => Miss::Broken(error.into()),
+        };
         let mut request = Request::builder()
             .method(method.clone())
             .uri(format!("{url}{path}"));
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        match body {
+        if let Some(key) = idempotency {
+            request = request.header(IDEMPOTENCY_KEY_HEADER, key);
+        }
+        let response = match body {
             Some(body) => {
                 let request = request
                     .header("content-type", "application/json")
-                    .body(body)?;
+                    .body(body);
+                let request = request.map_err(|e| missed(e.into()))?;
                 let request = self.agent.configure_request(request);
                 self.agent.run(request.timeout_global(deadline).build())
             }
             None => {
-                let request = self.agent.configure_request(request.body(())?);
+                let request = request.body(()).map_err(|e| missed(e.into()))?;
+                let request = self.agent.configure_request(request);
                 self.agent.run(request.timeout_global(deadline).build())
             }
+        };
+        let mut response = response.map_err(missed)?;
+        if response.status().is_success() {
+            self.note_answer(url);
+            return Ok(response);
         }
+        let body = response.body_mut().with_config();
+        let body: Option<Value> = body.limit(limits::CLIENT_ANSWER_BYTES_MAX).read_json().ok();
+        let error = body.as_ref().and_then(|body| body.get("error"));
+        let code = error.and_then(|e| e.get("code")).and_then(Value::as_str);
+        Err(Miss::Refused {
+            status: response.status().as_u16(),
+            code: code.unwrap_or_default().to_owned(),
+            said: error.map_or_else(|| "no reason was given".to_owned(), message_of),
+        })
     }
 
-    /// An answer that is not a success, as an error with the server's own words.
-    fn refusal(&self, path: &str, mut response: Response<Body>) -> anyhow::Error {
-        let status = response.status();
-        let body: Option<Value> = response
-            .body_mut()
-            .with_config()
-            .limit(limits::CLIENT_ANSWER_BYTES_MAX)
-            .read_json()
-            .ok();
-        let said = body
-            .as_ref()
-            .and_then(|body| body.get("error"))
-            .map_or_else(|| "no reason was given".to_owned(), message_of);
-        let next = match status.as_u16() {
+    /// A miss in words, with what to do.
+    fn failure(&self, url: &str, method: &Method, path: &str, miss: Miss) -> anyhow::Error {
+        let (status, said) = match miss {
+            Miss::NotConnected(error) => return self.unreachable(Some(error)),
+            Miss::Broken(error) => {
+                return Failure::new(
+                    format!("{url} did not answer {method} {path}"),
+                    "look at `cluster status` and at the coordinator's log",
+                )
+                .because(error);
+            }
+            Miss::Refused { status, said, .. } => (status, said),
+        };
+        let next = match status {
             401 | 403 => "pass the right key with --api-key or in TRIREME_API_KEY",
             404 if path.starts_with("/admin/v1/tokens") => "`cluster token list` shows the tokens",
+            404 if path.starts_with("/admin/v1/members") => {
+                "`cluster member list` shows the coordinators"
+            }
+            404 if path.starts_with("/admin/v1/nodes") => "`cluster node list` shows the nodes",
             404 => "check the address, and the model's name with `cluster status`",
             429 | 503 => "try again in a moment; `cluster status` shows what is not ready",
             _ => "",
         };
-        Failure::new(
-            format!("{}{path} answered {}: {said}", self.url(), status.as_u16()),
-            next,
-        )
-        .into()
+        Failure::new(format!("{url}{path} answered {status}: {said}"), next).into()
     }
 }
 
@@ -335,31 +511,40 @@ pub mod tests {
     use std::io::Write;
     use std::net::TcpListener;
 
-    /// Answers one connection after another with the given bytes; the address is returned.
-    pub fn serve(answers: Vec<String>) -> String {
+    /// Answers one connection after another with the given bytes, and gives its address; an empty
+    /// answer breaks the connection off. What was asked comes out of the second.
+    pub fn serve_seen(answers: Vec<String>) -> (String, Receiver<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
+        let (seen, asked) = sync_channel(answers.len());
         std::thread::spawn(move || {
             for answer in answers {
                 let (mut socket, _) = listener.accept().unwrap();
-                let mut seen = BufReader::new(socket.try_clone().unwrap());
-                let mut length = 0;
+                let mut lines = BufReader::new(socket.try_clone().unwrap());
+                let (mut length, mut head) = (0, String::new());
                 loop {
                     let mut line = String::new();
-                    seen.read_line(&mut line).unwrap();
+                    lines.read_line(&mut line).unwrap();
                     if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
                         length = value.trim().parse().unwrap();
                     }
                     if line.trim().is_empty() {
                         break;
                     }
+                    head.push_str(&line);
                 }
                 let mut body = vec![0; length];
-                seen.read_exact(&mut body).unwrap();
+                lines.read_exact(&mut body).unwrap();
+                // Not every test looks at what was asked.
+                let _ = seen.send(head);
                 socket.write_all(answer.as_bytes()).unwrap();
             }
         });
-        format!("http://{address}")
+        (format!("http://{address}"), asked)
+    }
+
+    pub fn serve(answers: Vec<String>) -> String {
+        serve_seen(answers).0
     }
 
     pub fn answer(status: &str, kind: &str, body: &str) -> String {
@@ -394,6 +579,84 @@ pub mod tests {
             error.contains("401") && error.contains("wrong key"),
             "{error}"
         );
+    }
+
+    fn json(status: &str, body: &str) -> String {
+        answer(status, "application/json", body)
+    }
+
+    fn refused(status: &str, code: &str) -> String {
+        json(
+            status,
+            &format!(r#"{{"error":{{"message":"m","code":"{code}"}}}}"#),
+        )
+    }
+
+    /// The idempotency key in a request's head.
+    fn key_in(head: &str) -> Option<String> {
+        let mut lines = head.lines();
+        let key = lines.find_map(|l| {
+            l.to_lowercase()
+                .strip_prefix("idempotency-key: ")
+                .map(str::to_owned)
+        })?;
+        Some(key.trim().to_owned())
+    }
+
+    #[test]
+    fn a_question_goes_to_the_next_address_where_one_breaks_off_or_has_no_leader() {
+        let breaks = serve(vec![String::new()]);
+        let leaderless = serve(vec![refused("503 Service Unavailable", "no_leader")]);
+        let live = serve(vec![json("200 OK", "7")]);
+        let client = Client::new(&[breaks, leaderless, live], None);
+        assert_eq!(client.get::<u32>("/x").unwrap(), 7);
+    }
+
+    #[test]
+    fn the_address_that_answered_is_asked_first_the_next_time() {
+        let other = serve(vec![String::new(), json("200 OK", "9")]);
+        let live = serve(vec![json("200 OK", "1"), json("200 OK", "2")]);
+        let client = Client::new(&[other, live], None);
+        assert_eq!(client.get::<u32>("/x").unwrap(), 1);
+        assert_eq!(client.get::<u32>("/x").unwrap(), 2);
+    }
+
+    #[test]
+    fn a_write_in_doubt_is_asked_again_under_the_same_key() {
+        let (first, asked_first) =
+            serve_seen(vec![json("200 OK", r#"{"key":"k1.a"}"#), String::new()]);
+        let (second, asked_second) =
+            serve_seen(vec![refused("503 Service Unavailable", "in_doubt")]);
+        let (third, asked_third) = serve_seen(vec![json("200 OK", "5")]);
+        let client = Client::new(&[first, second, third], None);
+        assert_eq!(client.post::<u32>("/x", &Value::Null).unwrap(), 5);
+        assert_eq!(
+            key_in(&asked_first.recv().unwrap()),
+            None,
+            "it asks for a key"
+        );
+        for asked in [asked_first, asked_second, asked_third] {
+            assert_eq!(key_in(&asked.recv().unwrap()).as_deref(), Some("k1.a"));
+        }
+    }
+
+    #[test]
+    fn a_write_that_stays_in_doubt_names_its_key_and_is_bounded() {
+        let answers = vec![String::new(); limits::CLIENT_WRITE_ROUNDS];
+        let (url, asked) = serve_seen(answers);
+        let client = Client::new(&[url], None).with_request_id(Some("mine".into()));
+        let error = client.delete::<u32>("/x").unwrap_err();
+        assert!(error.to_string().contains("request id mine"), "{error:?}");
+        assert_eq!(asked.iter().count(), limits::CLIENT_WRITE_ROUNDS);
+    }
+
+    #[test]
+    fn a_write_that_is_refused_is_not_asked_again() {
+        let (url, asked) = serve_seen(vec![refused("409 Conflict", "done_before")]);
+        let client = Client::new(&[url], None).with_request_id(Some("mine".into()));
+        let error = client.delete::<u32>("/x").unwrap_err().to_string();
+        assert!(error.contains("409"), "{error}");
+        assert_eq!(asked.iter().count(), 1);
     }
 
     #[test]

@@ -2,9 +2,13 @@
 
 use std::fmt;
 use std::process::ExitCode;
+use trireme_coordinator::CoordinatorError;
+use trireme_worker::WorkerError;
 
 /// Exit code of a wrong command line; clap uses the same.
 const USAGE: u8 = 2;
+/// Exit code of a node that was removed from its cluster: starting it again is of no use.
+pub const REMOVED: u8 = 3;
 
 /// An error that knows what its reader should do.
 #[derive(Debug)]
@@ -80,18 +84,28 @@ fn describe(error: &anyhow::Error) -> String {
     text
 }
 
-/// Tells the user on stderr and gives the exit code: 1, or 2 where the command line was at fault.
+/// Tells the user on stderr and gives the exit code: 1, or 2 where the command line was at fault, or 3
+/// where this node was removed from its cluster.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     crate::term::err(describe(error).trim_end());
     let usage = error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<Failure>())
         .any(|failure| failure.usage);
-    if usage {
-        ExitCode::from(USAGE)
-    } else {
-        ExitCode::FAILURE
+    match (usage, is_removal(error)) {
+        (true, _) => ExitCode::from(USAGE),
+        (_, true) => ExitCode::from(REMOVED),
+        _ => ExitCode::FAILURE,
     }
+}
+
+fn is_removal(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let coordinator = cause.downcast_ref::<CoordinatorError>();
+        let worker = cause.downcast_ref::<WorkerError>();
+        matches!(coordinator, Some(CoordinatorError::Removed))
+            || worker.is_some_and(WorkerError::is_removal)
+    })
 }
 
 #[cfg(test)]

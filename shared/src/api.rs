@@ -1,30 +1,114 @@
-//! JSON bodies of the admin API: what `cluster status`, `plan`, `token` and `up` read and write.
+//! JSON bodies of the admin API: what `cluster status`, `plan`, `token` and the others read and write.
 //!
 //! | method and path | body -> answer |
 //! |---|---|
 //! | GET /admin/v1/status | -> `StatusReport` |
 //! | GET /admin/v1/plan | -> `Vec<ReplicaPlan>` (nonces zeroed) |
 //! | PUT /admin/v1/deployments | `DeploymentSpec` -> `DeploymentReport` |
+//! | DELETE /admin/v1/deployments/{name} | -> `Removed` |
 //! | GET, POST /admin/v1/tokens | `TokenRequest` -> `TokenCreated`; list: `Vec<TokenReport>` |
 //! | DELETE /admin/v1/tokens/{id} | -> `TokenReport` |
 //! | POST /admin/v1/keys | `KeyRequest` -> `KeyCreated` |
+//! | GET, POST /admin/v1/members | `MemberRequest` -> `MemberInvited`; list: `Vec<CoordinatorStatus>` |
+//! | POST /admin/v1/members/{id}/promote | -> `CoordinatorStatus` |
+//! | DELETE /admin/v1/members/{id} | -> `Removed` |
+//! | GET /admin/v1/nodes | -> `Vec<NodeReport>` |
+//! | DELETE /admin/v1/nodes/{w3 or c2} | -> `Removed` |
+//! | GET /admin/v1/ca | -> `CaReport` |
+//! | POST /admin/v1/ca/rotate | -> `CaReport` |
+//! | GET /admin/v1/audit?after=SEQ&limit=N | -> a JSON line a record; header `AUDIT_HEAD_HEADER` |
+//! | GET /admin/v1/backup | -> the state, in the format of a snapshot file |
+//! | GET /admin/v1/idempotency-key | -> `IdempotencyKey` |
 //!
 //! All take the admin key as `Authorization: Bearer`. Errors have OpenAI's shape.
+//!
+//! Every coordinator serves all of it. A write may carry `IDEMPOTENCY_KEY_HEADER`: the same key with
+//! the same method and path takes effect once, however often and wherever it is asked. A key that a
+//! coordinator gave (`IdempotencyKey`) keeps that promise for ever: once it is forgotten it is refused;
+//! one of the client's own making keeps it for `limits::PROPOSAL_WINDOW` commands. 503 with code
+//! `in_doubt` means that the effect may be there or may yet come: ask again with the key that the error
+//! names. 503 with code `no_leader`: nothing was changed.
 
 use crate::ids::*;
 use crate::plan::{DeploymentSpec, ReplicaPlan};
 use crate::wire::control::{EngineStats, Inventory, RankState};
 use serde::{Deserialize, Serialize};
 
+/// 1 to `limits::IDEMPOTENCY_KEY_BYTES_MAX` printable ASCII characters.
+pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";
+
+/// The newest audit record, `<seq>:<hash>`: what an export should end at.
+pub const AUDIT_HEAD_HEADER: &str = "x-trireme-audit-head";
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StatusReport {
     pub cluster: String,
+    /// Of the coordinator that answers.
     pub version: String,
-    pub coordinators: Vec<CoordinatorReport>,
+    /// The member that leads; `null` where a majority does not reach each other.
+    pub leader: Option<CoordinatorId>,
+    /// Raft's, as the coordinator that answers knows it.
+    pub term: u64,
+    /// The newest entry that is certain; `log` is of the coordinator that answers.
+    pub commit: u64,
+    pub log: LogReport,
+    /// No leader confirmed that this is the newest state.
+    pub stale: bool,
+    pub coordinators: Vec<CoordinatorStatus>,
     pub workers: Vec<WorkerReport>,
     pub deployments: Vec<DeploymentReport>,
 }
 
+/// Positions in a coordinator's own log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogReport {
+    pub first: u64,
+    pub last: u64,
+    pub applied: u64,
+    /// The entry that the newest snapshot ends with.
+    pub snapshot: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberRole {
+    Leader,
+    Follower,
+    /// Gets the log and does not vote.
+    Learner,
+    /// Has its number and is not in the group yet.
+    Joining,
+    /// On its way out.
+    Removed,
+}
+
+/// A member of the group. Positions are its leader's knowledge of it: `null` without a leader.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CoordinatorStatus {
+    pub id: CoordinatorId,
+    /// Of the coordinator that answers only.
+    pub pid: Option<u32>,
+    /// `http://ip:port`; empty until it said so.
+    pub http: String,
+    /// `ip:port`; empty until it said so.
+    pub control: String,
+    pub version: String,
+    pub role: MemberRole,
+    /// Should vote.
+    pub wants_vote: bool,
+    /// Heard of within the last election timeout.
+    pub active: Option<bool>,
+    /// The newest entry that it has.
+    pub last: Option<u64>,
+    /// Entries it is behind its leader.
+    pub lag: Option<u64>,
+    /// Seconds since 1970.
+    pub joined_at: u64,
+    /// Seconds since 1970; `null` until it has said.
+    pub certificate_expires_at: Option<u64>,
+}
+
+/// A coordinator's process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CoordinatorReport {
     pub id: CoordinatorId,
@@ -63,6 +147,7 @@ pub struct ReplicaReport {
     pub stats: Option<EngineStats>,
 }
 
+/// What a certificate lets a node be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -70,10 +155,24 @@ pub enum Role {
     Coordinator,
 }
 
+/// What a join token lets a node be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenRole {
+    Worker,
+    /// Votes as soon as it has caught up.
+    Coordinator,
+    /// A coordinator that does not vote until it is promoted.
+    Learner,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRequest {
-    pub role: Role,
+    pub role: TokenRole,
+    /// Whose machines join with it.
+    #[serde(default)]
+    pub provider: Option<String>,
     /// How many nodes may join with it.
     pub uses: u32,
     pub ttl_seconds: u64,
@@ -91,7 +190,8 @@ pub struct TokenCreated {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TokenReport {
     pub id: TokenRecordId,
-    pub role: Role,
+    pub role: TokenRole,
+    pub provider: Option<String>,
     pub uses_left: u32,
     pub expires_at: u64,
     pub revoked: bool,
@@ -112,6 +212,73 @@ pub struct KeyCreated {
     pub key: String,
 }
 
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberRequest {
+    /// It shall not vote until it is promoted.
+    #[serde(default)]
+    pub learner: bool,
+    pub ttl_seconds: u64,
+}
+
+/// A token for one coordinator, and what to run with it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MemberInvited {
+    pub token: TokenCreated,
+    /// Control addresses of the coordinators there are.
+    pub join: Vec<String>,
+    /// The command line, its own folder and addresses to be filled in. It holds the token.
+    pub command: String,
+}
+
+/// What is no more, as it was named in the path.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Removed {
+    pub removed: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// `w3` or `c2`.
+    pub id: String,
+    pub role: Role,
+    /// Where others reach it; empty where that is not known here.
+    pub address: String,
+    /// Workers: connected to the coordinator that answers. Coordinators: heard of by the leader.
+    pub connected: Option<bool>,
+    pub provider: Option<String>,
+    /// Seconds since 1970.
+    pub joined_at: u64,
+    /// Lower-case hex SHA-256 of its newest certificate.
+    pub certificate: Option<String>,
+    /// Seconds since 1970.
+    pub certificate_expires_at: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CaReport {
+    pub authorities: Vec<AuthorityReport>,
+    /// What a rotation is at, in words; `null` where none is under way.
+    pub rotation: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AuthorityReport {
+    /// Lower-case hex SHA-256 of its certificate.
+    pub fingerprint: String,
+    /// It signs certificates; exactly one does.
+    pub signs: bool,
+    /// Seconds since 1970.
+    pub created_at: u64,
+    pub expires_at: u64,
+}
+
+/// A key for one write.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IdempotencyKey {
+    pub key: String,
+}
+
 /// What a coordinator writes to `<data-dir>/coordinator.json` (mode 0600) when it listens.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CoordinatorFile {
@@ -121,5 +288,6 @@ pub struct CoordinatorFile {
     pub http: String,
     /// `ip:port` for `cluster join`
     pub control: String,
-    pub admin_key: String,
+    /// `None` on a coordinator that joined: only the one that founded the cluster has it.
+    pub admin_key: Option<String>,
 }

@@ -19,6 +19,12 @@ pub const LINK_FRAME_BYTES_MAX: usize = 64 << 20;
 /// because a joiner is not yet anybody.
 pub const JOIN_FRAME_BYTES_MAX: usize = 16 << 10;
 
+/// Largest Raft frame: an append of 4 MiB of entries, a last entry beyond that, and room.
+pub const RAFT_FRAME_BYTES_MAX: usize = 16 << 20;
+
+/// Largest frame of what coordinators forward to each other (proposals and reads).
+pub const GROUP_FRAME_BYTES_MAX: usize = 4 << 20;
+
 // --- connections ------------------------------------------------------------------------------
 
 /// QUIC keep-alive: three are sent before `PEER_SILENCE_MAX` is over.
@@ -54,9 +60,24 @@ pub const GENERATE_STREAMS_MAX: u32 = (WAITING_SEQUENCES_MAX + STEP_SEQUENCES_MA
 /// Streams between two workers: each replica they share opens a few.
 pub const LINK_STREAMS_MAX: u32 = 256;
 
+/// Streams between two members for Raft: messages, and a snapshot or two.
+pub const RAFT_STREAMS_MAX: u32 = 8;
+
+/// Streams a coordinator may have open at another: proposals and reads that it forwards.
+pub const GROUP_STREAMS_MAX: u32 = 1_024;
+
 /// Bytes a connection may have under way before the path is known: one all-reduce chunk each way
 /// and then some. The nodes of a cluster are near each other.
 pub const INITIAL_WINDOW_BYTES: u64 = 256 << 10;
+
+/// The round trip assumed of a path that was never used. A dial's first packet is sent again after
+/// three times this (QUIC's own assumption makes it a second), so that a peer that starts just after
+/// it was dialled is found soon. On longer paths a handshake costs a few packets more.
+pub const INITIAL_RTT: Duration = Duration::from_millis(25);
+
+/// Shortest time between two answers to packets of forgotten connections. After a restart each peer
+/// needs one; the answer is smaller than the packet, so that it amplifies nothing.
+pub const RESET_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
 /// Longest that a received packet goes without an acknowledgement.
 pub const ACK_DELAY_MAX: Duration = Duration::from_millis(1);
@@ -71,8 +92,20 @@ pub const UDP_PAYLOAD_BYTES_MAX: u16 = 8_900;
 
 // --- certificates -----------------------------------------------------------------------------
 
-/// How long a node certificate holds. Until renewal is built a node joins again after it.
-pub const NODE_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
+/// How long a node certificate holds: what a stolen key is good for. It is renewed at half of it, so
+/// that a cluster may be cut off for 12 hours before a node has to join again.
+pub const NODE_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(86_400);
+
+/// CA certificates that a node trusts at once: two while the CA is being rotated, and room for a
+/// rotation that was begun anew.
+pub const AUTHORITIES_MAX: usize = 4;
+
+/// CA certificates that the state trusts at a time: the one that signs, and one that comes or goes.
+pub const STATE_AUTHORITIES_MAX: usize = 2;
+
+/// Removed nodes that an endpoint refuses by name, some 2 MiB. Their certificates end within
+/// `NODE_CERTIFICATE_LIFETIME`, so that the oldest may be forgotten above it.
+pub const REMOVED_NODES_MAX: usize = 65_536;
 
 /// How long a cluster's own CA holds.
 pub const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -91,13 +124,30 @@ pub const PEER_SILENCE_MAX: Duration = Duration::from_millis(2_500);
 /// Dialling and handshaking with one address.
 pub const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
+/// The same between the members of a group, where a dead one is dialled again at once.
+pub const RAFT_CONNECT_DEADLINE: Duration = Duration::from_millis(500);
+
+/// Between coordinators: how long an unanswered handshake waits before another is begun beside it,
+/// and how many there are. A member that was restarted is found within this; the longest path of a
+/// cluster takes a few of them.
+pub const DIAL_AGAIN: Duration = Duration::from_millis(100);
+pub const DIALS_AT_ONCE_MAX: usize = 5;
+
 /// One control request and its answer.
 pub const CONTROL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// First and longest wait between attempts to reach a lost coordinator; each is then shortened by up
-/// to half at random.
+/// to half at random. The longest is well below `LEADER_SETTLE`: a coordinator that comes back must
+/// have its workers again before it takes them for gone.
 pub const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
-pub const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
+pub const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(1);
+
+/// Coordinators a worker holds a link to: the largest group is 5, and a change of its members adds
+/// at most as many again.
+pub const COORDINATOR_LINKS_MAX: usize = 10;
+
+/// Wait between two requests for a new certificate while the old one still holds.
+pub const RENEW_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long a joiner keeps dialling a coordinator that does not answer: long enough for one that is
 /// started at the same time, short enough to notice a wrong address.
@@ -215,6 +265,18 @@ pub const STOP_TOKENS_MAX: usize = 64;
 
 /// One question of the command line to a coordinator, and its answer.
 pub const CLIENT_ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// One question to one of several coordinators: each answers, with old news if need be, within
+/// `READ_BARRIER_DEADLINE` and `STATUS_DEADLINE`.
+pub const CLIENT_LOOK_DEADLINE: Duration = Duration::from_secs(8);
+
+/// One try of a write at one coordinator: the group answers within `PROPOSE_DEADLINE`.
+pub const CLIENT_TRY_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How often a write in doubt goes round all addresses, and the pause before it does again: an election
+/// takes less than two of them.
+pub const CLIENT_WRITE_ROUNDS: usize = 4;
+pub const CLIENT_RETRY_PAUSE: Duration = Duration::from_millis(700);
 
 /// `PUT /admin/v1/deployments`: the coordinator may have to fetch the model before it answers.
 pub const CLIENT_DEPLOY_DEADLINE: Duration = Duration::from_secs(1_800);
@@ -356,9 +418,48 @@ pub const JOURNAL_CACHE_BYTES: usize = 16 << 20;
 /// Making one command durable, queueing included. A healthy disk takes under a millisecond.
 pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Usage ids remembered against counting a retried proposal twice. A retry comes within
-/// `PROPOSE_DEADLINE`; this covers 3,000 requests a second for that long.
-pub const USAGE_WINDOW: usize = 32_768;
+/// Outcomes of proposals remembered by their ids, so that a proposal made again is not applied again;
+/// one whose id may have been forgotten is refused. A retry comes within `PROPOSE_DEADLINE`: this
+/// covers 13,000 proposals a second for that long, in some 20 MB.
+pub const PROPOSAL_WINDOW: u64 = 131_072;
+
+/// Bytes of a written state. A row takes some 100 bytes: 40 million of them, far above any ledger we
+/// keep, and a bound on what a peer's snapshot may make us read.
+pub const STATE_BYTES_MAX: u64 = 4 << 30;
+
+/// Audit records kept in the state, some 40 MB; older ones live on in exports, which the chain of
+/// hashes ties to these.
+pub const AUDIT_RECORDS_MAX: u64 = 100_000;
+
+/// Bytes of each text of an audit record; longer ones are cut.
+pub const AUDIT_TEXT_BYTES_MAX: usize = 512;
+
+/// Coordinators of a group: five voters, and as many again to take their places.
+pub const COORDINATORS_MAX: usize = 10;
+
+// --- replicated log ---------------------------------------------------------------------------
+
+/// One file of the write-ahead log, zero-filled when it is made: some 10 ms of a disk's time every
+/// 100,000 small commands, and the most that stays behind when a snapshot lets the rest go.
+pub const WAL_SEGMENT_BYTES: u64 = 16 << 20;
+
+/// One record of the write-ahead log: one batch of entries. Far above what Raft hands over at once;
+/// what a reader of the log allocates for one file is bounded by it.
+pub const WAL_RECORD_BYTES_MAX: usize = 64 << 20;
+
+/// What a snapshot says of itself before its body: position and members, a few hundred bytes.
+pub const SNAPSHOT_META_BYTES_MAX: usize = 64 << 10;
+
+/// One chunk of a snapshot, checksummed on its own: what a reader holds before it trusts it.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
+
+/// Largest snapshot file that is written or taken from a peer: eight times that of 1,000,000 ledger
+/// rows; a peer must not fill our disk.
+pub const SNAPSHOT_BYTES_MAX: u64 = 4 << 30;
+
+/// Snapshot bytes written between two syncs: about two milliseconds of the disk, so that a commit that
+/// comes meanwhile does not wait behind gigabytes.
+pub const SNAPSHOT_SYNC_BYTES: u64 = 1 << 20;
 
 // --- placement --------------------------------------------------------------------------------
 
@@ -384,6 +485,16 @@ pub const RANK_WORKING_BYTES: u64 = 64 << 20;
 /// With workers missing for some replica, how long the fleet must be quiet before the others are
 /// planned: workers that start together arrive within this, and plan better together.
 pub const PLAN_SETTLE: Duration = Duration::from_millis(500);
+
+/// How long a coordinator that begins to lead, or starts, waits for the workers of running replicas
+/// before it takes those that are missing for gone. A worker notices a coordinator that died without a
+/// word at most `PEER_SILENCE_MAX` after its last heartbeat, and redials within `RECONNECT_DELAY_MAX`
+/// and a handshake.
+pub const LEADER_SETTLE: Duration = Duration::from_secs(5);
+
+/// How long a coordinator that does not know a worker waits for its own copy of the state to catch
+/// up: the worker may have joined at another coordinator a moment ago.
+pub const MEMBER_WAIT: Duration = Duration::from_secs(2);
 
 /// How often the reconciler looks at the time. Events do not wait for it.
 pub const RECONCILE_INTERVAL: Duration = Duration::from_millis(100);
@@ -544,3 +655,116 @@ pub const SHM_UNLOCKED_AGE_MAX: Duration = Duration::from_secs(60);
 pub const CHAT_TEMPLATE_FUEL: u64 = 20_000_000;
 /// Bytes of a rendered prompt: all messages of the largest body, and the template's own words.
 pub const CHAT_TEMPLATE_OUTPUT_BYTES_MAX: usize = 4 * HTTP_BODY_BYTES_MAX;
+
+// --- the replicated log -------------------------------------------------------------------------
+
+/// Raft's unit of time. Elections and heartbeats are counted in it.
+pub const RAFT_TICK: Duration = Duration::from_millis(50);
+
+/// A follower that hears nothing for 10 to 20 ticks (500 ms to 1 s, drawn anew for each term) asks to
+/// lead. Long against a disk sync and a scheduling delay on a busy machine, short against the 2 s
+/// within which a new leader should stand.
+pub const RAFT_ELECTION_TICKS: usize = 10;
+
+/// A leader says that it lives every other tick: five beats to a follower's patience.
+pub const RAFT_HEARTBEAT_TICKS: usize = 2;
+
+/// How often the leader compares the group's members with the state's wish for them.
+pub const RAFT_ROSTER_TICKS: u64 = 4;
+
+/// Bytes of entries in one append message, with room to spare: four entries of the largest size.
+pub const RAFT_MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of proposals put into one log entry. The largest command, a plan of 1,024 ranks, has 150 KiB;
+/// a thousand small ones have as much.
+pub const RAFT_ENTRY_BYTES_MAX: usize = 1 << 20;
+
+/// Append messages under way to one follower without an answer.
+pub const RAFT_INFLIGHT_MAX: usize = 256;
+
+/// Bytes of entries that are proposed and not committed; above it proposals wait.
+pub const RAFT_UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
+
+/// A newcomer that is at most this many entries behind may vote: it catches up in one round.
+pub const RAFT_LEARNER_LAG_MAX: u64 = 1_000;
+
+/// Bytes of log between snapshots. Replaying 64 MiB takes well under a second.
+pub const RAFT_SNAPSHOT_LOG_BYTES: u64 = 64 << 20;
+
+/// Bytes of log kept behind a snapshot, so that a follower that restarted gets entries and not the
+/// whole state.
+pub const RAFT_KEEP_LOG_BYTES: usize = 16 << 20;
+
+/// Jobs waiting for the member's thread; whoever has one more waits for room.
+pub const RAFT_QUEUE_MAX: usize = 8_192;
+
+/// Jobs that one step of the member takes in, and that share its disk sync.
+pub const RAFT_BATCH_MAX: usize = 4_096;
+
+/// Messages, and bytes of entries, waiting for one peer's connection; more are lost, and the leader
+/// probes instead of streaming.
+pub const RAFT_OUTBOX_MESSAGES_MAX: usize = 4_096;
+pub const RAFT_OUTBOX_BYTES_MAX: usize = 32 << 20;
+
+/// Bytes that go to a peer's connection in one write.
+pub const RAFT_WRITE_BYTES: usize = 1 << 20;
+
+/// A peer that takes no bytes for this long is dialled anew.
+pub const RAFT_WRITE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// First and longest wait between two tries to reach a peer. The longest is below an election timeout,
+/// so that a peer that came back hears its leader before it asks to lead.
+pub const RAFT_RECONNECT_DELAY_MIN: Duration = Duration::from_millis(20);
+pub const RAFT_RECONNECT_DELAY_MAX: Duration = Duration::from_millis(320);
+
+/// Wait before a proposal that found no leader is tried again; news of a leader ends it earlier.
+pub const PROPOSE_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// One try to have the leader apply a proposal of another member; leaders change within 2 s.
+pub const FORWARD_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Asking the leader how the group is.
+pub const STATUS_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Waiting until this member's state is as new as the group's, and one try of it.
+pub const READ_BARRIER_DEADLINE: Duration = Duration::from_secs(5);
+pub const READ_RETRY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Handing leadership over before a stop: one round of messages and an election without a timeout.
+pub const STEP_DOWN_DEADLINE: Duration = Duration::from_secs(1);
+
+/// A whole snapshot on its way to a member: 4 GiB at 10 MB/s.
+pub const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
+
+/// A sender of a snapshot that brings no byte for this long has broken off.
+pub const SNAPSHOT_SILENCE_MAX: Duration = Duration::from_secs(20);
+
+/// Least pause after each chunk of a snapshot: 1 MiB in 4 ms or more is at most 250 MB/s, and leaves
+/// the disk and the cores to commits.
+pub const SNAPSHOT_CHUNK_PAUSE: Duration = Duration::from_millis(4);
+
+/// How long a coordinator that starts waits until its log is replayed: a snapshot and 64 MiB or two of
+/// log, on a machine that is busy with much else.
+pub const REPLAY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a coordinator that joins waits for the group's state: a snapshot and a change of members.
+pub const LET_IN_DEADLINE: Duration = Duration::from_secs(120);
+
+// --- administration -----------------------------------------------------------------------------
+
+/// Characters of an `Idempotency-Key`; what clients draw has 20 to 60.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
+
+/// Audit records of one page of an export: at 2.5 KiB each at most, 5 MiB.
+pub const AUDIT_PAGE_RECORDS: usize = 2_000;
+
+/// Pieces of a backup waiting for a client that reads slower than the state is written; one has up to
+/// `SNAPSHOT_CHUNK_BYTES`.
+pub const BACKUP_PIECES_MAX: usize = 4;
+
+/// How long the newer CA is trusted everywhere before it signs, even where all nodes have confirmed:
+/// what was being dialled meanwhile is connected by then.
+pub const AUTHORITY_SETTLE: Duration = Duration::from_secs(30);
+
+/// How often the leader looks whether a rotation of the CA can go on.
+pub const AUTHORITY_INTERVAL: Duration = Duration::from_secs(5);

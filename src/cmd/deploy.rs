@@ -4,7 +4,7 @@
 //! wanted and shows what came of it. `cluster up` does the same for its own cluster.
 
 use super::status::state_of;
-use super::{ClientArgs, Link};
+use super::{Link, WriteArgs};
 use crate::term;
 use anyhow::Result;
 use clap::Args;
@@ -20,7 +20,7 @@ use trireme_shared::plan::{DeploymentSpec, ModelRef};
 )]
 pub struct DeployArgs {
     #[command(flatten)]
-    client: ClientArgs,
+    write: WriteArgs,
     /// A catalogue name, hf://org/repo, https:// or pypi:// address, or a path that every worker has
     model: String,
     /// Name to serve it under [default: the model's own]
@@ -45,7 +45,7 @@ pub struct DeployArgs {
 
 impl DeployArgs {
     pub fn run(self) -> Result<()> {
-        let client = self.client.admin()?;
+        let client = self.write.admin()?;
         let source = super::absolute(&self.model)?;
         let name = self.name.unwrap_or_else(|| name_of(&source));
         let spec = DeploymentSpec {
@@ -61,7 +61,7 @@ impl DeployArgs {
         };
         term::err("the coordinator opens the model (fetching it if it has to) ...");
         let report: DeploymentReport = client.put("/admin/v1/deployments", &spec)?;
-        if self.client.json {
+        if self.write.json() {
             return term::json(&report);
         }
         term::out(format!(

@@ -1,31 +1,29 @@
 //! `cluster join`: runs one worker in this process.
 
 use super::IsaChoice;
-use crate::failure::Failure;
 use crate::lock::DirLock;
 use crate::{machine, size};
 use anyhow::Result;
 use clap::Args;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use trireme_shared::limits;
 use trireme_worker::WorkerConfig;
 
 /// More compute threads than any machine has; a larger number is a slip of the hand.
 pub const THREADS_MAX: usize = 4_096;
-/// Longest token file that is read: a token is about 150 characters.
-const TOKEN_FILE_BYTES_MAX: u64 = 4_096;
 
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  cluster token create --uses 4\n  cluster join 10.0.0.1:7400 --token \
-                        TOKEN --threads 8 --memory 12GiB\n\nThe token is needed the first time only; \
+                        TOKEN --threads 8 --memory 12GiB\n\nOne coordinator is enough: it names the \
+                        others. More (separated by commas) help while that one is down.\n\nThe token is needed the first time only; \
                         the worker then keeps a certificate in its data folder."
 )]
 pub struct JoinArgs {
-    /// Control address of a coordinator
-    #[arg(value_name = "HOST:PORT")]
-    address: String,
+    /// Control address of one or more coordinators
+    #[arg(value_name = "HOST:PORT", required = true, num_args = 1.., value_delimiter = ',')]
+    addresses: Vec<String>,
     /// Join token (others on this machine can see it in the process list: prefer --token-file)
     #[arg(long, value_name = "TOKEN", conflicts_with = "token_file")]
     token: Option<String>,
@@ -64,11 +62,7 @@ pub struct JoinArgs {
 
 impl JoinArgs {
     pub fn run(self) -> Result<()> {
-        let token = match (&self.token, &self.token_file) {
-            (Some(token), _) => Some(token.trim().to_owned()),
-            (None, Some(path)) => Some(read_token(path)?),
-            (None, None) => None,
-        };
+        let token = super::token_of(&self.token, &self.token_file)?;
         let data_dir = match self.data_dir {
             Some(dir) => dir,
             None => crate::last::state_dir()?.join("worker"),
@@ -77,7 +71,7 @@ impl JoinArgs {
         let wait = limits::LIFELINE_EXIT_DEADLINE;
         let _lock = DirLock::acquire(&data_dir, "process.lock", "worker", wait)?;
         let config = WorkerConfig {
-            coordinator: self.address,
+            coordinators: self.addresses,
             token,
             threads: self.threads.unwrap_or_else(machine::threads),
             host_threads: self.host_threads.unwrap_or(0),
@@ -100,29 +94,4 @@ pub fn threads(text: &str) -> Result<usize, String> {
         Ok(n) if (1..=THREADS_MAX).contains(&n) => Ok(n),
         _ => Err(format!("give a number of threads from 1 to {THREADS_MAX}")),
     }
-}
-
-fn read_token(path: &Path) -> Result<String> {
-    use std::io::Read;
-    let read = || -> std::io::Result<String> {
-        let mut text = String::new();
-        if path == Path::new("-") {
-            std::io::stdin()
-                .lock()
-                .take(TOKEN_FILE_BYTES_MAX)
-                .read_to_string(&mut text)?;
-        } else {
-            std::fs::File::open(path)?
-                .take(TOKEN_FILE_BYTES_MAX)
-                .read_to_string(&mut text)?;
-        }
-        Ok(text.trim().to_owned())
-    };
-    read().map_err(|error| {
-        Failure::new(
-            format!("cannot read the token from {}", path.display()),
-            "make a token with `cluster token create` and write it to that file",
-        )
-        .because(error)
-    })
 }

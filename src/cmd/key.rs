@@ -1,6 +1,6 @@
 //! `cluster key`: API keys of tenants.
 
-use super::ClientArgs;
+use super::WriteArgs;
 use crate::term;
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -21,7 +21,7 @@ enum KeyCommand {
     )]
     Create {
         #[command(flatten)]
-        client: ClientArgs,
+        write: WriteArgs,
         /// Who uses the key and is charged for it
         tenant: String,
     },
@@ -29,10 +29,10 @@ enum KeyCommand {
 
 impl KeyArgs {
     pub fn run(self) -> Result<()> {
-        let KeyCommand::Create { client, tenant } = self.command;
+        let KeyCommand::Create { write, tenant } = self.command;
         let request = KeyRequest { tenant };
-        let created: KeyCreated = client.admin()?.post("/admin/v1/keys", &request)?;
-        if client.json {
+        let created: KeyCreated = write.admin()?.post("/admin/v1/keys", &request)?;
+        if write.json() {
             return term::json(&created);
         }
         term::out(&created.key);

@@ -1,14 +1,20 @@
 //! The subcommands, a file each, and the options they share.
 
+mod audit;
+mod backup;
 mod bench;
+mod ca;
 mod chat;
 mod completions;
 mod coordinator;
 mod deploy;
 mod join;
 mod key;
+mod member;
 mod model;
+mod node;
 mod plan;
+mod restore;
 mod status;
 mod token;
 mod up;
@@ -18,8 +24,11 @@ use crate::failure::Failure;
 use crate::last::Last;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::path::Path;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
 use trireme_shared::plan::LinkPolicy;
 use trireme_shared::telemetry::{self, LogFormat};
@@ -84,10 +93,22 @@ enum Command {
     Bench(bench::BenchArgs),
     /// List, fetch and look into models
     Model(model::ModelArgs),
+    /// Add, list, promote and remove coordinators
+    Member(member::MemberArgs),
+    /// List and remove nodes: workers and coordinators
+    Node(node::NodeArgs),
     /// Create, list and revoke join tokens
     Token(token::TokenArgs),
     /// Create API keys
     Key(key::KeyArgs),
+    /// Show and rotate the cluster's certificate authority
+    Ca(ca::CaArgs),
+    /// Export and verify the audit log
+    Audit(audit::AuditArgs),
+    /// Write the cluster's state to a file
+    Backup(backup::BackupArgs),
+    /// Make a new group of one from a backup
+    Restore(restore::RestoreArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -109,6 +130,12 @@ impl Cli {
             Command::Bench(args) => args.run(),
             Command::Model(args) => args.run(),
             Command::Token(args) => args.run(),
+            Command::Member(args) => args.run(),
+            Command::Node(args) => args.run(),
+            Command::Ca(args) => args.run(),
+            Command::Audit(args) => args.run(),
+            Command::Backup(args) => args.run(),
+            Command::Restore(args) => args.run(),
             Command::Completions(args) => args.run(),
         }
     }
@@ -141,6 +168,31 @@ impl LogArgs {
             args.extend(["--log-level".to_owned(), level.clone()]);
         }
         args
+    }
+}
+
+/// Options of every command that changes a running cluster.
+#[derive(Args, Clone)]
+pub struct WriteArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// Say the same again under this id, as an earlier try whose effect is unknown named it: it then
+    /// takes effect once
+    #[arg(long, value_name = "ID")]
+    request_id: Option<String>,
+}
+
+impl WriteArgs {
+    /// A client for one write.
+    fn admin(&self) -> Result<Client> {
+        Ok(self
+            .client
+            .admin()?
+            .with_request_id(self.request_id.clone()))
+    }
+
+    fn json(&self) -> bool {
+        self.client.json
     }
 }
 
@@ -209,6 +261,69 @@ fn same_cluster(asked: &[String], known: &[String]) -> bool {
     asked
         .iter()
         .all(|url| known.iter().any(|k| bare(k) == bare(url)))
+}
+
+/// A time of the API in RFC 3339.
+fn when(seconds: u64) -> String {
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .and_then(|at| at.format(&Rfc3339).ok())
+        .unwrap_or_else(|| "never".to_owned())
+}
+
+/// A length of time as people write it (90s, 30m, 24h, 7d), in seconds.
+fn seconds(text: &str) -> Result<u64, String> {
+    let wrong = || "write it like 90s, 30m, 24h or 7d".to_owned();
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor: u64 = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number
+        .checked_mul(factor)
+        .filter(|&s| s > 0)
+        .ok_or_else(wrong)
+}
+
+/// A secret that lies in a file, `-` being stdin, without the spaces around it.
+fn read_secret(path: &Path, what: &str, next: &str) -> Result<String> {
+    /// Longer files hold something else.
+    const SECRET_FILE_BYTES_MAX: u64 = 4_096;
+    let read = || -> std::io::Result<String> {
+        let mut text = String::new();
+        if path == Path::new("-") {
+            std::io::stdin()
+                .lock()
+                .take(SECRET_FILE_BYTES_MAX)
+                .read_to_string(&mut text)?;
+        } else {
+            std::fs::File::open(path)?
+                .take(SECRET_FILE_BYTES_MAX)
+                .read_to_string(&mut text)?;
+        }
+        Ok(text.trim().to_owned())
+    };
+    read().map_err(|error| {
+        Failure::new(format!("cannot read {what} from {}", path.display()), next).because(error)
+    })
+}
+
+/// A join token from its option or its file.
+fn token_of(token: &Option<String>, file: &Option<PathBuf>) -> Result<Option<String>> {
+    let next = "make a token with `cluster token create` and write it to that file";
+    match (token, file) {
+        (Some(token), _) => Ok(Some(token.trim().to_owned())),
+        (None, Some(path)) => read_secret(path, "the token", next).map(Some),
+        (None, None) => Ok(None),
+    }
 }
 
 /// How ranks exchange tensors.
@@ -339,6 +454,17 @@ mod tests {
             }
         }
         check(&mut command);
+    }
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        assert_eq!(seconds("90"), Ok(90));
+        assert_eq!(seconds("30m"), Ok(1_800));
+        assert_eq!(seconds("7d"), Ok(604_800));
+        for wrong in ["", "h", "0s", "1y", "-1", "99999999999999999999d"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(when(0), "1970-01-01T00:00:00Z");
     }
 
     #[test]

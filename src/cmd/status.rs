@@ -1,6 +1,6 @@
 //! `cluster status`: coordinators, workers and deployments, once or watched.
 
-use super::ClientArgs;
+use super::{ClientArgs, member};
 use crate::{size, term};
 use anyhow::Result;
 use clap::Args;
@@ -58,28 +58,22 @@ impl StatusArgs {
 }
 
 fn render(report: &StatusReport) -> String {
+    let leader = report
+        .leader
+        .map_or_else(|| "no leader".to_owned(), |id| format!("leader {id}"));
     let mut text = format!(
-        "cluster {}  (version {})\n",
+        "cluster {}  (version {})  {leader}  term {}  commit {}\n",
         term::bold(&report.cluster),
-        report.version
+        report.version,
+        report.term,
+        report.commit
     );
-    let coordinators = report
-        .coordinators
-        .iter()
-        .map(|c| {
-            vec![
-                c.id.to_string(),
-                c.http.clone(),
-                c.control.clone(),
-                c.pid.to_string(),
-            ]
-        })
-        .collect();
-    section(
-        &mut text,
-        &["coordinator", "http", "control", ">pid"],
-        coordinators,
-    );
+    if report.stale {
+        text.push_str("no leader confirms this: it may be old, and nothing can be changed\n");
+    }
+    text.push('\n');
+    text.push_str(&member::table(&report.coordinators));
+    text.push('\n');
     let workers = report
         .workers
         .iter()

@@ -1,18 +1,16 @@
 //! `cluster token`: join tokens.
 
-use super::ClientArgs;
+use super::{ClientArgs, WriteArgs, seconds, when};
 use crate::term;
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-use trireme_shared::api::{Role, TokenCreated, TokenReport, TokenRequest};
+use trireme_shared::api::{TokenCreated, TokenReport, TokenRequest, TokenRole};
 
 #[derive(Args)]
-#[command(
-    after_help = "Example:\n  cluster token create --uses 4 --ttl 1h\n  cluster token list\n  \
-                        cluster token revoke 3"
-)]
+#[command(after_help = "Example:\n  cluster token create --uses 4 --ttl 1h\n  \
+                        cluster token create --role coordinator\n  cluster token list\n  \
+                        cluster token revoke 3")]
 pub struct TokenArgs {
     #[command(subcommand)]
     command: TokenCommand,
@@ -24,10 +22,13 @@ enum TokenCommand {
     #[command(after_help = "Example:\n  cluster token create --uses 4 --ttl 1h")]
     Create {
         #[command(flatten)]
-        client: ClientArgs,
+        write: WriteArgs,
         /// What may join with it
         #[arg(long, value_enum, default_value = "worker")]
         role: RoleChoice,
+        /// Whose machines join with it: the account that earns by them
+        #[arg(long, value_name = "NAME")]
+        provider: Option<String>,
         /// How many nodes may join with it
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         uses: u32,
@@ -45,7 +46,7 @@ enum TokenCommand {
     #[command(after_help = "Example:\n  cluster token revoke 3")]
     Revoke {
         #[command(flatten)]
-        client: ClientArgs,
+        write: WriteArgs,
         /// The token's id, as `token list` shows it
         #[arg(value_parser = token_id)]
         id: u32,
@@ -55,29 +56,35 @@ enum TokenCommand {
 #[derive(Clone, Copy, ValueEnum)]
 enum RoleChoice {
     Worker,
+    /// One that votes as soon as it has caught up
     Coordinator,
+    /// A coordinator that only listens until it is promoted
+    Learner,
 }
 
 impl TokenArgs {
     pub fn run(self) -> Result<()> {
         match self.command {
             TokenCommand::Create {
-                client,
+                write,
                 role,
+                provider,
                 uses,
                 ttl,
             } => {
                 let role = match role {
-                    RoleChoice::Worker => Role::Worker,
-                    RoleChoice::Coordinator => Role::Coordinator,
+                    RoleChoice::Worker => TokenRole::Worker,
+                    RoleChoice::Coordinator => TokenRole::Coordinator,
+                    RoleChoice::Learner => TokenRole::Learner,
                 };
                 let request = TokenRequest {
                     role,
+                    provider,
                     uses,
                     ttl_seconds: ttl,
                 };
-                let created: TokenCreated = client.admin()?.post("/admin/v1/tokens", &request)?;
-                if client.json {
+                let created: TokenCreated = write.admin()?.post("/admin/v1/tokens", &request)?;
+                if write.json() {
                     return term::json(&created);
                 }
                 term::out(&created.token);
@@ -95,10 +102,10 @@ impl TokenArgs {
                 }
                 show(&tokens);
             }
-            TokenCommand::Revoke { client, id } => {
+            TokenCommand::Revoke { write, id } => {
                 let path = format!("/admin/v1/tokens/{id}");
-                let token: TokenReport = client.admin()?.delete(&path)?;
-                if client.json {
+                let token: TokenReport = write.admin()?.delete(&path)?;
+                if write.json() {
                     return term::json(&token);
                 }
                 term::out(format!("token {} is revoked", token.id));
@@ -123,12 +130,14 @@ fn show(tokens: &[TokenReport]) {
                 _ => "good",
             };
             let role = match token.role {
-                Role::Worker => "worker",
-                Role::Coordinator => "coordinator",
+                TokenRole::Worker => "worker",
+                TokenRole::Coordinator => "coordinator",
+                TokenRole::Learner => "learner",
             };
             vec![
                 token.id.to_string(),
                 role.to_owned(),
+                token.provider.clone().unwrap_or_else(|| "-".to_owned()),
                 token.uses_left.to_string(),
                 when(token.expires_at),
                 state.to_owned(),
@@ -136,18 +145,9 @@ fn show(tokens: &[TokenReport]) {
         })
         .collect();
     term::out(term::table(
-        &["id", "role", ">uses left", "expires", "state"],
+        &["id", "role", "provider", ">uses left", "expires", "state"],
         rows,
     ));
-}
-
-/// A time of the API in RFC 3339.
-fn when(seconds: u64) -> String {
-    i64::try_from(seconds)
-        .ok()
-        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
-        .and_then(|at| at.format(&Rfc3339).ok())
-        .unwrap_or_else(|| "never".to_owned())
 }
 
 /// `3` or `j3`.
@@ -157,39 +157,14 @@ fn token_id(text: &str) -> Result<u32, String> {
         .map_err(|_| "give the id that `cluster token list` shows".to_owned())
 }
 
-fn seconds(text: &str) -> Result<u64, String> {
-    let wrong = || "write it like 90s, 30m, 24h or 7d".to_owned();
-    let split = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let factor: u64 = match unit {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    number
-        .checked_mul(factor)
-        .filter(|&s| s > 0)
-        .ok_or_else(wrong)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn times_and_ids_are_read_as_people_write_them() {
-        assert_eq!(seconds("90"), Ok(90));
-        assert_eq!(seconds("30m"), Ok(1_800));
-        assert_eq!(seconds("7d"), Ok(604_800));
-        for wrong in ["", "h", "0s", "1y", "-1", "99999999999999999999d"] {
-            assert!(seconds(wrong).is_err(), "{wrong}");
-        }
+    fn ids_are_read_as_people_write_them() {
         assert_eq!(token_id("j12"), Ok(12));
-        assert_eq!(when(0), "1970-01-01T00:00:00Z");
+        assert_eq!(token_id("12"), Ok(12));
+        assert!(token_id("w12").is_err());
     }
 }

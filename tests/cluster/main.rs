@@ -184,6 +184,12 @@ fn a_killed_coordinator_comes_back_with_what_it_knew() {
     let _alone = alone();
     let mut cluster = Cluster::up(&["--workers", "1"]);
     let before = chat(&cluster, "Who are you?", 16);
+    let epoch = |cluster: &Cluster| {
+        let status = cluster.get_as("/admin/v1/status", cluster.admin_key());
+        status.json()["deployments"][0]["replicas"][0]["epoch"].clone()
+    };
+    let planned = epoch(&cluster);
+    assert!(planned.is_u64(), "{planned}");
     processes::signal(cluster.coordinator_pids()[0], libc::SIGKILL);
     wait_for(
         "the endpoint to answer again with the same key",
@@ -205,6 +211,7 @@ fn a_killed_coordinator_comes_back_with_what_it_knew() {
         before["choices"][0]["message"]["content"],
         after["choices"][0]["message"]["content"]
     );
+    assert_eq!(epoch(&cluster), planned, "the worker loaded anew");
     assert!(cluster.interrupt().success());
     nothing_is_left(&cluster);
 }

@@ -12,14 +12,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
 use trireme_shared::identity::{IdentityError, NodeId};
-use trireme_shared::transport::TransportError;
 use trireme_shared::transport::join::JoinError;
+use trireme_shared::transport::{REMOVED, TransportError};
 
 /// `cluster join`'s settings.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
-    /// `host:port` of any coordinator's control endpoint.
-    pub coordinator: String,
+    /// `host:port` of control endpoints, one or more: the coordinator that answers names the others.
+    pub coordinators: Vec<String>,
     /// Needed for the first start only; later the saved certificate is used.
     pub token: Option<String>,
     pub threads: usize,
@@ -56,6 +56,13 @@ pub enum WorkerError {
     Refused { node: NodeId, reason: String },
     #[error("cannot write {path}: {reason}")]
     File { path: PathBuf, reason: String },
+}
+
+impl WorkerError {
+    /// The worker is no member any more, which is final.
+    pub fn is_removal(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if reason == REMOVED)
+    }
 }
 
 /// Joins and serves until `shutdown`, then drains and leaves. Writes `<data_dir>/worker.json`

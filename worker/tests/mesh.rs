@@ -361,13 +361,12 @@ fn quic_times() {
                 let connection = near.connect(&address, peer, Protocol::Link).await.unwrap();
                 let (mut send, recv) = connection.quic().open_bi().await.unwrap();
                 send.write_all(&[0]).await.unwrap();
-                let quic = connection.quic().clone();
                 let runtime = tokio::runtime::Handle::current();
-                QuicLink::new(send, recv, Some(quic), waits(1), runtime)
+                QuicLink::new(send, recv, Some(connection), waits(1), runtime)
             });
             let (connection, send, recv) = two.block_on(accepting).unwrap();
-            let quic = connection.quic().clone();
-            let accepted = QuicLink::new(send, recv, Some(quic), waits(0), two.handle().clone());
+            let runtime = two.handle().clone();
+            let accepted = QuicLink::new(send, recv, Some(connection), waits(0), runtime);
             let times = round_trips(dialled, accepted, bytes, rounds).unwrap();
             eprintln!("{name:8} {bytes:8} B: {times:?}");
         }

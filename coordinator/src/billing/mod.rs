@@ -1,7 +1,7 @@
 //! Prices, and what every account has used.
 //!
 //! Neighbours: `state` keeps the totals; the gateway prices each request and records it through
-//! the journal.
+//! the state.
 
 pub mod price;
 pub mod usage;

@@ -1,24 +1,34 @@
-//! The acts of an administrator: deployments, join tokens, API keys. Each is one command of the
-//! journal, checked before it is proposed.
+//! The acts of an administrator. Each is one command of the replicated log, checked before it is
+//! proposed and written to the audit log as it takes effect.
+//!
+//! What it keeps true: an act that is asked again under the same proposal id takes effect once, and a
+//! secret is handed out only if it is the one whose hash is in the state.
 
-use super::reconcile::Event;
 use super::{Fleet, FleetError, models, unix_now};
 use crate::billing::DEFAULT_PRICES;
 use crate::placement;
-use crate::state::{Command, Outcome};
+use crate::raft::group::{Group, Terms};
+use crate::state::{Command, Outcome, Principal, Refusal, TokenRole};
 use sha2::{Digest, Sha256};
-use std::sync::Arc;
 use trireme_shared::api::{
-    DeploymentReport, KeyCreated, KeyRequest, TokenCreated, TokenReport, TokenRequest,
+    self, DeploymentReport, KeyCreated, KeyRequest, TokenCreated, TokenReport, TokenRequest,
 };
-use trireme_shared::identity::ClusterAuthority;
-use trireme_shared::ids::TokenRecordId;
+use trireme_shared::identity::NodeId;
+use trireme_shared::ids::{CoordinatorId, DeploymentId, TokenRecordId};
 use trireme_shared::limits;
 use trireme_shared::plan::DeploymentSpec;
 
 impl Fleet {
+    fn group(&self) -> &Group {
+        &self.shared.group
+    }
+
     /// Creates or replaces the deployment of that model name. Opens the model to check the split.
-    pub async fn deploy(&self, mut spec: DeploymentSpec) -> Result<DeploymentReport, FleetError> {
+    pub async fn deploy(
+        &self,
+        terms: Terms,
+        mut spec: DeploymentSpec,
+    ) -> Result<DeploymentReport, FleetError> {
         check_name("a model's name", &spec.model.name)?;
         let opened = models::open(&spec.model, self.shared.cache_dir.clone()).await?;
         placement::check_split(&opened.manifest, &spec)
@@ -30,24 +40,52 @@ impl Fleet {
         let command = Command::PutDeployment {
             spec: spec.clone(),
             price: DEFAULT_PRICES,
-            now: unix_now(),
         };
-        let id = match self.shared.journal.propose(command).await? {
+        let _at_hand = self.keep_at_hand(spec.model.clone(), opened.manifest);
+        let id = match self.act(terms, command).await? {
             Outcome::Deployment(id) => id,
             other => return Err(unexpected(other)),
         };
-        self.feed(Event::Deployed {
-            id,
-            spec,
-            manifest: Arc::new(opened.manifest),
-            epochs: self.epochs(id),
-        });
+        self.until_known(id, &spec).await;
         self.deployment_report(id)
             .ok_or_else(|| FleetError::Refused("the deployment was removed meanwhile".into()))
     }
 
+    /// Waits until this coordinator's own copy of the state has the deployment, so that the answer
+    /// shows its replicas. One that lags behind for long answers with what it knows.
+    async fn until_known(&self, id: DeploymentId, spec: &DeploymentSpec) {
+        let mut applied = self.group().applied();
+        let known = async {
+            loop {
+                applied.borrow_and_update();
+                self.catch_up();
+                let known = self.lock().core.spec(id) == Some(spec);
+                if known || applied.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(limits::PROPOSE_DEADLINE, known).await;
+    }
+
+    /// Ends the deployment of that model name.
+    pub async fn undeploy(&self, terms: Terms, name: &str) -> Result<(), FleetError> {
+        let id = self
+            .group()
+            .read(|s| s.deployment_named(name).map(|d| d.id));
+        let Some(id) = id else {
+            let text = "no deployment has that name: `cluster status` shows them".to_owned();
+            return Err(FleetError::Unknown(text));
+        };
+        self.done(terms, Command::RemoveDeployment { id }).await
+    }
+
     /// A join token. Its secret is in the answer and nowhere else.
-    pub async fn create_token(&self, request: TokenRequest) -> Result<TokenCreated, FleetError> {
+    pub async fn create_token(
+        &self,
+        terms: Terms,
+        request: TokenRequest,
+    ) -> Result<TokenCreated, FleetError> {
         if !(1..=limits::TOKEN_USES_MAX).contains(&request.uses) {
             let text = format!("uses must be 1 to {}", limits::TOKEN_USES_MAX);
             return Err(FleetError::Refused(text));
@@ -56,95 +94,159 @@ impl Fleet {
             let text = format!("ttl_seconds must be 1 to {}", limits::TOKEN_TTL_SECONDS_MAX);
             return Err(FleetError::Refused(text));
         }
-        let fingerprint = self.authority()?.fingerprint();
+        if let Some(provider) = &request.provider {
+            check_name("a provider's name", provider)?;
+        }
+        let fingerprint = self.signer()?.0.fingerprint();
         let secret = random::<32>()?;
+        let hash: [u8; 32] = Sha256::digest(secret).into();
         let expires_at = unix_now().saturating_add(request.ttl_seconds);
         let command = Command::CreateToken {
-            secret_hash: Sha256::digest(secret).into(),
-            role: request.role.into(),
+            secret_hash: hash,
+            role: stored_role(request.role),
+            provider: request.provider,
             uses: request.uses,
             expires_at,
         };
-        match self.shared.journal.propose(command).await? {
-            // The form that `shared::identity::JoinToken` parses.
-            Outcome::Token(id) => Ok(TokenCreated {
-                id,
-                token: format!("{fingerprint}.{id}.{}", hex::encode(secret)),
-                expires_at,
-            }),
-            other => Err(unexpected(other)),
+        let id = match self.act(terms, command).await? {
+            Outcome::Token(id) => id,
+            other => return Err(unexpected(other)),
+        };
+        let stored = self.group().read(|s| s.token(id).map(|t| t.secret_hash));
+        if stored != Some(hash) {
+            return Err(FleetError::Earlier(format!(
+                "this was done by an earlier try, whose secret was not kept: revoke token {id} and \
+                 make another"
+            )));
         }
+        // The form that `shared::identity::JoinToken` parses.
+        Ok(TokenCreated {
+            id,
+            token: format!("{fingerprint}.{id}.{}", hex::encode(secret)),
+            expires_at,
+        })
     }
 
     /// All join tokens, used up and revoked ones too.
     pub fn tokens(&self) -> Vec<TokenReport> {
-        self.shared
-            .journal
-            .read(|s| s.tokens().map(report).collect())
+        self.group().read(|s| s.tokens().map(report).collect())
     }
 
     /// Lets nobody in with that token any more. Nodes that joined with it stay.
-    pub async fn revoke_token(&self, id: TokenRecordId) -> Result<TokenReport, FleetError> {
-        match self
-            .shared
-            .journal
-            .propose(Command::RevokeToken { id })
-            .await?
-        {
+    pub async fn revoke_token(
+        &self,
+        terms: Terms,
+        id: TokenRecordId,
+    ) -> Result<TokenReport, FleetError> {
+        let missing = || {
+            FleetError::Unknown(format!(
+                "there is no join token {id}: `cluster token list` shows them"
+            ))
+        };
+        match self.act(terms, Command::RevokeToken { id }).await? {
             Outcome::Done => {}
-            Outcome::Refused(_) => {
-                return Err(FleetError::Refused(format!(
-                    "there is no join token {id}: `cluster token list` shows them"
-                )));
-            }
+            Outcome::Refused(Refusal::UnknownToken) => return Err(missing()),
             other => return Err(unexpected(other)),
         }
-        self.shared
-            .journal
+        self.group()
             .read(|s| s.token(id).map(report))
-            .ok_or_else(|| FleetError::Refused(format!("there is no join token {id}")))
+            .ok_or_else(missing)
     }
 
     /// An API key for a tenant, who is made if need be. The key is in the answer and nowhere else.
-    pub async fn create_key(&self, request: KeyRequest) -> Result<KeyCreated, FleetError> {
+    pub async fn create_key(
+        &self,
+        terms: Terms,
+        request: KeyRequest,
+    ) -> Result<KeyCreated, FleetError> {
         check_name("a tenant's name", &request.tenant)?;
         let key = format!("sk-tr-{}", hex::encode(random::<20>()?));
+        let hash: [u8; 32] = Sha256::digest(key.as_bytes()).into();
         let command = Command::CreateKey {
             tenant: request.tenant,
-            key_hash: Sha256::digest(key.as_bytes()).into(),
-            now: unix_now(),
+            key_hash: hash,
         };
-        match self.shared.journal.propose(command).await? {
-            Outcome::Key {
-                tenant,
-                key: key_id,
-            } => Ok(KeyCreated {
-                tenant,
-                key_id,
-                key,
-            }),
+        let (tenant, key_id) = match self.act(terms, command).await? {
+            Outcome::Key { tenant, key } => (tenant, key),
+            other => return Err(unexpected(other)),
+        };
+        let stored = self.group().read(|s| s.authenticate(&hash));
+        if !matches!(stored, Some(Principal::Tenant { key, .. }) if key == key_id) {
+            return Err(FleetError::Earlier(format!(
+                "this was done by an earlier try, whose key ({key_id}) was not kept: make another"
+            )));
+        }
+        Ok(KeyCreated {
+            tenant,
+            key_id,
+            key,
+        })
+    }
+
+    /// A learner shall vote.
+    pub async fn promote(&self, terms: Terms, id: CoordinatorId) -> Result<(), FleetError> {
+        self.done(terms, Command::PromoteCoordinator { id }).await
+    }
+
+    /// Its connections end at once, everywhere, and its certificate is good for nothing.
+    pub async fn remove_node(&self, terms: Terms, node: NodeId) -> Result<(), FleetError> {
+        let command = match node {
+            NodeId::Coordinator(id) => Command::RemoveCoordinator { id },
+            NodeId::Worker(id) => Command::RemoveWorker { id },
+        };
+        self.done(terms, command).await
+    }
+
+    /// Begins a rotation of the CA, which `crate::authority` then drives.
+    pub async fn rotate_authority(&self, terms: Terms) -> Result<(), FleetError> {
+        let successor = self.signer()?.0.successor();
+        let pem = successor
+            .map_err(|e| FleetError::Refused(e.to_string()))?
+            .to_pem();
+        self.done(terms, Command::AddAuthority { pem }).await
+    }
+
+    /// Writes an act down that changes nothing else.
+    pub async fn record_act(&self, terms: Terms, what: &str) -> Result<(), FleetError> {
+        let command = Command::RecordAct {
+            what: what.into(),
+            detail: String::new(),
+        };
+        self.done(terms, command).await
+    }
+
+    async fn done(&self, terms: Terms, command: Command) -> Result<(), FleetError> {
+        match self.act(terms, command).await? {
+            Outcome::Done => Ok(()),
             other => Err(unexpected(other)),
         }
     }
 
-    /// The cluster's CA, from the state.
-    pub(super) fn authority(&self) -> Result<ClusterAuthority, FleetError> {
-        let pem = self
-            .shared
-            .journal
-            .read(|s| s.cluster().map(|c| c.ca_pem.clone()))
-            .ok_or_else(|| FleetError::Refused("this cluster is not set up yet".into()))?;
-        ClusterAuthority::from_pem(&pem).map_err(|e| FleetError::Refused(e.to_string()))
+    async fn act(&self, terms: Terms, command: Command) -> Result<Outcome, FleetError> {
+        Ok(self.group().propose_as(terms, command).await?)
     }
 }
 
 fn report(token: &crate::state::TokenRecord) -> TokenReport {
     TokenReport {
         id: token.id,
-        role: token.role.into(),
+        role: match token.role {
+            TokenRole::Worker => api::TokenRole::Worker,
+            TokenRole::Coordinator => api::TokenRole::Coordinator,
+            TokenRole::Learner => api::TokenRole::Learner,
+        },
+        provider: token.provider.clone(),
         uses_left: token.uses_left,
         expires_at: token.expires_at,
         revoked: token.revoked,
+    }
+}
+
+fn stored_role(role: api::TokenRole) -> TokenRole {
+    match role {
+        api::TokenRole::Worker => TokenRole::Worker,
+        api::TokenRole::Coordinator => TokenRole::Coordinator,
+        api::TokenRole::Learner => TokenRole::Learner,
     }
 }
 
@@ -167,8 +269,19 @@ fn random<const N: usize>() -> Result<[u8; N], FleetError> {
 }
 
 fn unexpected(outcome: Outcome) -> FleetError {
-    FleetError::Refused(match outcome {
-        Outcome::Refused(why) => why.to_string(),
-        other => format!("the state answered {other:?}, which does not fit the command"),
-    })
+    match outcome {
+        Outcome::Refused(
+            why @ (Refusal::UnknownCoordinator(_)
+            | Refusal::UnknownWorker(_)
+            | Refusal::UnknownDeployment(_)
+            | Refusal::UnknownToken),
+        ) => FleetError::Unknown(why.to_string()),
+        Outcome::Refused(why @ (Refusal::TooOld | Refusal::UnknownBase)) => {
+            FleetError::Earlier(why.to_string())
+        }
+        Outcome::Refused(why) => FleetError::Refused(why.to_string()),
+        other => FleetError::Refused(format!(
+            "the state answered {other:?}, which does not fit the command"
+        )),
+    }
 }

@@ -6,101 +6,135 @@
 use super::reconcile::{ConnectionId, Event};
 use super::{Fleet, Line, unix_now};
 use crate::placement::{Candidate, thread_speed};
-use crate::state::{Command, Outcome};
-use quinn::rustls::pki_types::CertificateDer;
-use std::sync::Arc;
-use tokio::sync::{Semaphore, mpsc};
+use crate::raft::group::Terms;
+use crate::state::{Command, Origin, Outcome, ProposalId, TokenRole};
+use std::net::SocketAddr;
+use std::time::Instant;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use trireme_shared::identity::{ClusterAuthority, Fingerprint, NodeId, SecretHash};
-use trireme_shared::ids::{TokenRecordId, WorkerId};
+use trireme_shared::identity::{Fingerprint, NodeId};
+use trireme_shared::ids::WorkerId;
 use trireme_shared::limits;
-use trireme_shared::transport::{Connection, Endpoint, Protocol, join};
+use trireme_shared::transport::join::{Admission, Denied, JoinAsked, serve_join};
+use trireme_shared::transport::{Connection, Protocol};
 use trireme_shared::wire::codec::{FrameReader, write_frame};
-use trireme_shared::wire::control::{Inventory, ToCoordinator, ToWorker};
+use trireme_shared::wire::control::{CoordinatorAddress, Inventory, ToCoordinator, ToWorker};
 
-/// Accepts connections until the endpoint closes.
-pub(super) async fn accept(
-    fleet: Fleet,
-    endpoint: Endpoint,
-    authority: Arc<ClusterAuthority>,
-    shutdown: CancellationToken,
-) {
-    let places = Arc::new(Semaphore::new(limits::CONTROL_CONNECTIONS_MAX));
-    while let Some(connection) = endpoint.accept().await {
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            connection.turn_away("this coordinator serves as many connections as it can");
-            continue;
-        };
-        let (fleet, authority, shutdown) = (fleet.clone(), authority.clone(), shutdown.clone());
-        tokio::spawn(async move {
-            let _place = place;
-            tokio::select! {
-                () = shutdown.cancelled() => connection.leave("the coordinator is stopping"),
-                () = serve(&fleet, &authority, &connection) => {}
+impl Fleet {
+    /// Serves one accepted *join* or *control* connection to its end.
+    pub async fn converse(&self, connection: &Connection) {
+        match (connection.protocol(), connection.peer()) {
+            (Protocol::Join, _) => {
+                let from = connection.remote_address();
+                let admit = |asked| admit(self, asked, from);
+                match serve_join(connection, admit).await {
+                    Ok(node) => tracing::info!(%node, %from, "joined"),
+                    Err(error) => tracing::warn!(%from, %error, "a join was refused"),
+                }
             }
-        });
+            (Protocol::Control, Some(NodeId::Worker(worker))) => {
+                // A coordinator that has just started takes its state in first.
+                let live = self.shared.live.cancelled();
+                if timeout(limits::CONTROL_DEADLINE, live).await.is_err() {
+                    connection.turn_away("this coordinator is still starting");
+                    return;
+                }
+                if !is_member(self, worker).await {
+                    connection.refuse("this worker is not a member: join with a new token");
+                    return;
+                }
+                note_certificate(self, worker, connection);
+                if let Err(reason) = converse(self, worker, connection).await {
+                    tracing::warn!(%worker, reason, "a worker's conversation failed");
+                    connection.refuse(&reason);
+                }
+            }
+            _ => connection.refuse("a coordinator does not serve this protocol"),
+        }
     }
 }
 
-async fn serve(fleet: &Fleet, authority: &ClusterAuthority, connection: &Connection) {
-    match (connection.protocol(), connection.peer()) {
-        (Protocol::Join, _) => {
-            let from = connection.remote_address();
-            let admit = |token, hash| admit(fleet, token, hash);
-            match join::serve_join(connection, authority, admit).await {
-                Ok(node) => tracing::info!(%node, %from, "joined"),
-                Err(error) => tracing::warn!(%from, %error, "a join was refused"),
+/// Whether the state knows the worker; a copy of it that lags behind is given time.
+async fn is_member(fleet: &Fleet, worker: WorkerId) -> bool {
+    let mut applied = fleet.shared.group.applied();
+    let known = async {
+        loop {
+            applied.borrow_and_update();
+            if fleet.shared.group.read(|s| s.worker(worker).is_some()) {
+                return true;
+            }
+            if applied.changed().await.is_err() {
+                return false;
             }
         }
-        (Protocol::Control, Some(NodeId::Worker(worker))) => {
-            if fleet.shared.journal.read(|s| s.worker(worker).is_none()) {
-                connection.refuse("this worker is not a member: join with a new token");
-                return;
-            }
-            note_certificate(fleet, worker, connection).await;
-            if let Err(reason) = converse(fleet, worker, connection).await {
-                tracing::warn!(%worker, reason, "a worker's conversation failed");
-                connection.refuse(&reason);
-            }
-        }
-        _ => connection.refuse("a coordinator does not serve this protocol"),
-    }
-}
-
-/// Uses the token once, and names the new worker.
-async fn admit(fleet: &Fleet, token: TokenRecordId, hash: SecretHash) -> Result<NodeId, String> {
-    let command = Command::JoinWorker {
-        token,
-        secret_hash: hash,
-        now: unix_now(),
     };
-    match fleet.shared.journal.propose(command).await {
-        Ok(Outcome::Worker(worker)) => Ok(NodeId::Worker(worker)),
-        Ok(Outcome::Refused(why)) => Err(why.to_string()),
-        Ok(_) => Err("the state gave no worker number".into()),
-        Err(error) => Err(error.to_string()),
-    }
+    timeout(limits::MEMBER_WAIT, known).await.unwrap_or(false)
+}
+
+/// Uses the token once, and names the new node by the token's role.
+async fn admit(fleet: &Fleet, asked: JoinAsked, from: SocketAddr) -> Result<Admission, Denied> {
+    let JoinAsked {
+        token, secret_hash, ..
+    } = asked;
+    let group = &fleet.shared.group;
+    let role = group.read(|s| s.token(token).map(|t| t.role));
+    let command = match role {
+        Some(TokenRole::Coordinator | TokenRole::Learner) => {
+            Command::JoinCoordinator { token, secret_hash }
+        }
+        // A token that this copy of the state does not know (yet) is for the group to judge.
+        Some(TokenRole::Worker) | None => Command::JoinWorker { token, secret_hash },
+    };
+    let terms = Terms {
+        id: Some(ProposalId(asked.attempt)),
+        origin: Some(Origin {
+            who: format!("token {token}"),
+            from: from.to_string(),
+        }),
+        ..Terms::default()
+    };
+    let node = match group.propose_as(terms, command).await {
+        Ok(Outcome::Worker(worker)) => NodeId::Worker(worker),
+        Ok(Outcome::Coordinator(id)) => NodeId::Coordinator(id),
+        Ok(Outcome::Refused(why)) => return Err(Denied::Refused(why.to_string())),
+        Ok(_) => return Err(Denied::Refused("the state gave no number".into())),
+        Err(error) => return Err(Denied::Unavailable(error.to_string())),
+    };
+    let signer = fleet.signer();
+    let (authority, authorities) = signer.map_err(|e| Denied::Unavailable(e.to_string()))?;
+    Ok(Admission {
+        node,
+        authority,
+        authorities,
+        coordinators: fleet.coordinators(),
+    })
 }
 
 /// Keeps the fingerprint of the certificate a worker shows, for audits and later revocation.
-async fn note_certificate(fleet: &Fleet, worker: WorkerId, connection: &Connection) {
-    let shown = connection.quic().peer_identity();
-    let shown = shown.and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let Some(fingerprint) = shown.and_then(|chain| chain.first().map(Fingerprint::of)) else {
-        return;
-    };
+fn note_certificate(fleet: &Fleet, worker: WorkerId, connection: &Connection) {
+    if let Some(fingerprint) = connection.peer_fingerprint() {
+        let fleet = fleet.clone();
+        // Not awaited: a group without a leader must not hold up its workers.
+        tokio::spawn(async move { note(&fleet, worker, fingerprint).await });
+    }
+}
+
+async fn note(fleet: &Fleet, worker: WorkerId, fingerprint: Fingerprint) {
     let fingerprint = fingerprint.to_string();
-    let known = fleet.shared.journal.read(|s| {
+    let known = fleet.shared.group.read(|s| {
         let record = s.worker(worker);
-        record.is_some_and(|w| w.certificate.as_ref() == Some(&fingerprint))
+        let shown = record.and_then(|w| w.certificate.as_ref());
+        shown.is_some_and(|c| c.fingerprint == fingerprint)
     });
     if !known {
         let command = Command::PutCertificate {
-            worker,
+            node: NodeId::Worker(worker),
             fingerprint,
+            // At the latest: the certificate's own end counts.
+            expires_at: unix_now() + limits::NODE_CERTIFICATE_LIFETIME.as_secs(),
         };
-        if let Err(error) = fleet.shared.journal.propose(command).await {
+        if let Err(error) = fleet.shared.group.propose(command).await {
             tracing::warn!(%worker, %error, "its certificate was not noted");
         }
     }
@@ -120,9 +154,28 @@ async fn converse(fleet: &Fleet, worker: WorkerId, connection: &Connection) -> R
         return Err("its first frame was not a hello: is it of this Trireme version?".into());
     };
     let (orders, mut queue) = mpsc::channel(limits::WORKER_ORDERS_MAX);
-    // The first order, queued before anything can be assigned.
-    let _ = orders.try_send(ToWorker::Welcome { worker });
-    let registration = Registration::new(fleet, worker, connection, inventory, orders);
+    let welcome = |term, coordinators| ToWorker::Welcome {
+        worker,
+        term,
+        coordinators,
+        authorities: fleet.authorities(),
+        removed: fleet.removed_workers(),
+    };
+    let registration = Registration::new(
+        fleet,
+        worker,
+        connection,
+        inventory,
+        welcome,
+        orders.clone(),
+    );
+    let listener = Listener {
+        fleet,
+        worker,
+        connection: registration.connection,
+        orders,
+        renewed_at: None,
+    };
     let write = async {
         while let Some(order) = queue.recv().await {
             let written = write_frame(&mut send, &order, limits::CONTROL_FRAME_BYTES_MAX);
@@ -136,7 +189,7 @@ async fn converse(fleet: &Fleet, worker: WorkerId, connection: &Connection) -> R
     };
     let reason = tokio::select! {
         reason = write => reason,
-        reason = listen(fleet, worker, &mut frames) => reason,
+        reason = listener.listen(&mut frames) => reason,
         () = registration.cut.cancelled() => "a newer connection, or orders it did not take".into(),
     };
     connection.leave(&reason);
@@ -144,20 +197,68 @@ async fn converse(fleet: &Fleet, worker: WorkerId, connection: &Connection) -> R
     Ok(())
 }
 
-/// Reads reports; gives why there will be no more.
-async fn listen(fleet: &Fleet, worker: WorkerId, frames: &mut FrameReader) -> String {
-    loop {
-        match timeout(limits::CONTROL_DEADLINE, frames.next()).await {
-            Ok(Ok(Some(ToCoordinator::Heartbeat { ranks }))) => {
-                let reports = ranks;
-                fleet.feed(Event::Ranks { worker, reports });
+/// Hears one worker.
+struct Listener<'a> {
+    fleet: &'a Fleet,
+    worker: WorkerId,
+    connection: ConnectionId,
+    /// For answers.
+    orders: mpsc::Sender<ToWorker>,
+    renewed_at: Option<Instant>,
+}
+
+impl Listener<'_> {
+    /// Reads reports; gives why there will be no more.
+    async fn listen(mut self, frames: &mut FrameReader) -> String {
+        let worker = self.worker;
+        loop {
+            match timeout(limits::CONTROL_DEADLINE, frames.next()).await {
+                Ok(Ok(Some(ToCoordinator::Heartbeat { ranks }))) => {
+                    let reports = ranks;
+                    self.fleet.feed(Event::Ranks { worker, reports });
+                }
+                Ok(Ok(Some(ToCoordinator::Renew { csr }))) => {
+                    if let Err(reason) = self.renew(&csr).await {
+                        return reason;
+                    }
+                }
+                Ok(Ok(Some(ToCoordinator::Trusting { fingerprints }))) => {
+                    let mut driven = self.fleet.lock();
+                    let mine = |line: &&mut Line| line.connection == self.connection;
+                    if let Some(line) = driven.lines.get_mut(&worker).filter(mine) {
+                        line.trusts = fingerprints;
+                    }
+                }
+                Ok(Ok(Some(ToCoordinator::Goodbye))) => return "it left".into(),
+                Ok(Ok(Some(ToCoordinator::Hello { .. }))) => return "it said hello twice".into(),
+                Ok(Ok(None)) => return "it ended its stream".into(),
+                Ok(Err(error)) => return error.to_string(),
+                Err(_) => return "it fell silent".into(),
             }
-            Ok(Ok(Some(ToCoordinator::Goodbye))) => return "it left".into(),
-            Ok(Ok(Some(ToCoordinator::Hello { .. }))) => return "it said hello twice".into(),
-            Ok(Ok(None)) => return "it ended its stream".into(),
-            Ok(Err(error)) => return error.to_string(),
-            Err(_) => return "it fell silent".into(),
         }
+    }
+
+    /// Signs a new certificate for this worker, whatever name its request gives.
+    async fn renew(&mut self, csr: &[u8]) -> Result<(), String> {
+        // A request whose answer was lost comes again after the whole interval.
+        let often = |at: Instant| at.elapsed() < limits::RENEW_RETRY_INTERVAL / 2;
+        if self.renewed_at.is_some_and(often) {
+            return Err("it asks for certificates all the time".into());
+        }
+        self.renewed_at = Some(Instant::now());
+        let validity = limits::NODE_CERTIFICATE_LIFETIME;
+        let node = NodeId::Worker(self.worker);
+        let (authority, _) = self.fleet.signer().map_err(|e| e.to_string())?;
+        let certificate = authority.sign_csr(csr, node, validity);
+        let certificate = certificate.map_err(|e| e.to_string())?;
+        note(self.fleet, self.worker, Fingerprint::of(&certificate)).await;
+        tracing::info!(worker = %self.worker, "a new certificate");
+        let answer = ToWorker::Certificate {
+            certificate: certificate.to_vec(),
+            authorities: self.fleet.authorities(),
+        };
+        let sent = self.orders.try_send(answer);
+        sent.map_err(|_| "it does not read its orders".into())
     }
 }
 
@@ -178,11 +279,15 @@ impl<'a> Registration<'a> {
         worker: WorkerId,
         connection: &Connection,
         inventory: Inventory,
+        welcome: impl FnOnce(u64, Vec<CoordinatorAddress>) -> ToWorker,
         orders: mpsc::Sender<ToWorker>,
     ) -> Self {
         let candidate = candidate(worker, connection, &inventory);
         let cut = CancellationToken::new();
         let mut driven = fleet.lock();
+        // The first order, queued before any change of the group or assignment can be.
+        let group = &driven.followed;
+        let _ = orders.try_send(welcome(group.term, group.coordinators.clone()));
         driven.last_connection += 1;
         let id = ConnectionId(driven.last_connection);
         tracing::info!(%worker, address = candidate.address, hostname = inventory.hostname,
@@ -194,6 +299,7 @@ impl<'a> Registration<'a> {
             connection: id,
             orders,
             cut: cut.clone(),
+            trusts: Vec::new(),
         };
         if let Some(older) = driven.lines.insert(worker, line) {
             older.cut.cancel();

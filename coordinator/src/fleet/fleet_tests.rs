@@ -5,15 +5,15 @@ use super::dispatch::{DispatchError, Dispatcher, GenerationStream, SequenceReque
 use super::*;
 use crate::billing::DEFAULT_PRICES;
 use crate::placement::tests::{manifest, spec};
-use crate::scratch::Scratch;
+use crate::raft::group::Terms;
+use crate::scratch::{Scratch, group_of_one};
 use crate::state::TokenRole;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::task::JoinSet;
-use trireme_shared::api::{KeyRequest, Role, TokenRequest};
-use trireme_shared::identity::{JoinToken, NodeId, NodeIdentity};
+use trireme_shared::api::{self, KeyRequest, TokenRequest};
+use trireme_shared::identity::{ClusterAuthority, JoinToken, NodeId, NodeIdentity};
 use trireme_shared::ids::{CoordinatorId, RequestId, TokenRecordId};
 use trireme_shared::transport::{Protocol, join};
 use trireme_shared::wire::codec::{FrameReader, write_frame};
@@ -89,14 +89,15 @@ struct World {
 impl World {
     async fn new(workers: u32, tp: u16, replicas: u16) -> Self {
         let dir = Scratch::new();
-        let journal = Journal::open(&dir.path().join("journal.redb")).unwrap();
+        let group = group_of_one(dir.path()).await;
         let authority = ClusterAuthority::new("test").unwrap();
         let bootstrap = Command::Bootstrap {
             name: "test".into(),
-            ca_pem: authority.to_pem(),
+            cluster: crate::state::ClusterId([1; 16]),
+            authority_pem: authority.to_pem(),
             admin_key_hash: [0; 32],
         };
-        journal.propose(bootstrap).await.unwrap();
+        group.propose(bootstrap).await.unwrap();
         let node = NodeId::Coordinator(CoordinatorId(1));
         let identity = NodeIdentity::issue(&authority, node).unwrap();
         let endpoint = Endpoint::bind(
@@ -107,7 +108,7 @@ impl World {
         .unwrap();
         let control = endpoint.local_addr().to_string();
         let fleet = Fleet::new(FleetSetup {
-            journal: journal.clone(),
+            group: group.clone(),
             this: CoordinatorReport {
                 id: CoordinatorId(1),
                 pid: 1,
@@ -119,27 +120,25 @@ impl World {
         let (dispatcher, queue) = Dispatcher::new();
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
+        let accepting = (endpoint.clone(), group.clone(), fleet.clone(), stop.clone());
+        let (of, with, to, until) = accepting;
+        tasks.spawn(async move { crate::accept_all(of, with, to, until).await });
         let serving = {
-            let authority = ClusterAuthority::from_pem(&authority.to_pem()).unwrap();
             let (fleet, stop) = (fleet.clone(), stop.clone());
-            async move { fleet.serve(endpoint, authority, queue, stop).await }
+            async move { fleet.serve(endpoint, queue, stop).await }
         };
         tasks.spawn(serving);
         let spec = spec(tp, 1, replicas);
         let put = Command::PutDeployment {
             spec: spec.clone(),
             price: DEFAULT_PRICES,
-            now: 1,
         };
-        let Outcome::Deployment(deployment) = journal.propose(put).await.unwrap() else {
+        let at_hand = fleet.keep_at_hand(spec.model, manifest());
+        let Outcome::Deployment(deployment) = group.propose(put).await.unwrap() else {
             panic!("not deployed");
         };
-        fleet.feed(Event::Deployed {
-            id: deployment,
-            spec,
-            manifest: Arc::new(manifest()),
-            epochs: BTreeMap::new(),
-        });
+        fleet.catch_up();
+        drop(at_hand);
         let mut world = Self {
             _dir: dir,
             fleet,
@@ -160,14 +159,20 @@ impl World {
     /// Joins and connects one more worker, as a remote one would.
     async fn add_worker(&mut self) {
         let request = TokenRequest {
-            role: Role::Worker,
+            role: api::TokenRole::Worker,
+            provider: None,
             uses: 1,
             ttl_seconds: 60,
         };
-        let made = self.fleet.create_token(request).await.unwrap();
+        let made = self
+            .fleet
+            .create_token(Terms::default(), request)
+            .await
+            .unwrap();
         let token: JoinToken = made.token.parse().unwrap();
-        let identity = join::join(&self.control, &token).await.unwrap();
-        assert!(identity.cluster() == self.authority.fingerprint());
+        let joined = join::join(&[&self.control], &token).await.unwrap();
+        let identity = joined.identity;
+        assert!(identity.trusts(self.authority.fingerprint()));
         let (plot, control) = (Arc::clone(&self.plot), self.control.clone());
         self.tasks.spawn(pretend(identity, plot, control));
     }
@@ -178,7 +183,7 @@ impl World {
         let wait = routes.wait_for(all);
         let waited = tokio::time::timeout(Duration::from_secs(20), wait).await;
         let ok = waited.is_ok_and(|w| w.is_ok());
-        assert!(ok, "not ready: {:#?}", self.fleet.status());
+        assert!(ok, "not ready: {:#?}", self.fleet.deployments());
     }
 
     fn generate(&self, max_tokens: u32) -> GenerationStream {
@@ -198,7 +203,7 @@ impl World {
     async fn end(mut self) {
         self.stop.cancel();
         self.tasks.shutdown().await;
-        self.fleet.shared.journal.close().await;
+        self.fleet.shared.group.close().await;
     }
 }
 
@@ -269,7 +274,7 @@ async fn pretend(identity: NodeIdentity, plot: Arc<Plot>, control: String) {
                 }
             }
             order = frames.next() => match order {
-                Ok(Some(ToWorker::Assign(a))) => rank = Some(RankReport {
+                Ok(Some(ToWorker::Assign { assignment: a, .. })) => rank = Some(RankReport {
                     deployment: a.plan.deployment,
                     replica: a.plan.replica,
                     epoch: a.plan.epoch,
@@ -430,9 +435,8 @@ fn the_only_replica_is_planned_again_and_its_stream_goes_on() {
         let requests = world.plot.requests.lock().unwrap().clone();
         assert_eq!(requests, [(1, 0), (requests[1].0, 10)]);
         assert!(requests[1].0 >= 2, "a new epoch");
-        let status = world.fleet.status();
-        assert!(status.deployments[0].replicas[0].ready);
-        assert_eq!(status.workers.len(), 2);
+        assert!(world.fleet.deployments()[0].replicas[0].ready);
+        assert_eq!(world.fleet.workers().len(), 2);
         assert_eq!(world.fleet.plans()[0].nonce, [0; 16]);
         world.end().await;
     });
@@ -487,43 +491,68 @@ fn tokens_and_keys_are_made_shown_once_and_revoked() {
     runtime().block_on(async {
         let world = World::new(0, 1, 1).await;
         let request = |uses| TokenRequest {
-            role: Role::Worker,
+            role: api::TokenRole::Worker,
+            provider: None,
             uses,
             ttl_seconds: 60,
         };
-        let made = world.fleet.create_token(request(2)).await.unwrap();
+        let made = world
+            .fleet
+            .create_token(Terms::default(), request(2))
+            .await
+            .unwrap();
         let token: JoinToken = made.token.parse().unwrap();
         assert_eq!(token.id(), made.id);
         let stored = |s: &crate::state::State| s.token(made.id).unwrap().secret_hash;
-        assert_eq!(token.secret_hash(), world.fleet.shared.journal.read(stored));
-        join::join(&world.control, &token).await.unwrap();
+        assert_eq!(token.secret_hash(), world.fleet.shared.group.read(stored));
+        join::join(&[&world.control], &token).await.unwrap();
         assert_eq!(world.fleet.tokens()[0].uses_left, 1);
-        assert!(world.fleet.revoke_token(made.id).await.unwrap().revoked);
-        let refused = join::join(&world.control, &token).await.err().unwrap();
+        assert!(
+            world
+                .fleet
+                .revoke_token(Terms::default(), made.id)
+                .await
+                .unwrap()
+                .revoked
+        );
+        let refused = join::join(&[&world.control], &token).await.err().unwrap();
         assert!(refused.to_string().contains("revoked"), "{refused}");
         assert_eq!(world.fleet.tokens()[0].uses_left, 1);
-        let unknown = world.fleet.revoke_token(TokenRecordId(99)).await;
-        assert!(matches!(unknown, Err(FleetError::Refused(_))));
+        let unknown = world
+            .fleet
+            .revoke_token(Terms::default(), TokenRecordId(99))
+            .await;
+        assert!(matches!(unknown, Err(FleetError::Unknown(_))));
         for uses in [0, limits::TOKEN_USES_MAX + 1] {
-            let refused = world.fleet.create_token(request(uses)).await;
+            let refused = world
+                .fleet
+                .create_token(Terms::default(), request(uses))
+                .await;
             assert!(matches!(refused, Err(FleetError::Refused(_))));
         }
         let tenant = "acme".to_owned();
-        let key = world.fleet.create_key(KeyRequest { tenant }).await.unwrap();
+        let key = world
+            .fleet
+            .create_key(Terms::default(), KeyRequest { tenant })
+            .await
+            .unwrap();
         assert_eq!(key.key.len(), "sk-tr-".len() + 40);
         let hash: [u8; 32] = Sha256::digest(key.key.as_bytes()).into();
-        let known = world.fleet.shared.journal.read(|s| s.authenticate(&hash));
+        let known = world.fleet.shared.group.read(|s| s.authenticate(&hash));
         assert!(matches!(
             known,
             Some(crate::state::Principal::Tenant { .. })
         ));
         let tenant = String::new();
-        let nameless = world.fleet.create_key(KeyRequest { tenant }).await;
+        let nameless = world
+            .fleet
+            .create_key(Terms::default(), KeyRequest { tenant })
+            .await;
         assert!(matches!(nameless, Err(FleetError::Refused(_))));
         let roles = world
             .fleet
             .shared
-            .journal
+            .group
             .read(|s| s.tokens().map(|t| t.role).collect::<Vec<_>>());
         assert_eq!(roles, [TokenRole::Worker]);
         world.end().await;

@@ -1,9 +1,10 @@
 //! Drives workers to the plan, and carries requests to drivers.
 //!
 //! What it keeps true: the reconciler's effects are performed in the order it decided them; what is
-//! handed to workers is in the journal first. `reconcile` (with `slot`) decides, `control` talks with
-//! workers, `dispatch`, `carry`, `progress` and `drivers` move sequences, `models` opens what is to be
-//! planned, `admin` and `status` serve the admin API.
+//! handed to workers is in the state first. `follow` feeds what the state and the group tell,
+//! `reconcile` (with `slot`) decides, `control` talks with workers, `dispatch`, `carry`, `progress` and
+//! `drivers` move sequences, `models` opens what is to be planned, `admin` and `status` serve the
+//! admin API, `trust` says which authorities and nodes count. All of it runs on every coordinator; `reconcile` knows what the leader alone does.
 
 pub mod dispatch;
 pub mod reconcile;
@@ -12,12 +13,14 @@ mod admin;
 mod carry;
 mod control;
 mod drivers;
+mod follow;
 mod models;
 mod progress;
 mod slot;
 mod status;
+mod trust;
 
-use crate::state::journal::{Journal, JournalError};
+use crate::raft::group::{Group, GroupError};
 use crate::state::{Command, Outcome};
 use dispatch::Dispatch;
 use reconcile::{ConnectionId, Effect, Event, Reconciler, Route};
@@ -28,7 +31,6 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use trireme_shared::api::CoordinatorReport;
-use trireme_shared::identity::ClusterAuthority;
 use trireme_shared::ids::{DeploymentId, Epoch, WorkerId};
 use trireme_shared::limits;
 use trireme_shared::plan::ReplicaPlan;
@@ -40,13 +42,19 @@ use trireme_shared::wire::control::{Inventory, ToWorker};
 pub enum FleetError {
     #[error("{0}")]
     Refused(String),
+    /// What the act is about does not exist.
+    #[error("{0}")]
+    Unknown(String),
+    /// The act took effect before, under the same proposal id, or may have.
+    #[error("{0}")]
+    Earlier(String),
     #[error(transparent)]
-    Journal(#[from] JournalError),
+    Group(#[from] GroupError),
 }
 
 /// What a fleet needs to know of its surroundings.
 pub struct FleetSetup {
-    pub journal: Journal,
+    pub group: Group,
     /// This coordinator, as status shows it.
     pub this: CoordinatorReport,
     /// Model cache; `None` is the user's cache folder.
@@ -60,9 +68,15 @@ pub struct Fleet {
 }
 
 struct Shared {
-    journal: Journal,
+    group: Group,
     this: CoordinatorReport,
     cache_dir: Option<PathBuf>,
+    opened: models::OpenedModels,
+    signer: trust::Signer,
+    /// Cancelled once workers may report.
+    live: CancellationToken,
+    /// Ends the tasks that nobody waits for.
+    stop: CancellationToken,
     driven: Mutex<Driven>,
     routes: watch::Sender<Vec<Route>>,
     /// Set once workers can be reached.
@@ -76,6 +90,7 @@ struct Shared {
 #[derive(Default)]
 struct Driven {
     core: Reconciler,
+    followed: follow::Followed,
     lines: BTreeMap<WorkerId, Line>,
     /// The last word of each worker on itself, connected or not.
     inventories: BTreeMap<WorkerId, (String, Inventory)>,
@@ -88,15 +103,21 @@ struct Line {
     orders: mpsc::Sender<ToWorker>,
     /// Ends the conversation.
     cut: CancellationToken,
+    /// Authorities that it said it trusts (SHA-256 of their certificates).
+    trusts: Vec<[u8; 32]>,
 }
 
 impl Fleet {
     /// A fleet without workers: administrative acts and status work, `serve` makes it live.
     pub fn new(setup: FleetSetup) -> Self {
         let shared = Shared {
-            journal: setup.journal,
+            group: setup.group,
             this: setup.this,
             cache_dir: setup.cache_dir,
+            opened: models::OpenedModels::default(),
+            signer: trust::Signer::default(),
+            live: CancellationToken::new(),
+            stop: CancellationToken::new(),
             driven: Mutex::default(),
             routes: watch::Sender::default(),
             endpoint: OnceLock::new(),
@@ -108,21 +129,23 @@ impl Fleet {
         }
     }
 
-    /// Accepts workers on `endpoint` and carries the sequences of `queue` until `shutdown`.
+    /// Takes in what the state knows, then lets workers in and carries the sequences of `queue` until `shutdown`.
     pub async fn serve(
         &self,
         endpoint: Endpoint,
-        authority: ClusterAuthority,
         queue: mpsc::Receiver<Dispatch>,
         shutdown: CancellationToken,
     ) {
         // Only the first caller's endpoint counts; there is one `serve` per process.
         let _ = self.shared.endpoint.set(endpoint.clone());
-        self.restore_deployments(&shutdown);
+        let _stop = self.shared.stop.clone().drop_guard();
+        // What is known is fed before the first worker reports what it runs.
+        self.catch_up();
+        self.shared.live.cancel();
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = control::accept(self.clone(), endpoint, Arc::new(authority), shutdown.clone()) => {}
             () = carry::serve(self.clone(), queue) => {}
+            () = self.follow() => {}
             () = self.tick() => {}
         }
     }
@@ -188,22 +211,29 @@ impl Fleet {
                 plan,
                 previous,
             } => {
-                tokio::spawn(self.clone().commit(attempt, *plan, previous));
+                let term = driven.followed.term;
+                tokio::spawn(self.clone().commit(attempt, *plan, previous, term));
             }
-            Effect::Assign { worker, assignment } => {
+            Effect::Assign {
+                worker,
+                term,
+                assignment,
+            } => {
                 let plan = &assignment.plan;
                 tracing::info!(%worker, replica = %plan.replica, epoch = %plan.epoch,
                     rank = assignment.index, "assigned");
-                driven.order(worker, ToWorker::Assign(assignment));
+                driven.order(worker, ToWorker::Assign { term, assignment });
             }
             Effect::Release {
                 worker,
+                term,
                 deployment,
                 replica,
                 epoch,
             } => driven.order(
                 worker,
                 ToWorker::Release {
+                    term,
                     deployment,
                     replica,
                     epoch,
@@ -226,37 +256,37 @@ impl Fleet {
         }
     }
 
-    async fn commit(self, attempt: u64, mut plan: ReplicaPlan, previous: Option<Epoch>) {
+    /// Proposes as leader of `term`. The wish of a leader that was deposed must not be carried to
+    /// the next one: that one sees other workers.
+    async fn commit(self, attempt: u64, mut plan: ReplicaPlan, previous: Option<Epoch>, term: u64) {
         let key = (plan.deployment, plan.replica);
         let random = getrandom::fill(&mut plan.nonce).map_err(|e| e.to_string());
         let outcome = match random {
             Ok(()) => {
-                let plan = Box::new(plan.clone());
+                let plan = Box::new(plan);
                 let command = Command::CommitPlan { plan, previous };
-                self.shared.journal.propose(command).await
+                let mut leadership = self.shared.group.leadership();
+                tokio::select! {
+                    outcome = self.shared.group.propose(command) => outcome,
+                    _ = leadership.wait_for(|l| !l.is_me || l.term != term) => return,
+                }
             }
-            Err(reason) => Err(JournalError::Storage(reason)),
+            Err(reason) => Err(GroupError::Random(reason)),
         };
-        let event = match outcome {
-            Ok(Outcome::Planned(epoch)) => {
-                plan.epoch = epoch;
-                Event::Planned { attempt, plan }
-            }
-            other => Event::PlanRefused {
-                attempt,
-                key,
-                current: self
-                    .shared
-                    .journal
-                    .read(|s| s.plan(key.0, key.1).map(|p| p.epoch)),
-                reason: match other {
-                    Ok(Outcome::Refused(why)) => why.to_string(),
-                    Ok(other) => format!("unexpected outcome {other:?}"),
-                    Err(error) => error.to_string(),
-                },
-            },
+        let refused = match outcome {
+            // The plan comes back from the state, as it does to every coordinator.
+            Ok(Outcome::Planned(_)) => return self.catch_up(),
+            Ok(Outcome::Refused(why)) => why.to_string(),
+            Ok(other) => format!("unexpected outcome {other:?}"),
+            Err(error) => error.to_string(),
         };
-        self.feed(event);
+        let current = |s: &crate::state::State| s.plan(key.0, key.1).map(|p| p.epoch);
+        self.feed(Event::PlanRefused {
+            attempt,
+            key,
+            current: self.shared.group.read(current),
+            reason: refused,
+        });
     }
 }
 

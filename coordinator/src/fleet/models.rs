@@ -1,16 +1,14 @@
-//! Opening a deployment's model, to know its shape: at `deploy`, and again after a restart.
+//! Opening a deployment's model, to know its shape: at `deploy`, and on every other coordinator, or
+//! after a restart, once the state tells of it.
 
 use super::reconcile::Event;
 use super::{Fleet, FleetError};
-use crate::state::Deployment;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
-use tokio_util::sync::CancellationToken;
-use trireme_shared::ids::{DeploymentId, Epoch, Replica};
+use std::sync::{Arc, Mutex, PoisonError};
+use trireme_shared::ids::DeploymentId;
 use trireme_shared::limits;
 use trireme_shared::model::Manifest;
-use trireme_shared::plan::ModelRef;
+use trireme_shared::plan::{DeploymentSpec, ModelRef};
 use trireme_shared::source::{self, ResolveOptions};
 
 /// A model whose headers were read and checked.
@@ -50,46 +48,47 @@ pub(super) async fn open(
 }
 
 impl Fleet {
-    /// Takes up the journal's deployments, each in a task of its own: a model that must be fetched
-    /// holds up no other.
-    pub(super) fn restore_deployments(&self, shutdown: &CancellationToken) {
-        let deployments: Vec<Deployment> = self
-            .shared
-            .journal
-            .read(|s| s.deployments().cloned().collect());
-        for deployment in deployments {
-            let (fleet, shutdown) = (self.clone(), shutdown.clone());
-            tokio::spawn(async move {
-                tokio::select! {
-                    () = shutdown.cancelled() => {}
-                    () = fleet.restore(deployment) => {}
-                }
-            });
-        }
+    /// The model of a deployment that is being put, opened already.
+    pub(super) fn at_hand(&self, model: &ModelRef) -> Option<Arc<Manifest>> {
+        let opened = self.shared.opened.lock();
+        let opened = opened.unwrap_or_else(PoisonError::into_inner);
+        let found = opened.iter().find(|(of, _)| of == model);
+        found.map(|(_, manifest)| Arc::clone(manifest))
     }
 
-    async fn restore(&self, deployment: Deployment) {
-        let (id, spec) = (deployment.id, deployment.spec);
-        self.feed(Event::ModelUnavailable {
-            id,
-            spec: spec.clone(),
-            reason: "its model to be opened".into(),
+    /// Keeps an opened model at hand while the answer lives.
+    pub(super) fn keep_at_hand(&self, model: ModelRef, manifest: Manifest) -> AtHand<'_> {
+        let opened = &self.shared.opened;
+        let manifest = Arc::new(manifest);
+        let mut all = opened.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push((model, Arc::clone(&manifest)));
+        AtHand { opened, manifest }
+    }
+
+    /// Opens a deployment's model in a task of its own: one that must be fetched holds up no other.
+    pub(super) fn open_in_background(&self, id: DeploymentId, spec: DeploymentSpec) {
+        let fleet = self.clone();
+        tokio::spawn(async move {
+            let stop = fleet.shared.stop.clone();
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = fleet.open_until_done(id, spec) => {}
+            }
         });
+    }
+
+    /// Tries until the model is open or the deployment is another one.
+    async fn open_until_done(&self, id: DeploymentId, spec: DeploymentSpec) {
         loop {
             let opened = open(&spec.model, self.shared.cache_dir.clone()).await;
             let current = |s: &crate::state::State| s.deployment(id).map(|d| d.spec == spec);
-            if self.shared.journal.read(current) != Some(true) {
-                return; // Replaced meanwhile: `deploy` told the core.
+            if self.shared.group.read(current) != Some(true) {
+                return;
             }
             match opened {
                 Ok(opened) => {
-                    self.feed(Event::Deployed {
-                        id,
-                        spec,
-                        manifest: Arc::new(opened.manifest),
-                        epochs: self.epochs(id),
-                    });
-                    return;
+                    let manifest = Arc::new(opened.manifest);
+                    return self.feed(Event::ModelOpened { id, spec, manifest });
                 }
                 Err(error) => {
                     let reason = format!("its model to be opened: {error}");
@@ -101,14 +100,20 @@ impl Fleet {
             tokio::time::sleep(limits::MODEL_RETRY_INTERVAL).await;
         }
     }
+}
 
-    /// The epochs of the plans that the journal holds.
-    pub(super) fn epochs(&self, id: DeploymentId) -> BTreeMap<Replica, Epoch> {
-        self.shared.journal.read(|s| {
-            s.plans()
-                .filter(|p| p.deployment == id)
-                .map(|p| (p.replica, p.epoch))
-                .collect()
-        })
+/// Models opened by those who put them, so that nobody opens them twice.
+pub(super) type OpenedModels = Mutex<Vec<(ModelRef, Arc<Manifest>)>>;
+
+/// Takes the model from the hand when it is dropped.
+pub(super) struct AtHand<'a> {
+    opened: &'a OpenedModels,
+    manifest: Arc<Manifest>,
+}
+
+impl Drop for AtHand<'_> {
+    fn drop(&mut self) {
+        let mut all = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(_, manifest)| !Arc::ptr_eq(manifest, &self.manifest));
     }
 }

@@ -1,12 +1,22 @@
 //! Decides what the fleet does next: which replica to plan, what to assign, release and probe.
 //! Pure: events and the time go in, effects come out; `fleet::Fleet` performs them.
 //!
+//! Every coordinator runs it. All follow the plans in the replicated state and know from the workers'
+//! reports which replicas serve; the leader alone plans, ends epochs and gives orders. Whoever begins
+//! to lead (or starts) adopts what runs: no order goes to a worker that reports the plan's epoch.
+//!
 //! What it keeps true: a worker runs a rank of one replica at most; an assignment goes out only
-//! after its plan is in the journal; a replica is ready only while tokens really come through every
+//! after its plan is in the state; a replica is ready only while tokens really come through every
 //! stage of it; after a failure a replica is planned again as soon as enough workers are there, at
 //! growing intervals where it keeps failing.
 //!
-//! Neighbours: `placement` makes plans; `slot` keeps one replica's life; `carry` follows `routes`.
+//! Neighbours: `placement` makes plans; `slot` keeps one replica's life; `follow` feeds the state;
+//! `carry` follows `routes`.
+
+mod adopt;
+mod events;
+
+pub use events::{ConnectionId, Effect, Event, ReplicaKey, Route};
 
 use super::slot::{Phase, Running, Slot};
 use crate::placement::{Candidate, plan_replica};
@@ -17,124 +27,38 @@ use trireme_shared::api::ReplicaReport;
 use trireme_shared::ids::{DeploymentId, Epoch, Replica, WorkerId};
 use trireme_shared::limits;
 use trireme_shared::model::Manifest;
-use trireme_shared::plan::{Assignment, DeploymentSpec, ReplicaPlan};
+use trireme_shared::plan::DeploymentSpec;
 use trireme_shared::wire::control::RankReport;
 
-/// A replica of a deployment.
-pub type ReplicaKey = (DeploymentId, Replica);
-
-/// Numbers the connections of this process, so that a late "lost" is not taken for the new one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ConnectionId(pub u64);
-
-/// What happened.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A deployment was put, or found in the journal at start, and its model opened. `epochs` are
-    /// those of the plans the journal holds for it.
-    Deployed {
-        id: DeploymentId,
-        spec: DeploymentSpec,
-        manifest: Arc<Manifest>,
-        epochs: BTreeMap<Replica, Epoch>,
-    },
-    /// A deployment's model cannot be opened (yet).
-    ModelUnavailable {
-        id: DeploymentId,
-        spec: DeploymentSpec,
-        reason: String,
-    },
-    WorkerConnected {
-        candidate: Candidate,
-        connection: ConnectionId,
-    },
-    WorkerLost {
-        worker: WorkerId,
-        connection: ConnectionId,
-        reason: String,
-    },
-    Ranks {
-        worker: WorkerId,
-        reports: Vec<RankReport>,
-    },
-    /// The journal holds the plan; its epoch is set.
-    Planned { attempt: u64, plan: ReplicaPlan },
-    PlanRefused {
-        attempt: u64,
-        key: ReplicaKey,
-        current: Option<Epoch>,
-        reason: String,
-    },
-    ProbeEnded {
-        key: ReplicaKey,
-        epoch: Epoch,
-        result: Result<(), String>,
-    },
-    /// A stream of this epoch brought a token.
-    TokensSeen { key: ReplicaKey, epoch: Epoch },
-    /// Time went on.
-    Tick,
-}
-
-/// What to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Effect {
-    /// Propose this plan; answer with `Planned` or `PlanRefused` of the same attempt.
-    Commit {
-        attempt: u64,
-        plan: Box<ReplicaPlan>,
-        previous: Option<Epoch>,
-    },
-    Assign {
-        worker: WorkerId,
-        assignment: Box<Assignment>,
-    },
-    Release {
-        worker: WorkerId,
-        deployment: DeploymentId,
-        replica: Replica,
-        epoch: Epoch,
-    },
-    /// Ask the driver for one token; answer with `ProbeEnded`.
-    Probe { route: Route },
-    /// To be logged.
-    Up { key: ReplicaKey, epoch: Epoch },
-    /// To be logged.
-    Down {
-        key: ReplicaKey,
-        epoch: Epoch,
-        reason: String,
-    },
-}
-
-/// Where a replica's driver is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    pub key: ReplicaKey,
-    pub epoch: Epoch,
-    pub driver: WorkerId,
-    pub address: String,
-    /// New sequences may go there. A route that is not ready still carries its running ones.
-    pub ready: bool,
-}
+/// What a follower's replicas without a plan wait for.
+const BY_LEADER: &str = "its plan by the leading coordinator";
 
 struct Worker {
     candidate: Candidate,
     connection: ConnectionId,
     /// When it last said anything.
     heard_at: Instant,
+    /// It has reported over this connection.
+    spoke: bool,
 }
 
 struct Deployed {
     spec: DeploymentSpec,
-    /// `None` while the model cannot be opened.
+    /// `None` while the model is not open.
     manifest: Option<Arc<Manifest>>,
+    /// What is waited for then.
     unavailable: String,
 }
 
 /// The reconciler's core.
 #[derive(Default)]
 pub struct Reconciler {
+    /// The group's, as this coordinator knows it.
+    term: u64,
+    /// Since when this coordinator leads, or leads again after it stood still; `None` while it
+    /// follows.
+    leads_since: Option<Instant>,
+    last_event: Option<Instant>,
     workers: BTreeMap<WorkerId, Worker>,
     deployments: BTreeMap<DeploymentId, Deployed>,
     slots: BTreeMap<ReplicaKey, Slot>,
@@ -148,23 +72,26 @@ pub struct Reconciler {
 impl Reconciler {
     pub fn on(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         let mut effects = Vec::new();
+        let last = self.last_event.replace(now);
+        let stood_still =
+            last.is_some_and(|at| now.saturating_duration_since(at) >= limits::PEER_SILENCE_MAX);
+        if let (true, Some(since)) = (stood_still, &mut self.leads_since) {
+            // Stopped or suspended: it lost its workers by its own fault, or leads no more.
+            *since = now;
+        }
         match event {
-            Event::Deployed {
-                id,
-                spec,
-                manifest,
-                epochs,
-            } => self.deployed(
-                id,
-                spec,
-                Some(manifest),
-                String::new(),
-                &epochs,
-                &mut effects,
-            ),
-            Event::ModelUnavailable { id, spec, reason } => {
-                self.deployed(id, spec, None, reason, &BTreeMap::new(), &mut effects);
+            Event::Leading { term, leads } => self.leading(term, leads, now, &mut effects),
+            Event::Deployed { id, spec } => self.deployed(id, spec, &mut effects),
+            Event::Undeployed { id } => {
+                self.deployments.remove(&id);
+                self.drop_slots(id, "its deployment was removed", &mut effects);
+                self.look_again = true;
             }
+            Event::ModelOpened { id, spec, manifest } => {
+                self.opened(id, &spec, Ok(manifest));
+            }
+            Event::ModelUnavailable { id, spec, reason } => self.opened(id, &spec, Err(reason)),
+            Event::Plan { plan } => self.plan(*plan, now, &mut effects),
             Event::WorkerConnected {
                 candidate,
                 connection,
@@ -175,7 +102,6 @@ impl Reconciler {
                 reason,
             } => self.lost(worker, connection, &reason, now, &mut effects),
             Event::Ranks { worker, reports } => self.ranks(worker, reports, now, &mut effects),
-            Event::Planned { attempt, plan } => self.planned(attempt, plan, now, &mut effects),
             Event::PlanRefused {
                 attempt,
                 key,
@@ -185,7 +111,7 @@ impl Reconciler {
                 if let Some(slot) = self.slots.get_mut(&key)
                     && slot.is_committing(attempt)
                 {
-                    slot.epoch = current;
+                    slot.epoch = slot.epoch.max(current);
                     slot.failed(format!("its plan was refused: {reason}"), now);
                 }
             }
@@ -237,37 +163,51 @@ impl Reconciler {
         }
     }
 
-    fn deployed(
-        &mut self,
-        id: DeploymentId,
-        spec: DeploymentSpec,
-        manifest: Option<Arc<Manifest>>,
-        unavailable: String,
-        epochs: &BTreeMap<Replica, Epoch>,
-        effects: &mut Vec<Effect>,
-    ) {
-        self.look_again = true;
-        let same = self.deployments.get(&id).is_some_and(|d| d.spec == spec);
-        if !same {
-            let keys: Vec<_> = self.slots_of(id).map(|(key, _)| *key).collect();
-            for key in keys {
-                if let Some(slot) = self.slots.remove(&key) {
-                    self.release(key, &slot, "its deployment was replaced", effects);
-                }
-            }
+    /// What this core knows of a deployment.
+    pub fn spec(&self, id: DeploymentId) -> Option<&DeploymentSpec> {
+        self.deployments.get(&id).map(|d| &d.spec)
+    }
+
+    fn deployed(&mut self, id: DeploymentId, spec: DeploymentSpec, effects: &mut Vec<Effect>) {
+        if self.spec(id) == Some(&spec) {
+            return;
         }
+        self.look_again = true;
+        self.drop_slots(id, "its deployment was replaced", effects);
         for replica in (0..spec.replicas).map(Replica) {
-            let slot = self.slots.entry((id, replica)).or_default();
-            if let (Some(epoch), Phase::Waiting { .. }) = (epochs.get(&replica), &slot.phase) {
-                slot.epoch = Some(*epoch);
-            }
+            self.slots.insert((id, replica), Slot::default());
         }
         let deployed = Deployed {
             spec,
-            manifest,
-            unavailable,
+            manifest: None,
+            unavailable: "its model to be opened".into(),
         };
         self.deployments.insert(id, deployed);
+    }
+
+    fn drop_slots(&mut self, id: DeploymentId, reason: &str, effects: &mut Vec<Effect>) {
+        let keys: Vec<_> = self.slots_of(id).map(|(key, _)| *key).collect();
+        for key in keys {
+            if let Some(slot) = self.slots.remove(&key) {
+                self.release(key, &slot, reason, effects);
+            }
+        }
+    }
+
+    /// Of a spec that was replaced meanwhile it is old news.
+    fn opened(
+        &mut self,
+        id: DeploymentId,
+        spec: &DeploymentSpec,
+        model: Result<Arc<Manifest>, String>,
+    ) {
+        if let Some(deployed) = self.deployments.get_mut(&id).filter(|d| d.spec == *spec) {
+            self.look_again = true;
+            match model {
+                Ok(manifest) => deployed.manifest = Some(manifest),
+                Err(reason) => deployed.unavailable = reason,
+            }
+        }
     }
 
     fn connected(
@@ -278,18 +218,16 @@ impl Reconciler {
         effects: &mut Vec<Effect>,
     ) {
         let id = candidate.worker;
-        if self.workers.contains_key(&id) {
-            // It is a new process, or the old connection broke unseen: its rank is of no use.
-            self.drop_worker(id, "reconnected", now, effects);
-        }
         let worker = Worker {
             candidate,
             connection,
             heard_at: now,
+            spoke: false,
         };
         self.workers.insert(id, worker);
         self.last_connect = Some(now);
         self.look_again = true;
+        self.out_of_sight(id, None, now, effects);
     }
 
     fn lost(
@@ -302,31 +240,9 @@ impl Reconciler {
     ) {
         let current = self.workers.get(&worker).map(|w| w.connection);
         if current == Some(connection) {
-            self.drop_worker(worker, reason, now, effects);
-        }
-    }
-
-    fn drop_worker(
-        &mut self,
-        worker: WorkerId,
-        reason: &str,
-        now: Instant,
-        effects: &mut Vec<Effect>,
-    ) {
-        self.workers.remove(&worker);
-        let hit: Vec<_> = self
-            .slots
-            .iter()
-            .filter(|(_, slot)| slot.uses(worker))
-            .map(|(key, _)| *key)
-            .collect();
-        for key in hit {
-            let reason = format!("worker {worker} was lost: {reason}");
-            self.down(key, reason, now, effects);
-            // The culprit is known and gone: the survivors need not prove that they live.
-            if let Some(slot) = self.slots.get_mut(&key) {
-                slot.failed_at = None;
-            }
+            self.workers.remove(&worker);
+            self.look_again = true;
+            self.out_of_sight(worker, Some(reason), now, effects);
         }
     }
 
@@ -341,70 +257,41 @@ impl Reconciler {
             return;
         };
         known.heard_at = now;
+        known.spoke = true;
         self.look_again |= self.slots.values().any(|slot| slot.failed_at.is_some());
         let busy = self.slots.values().any(|slot| slot.uses(worker));
+        let mut silent: BTreeSet<ReplicaKey> = self.running_on(worker).into_iter().collect();
         for report in reports {
             let key = (report.deployment, report.replica);
             let epoch = report.epoch;
-            let Some(running) = self.running(key, epoch) else {
-                // Left over from an epoch that ended while this worker was away.
-                if !busy {
-                    effects.push(Effect::Release {
-                        worker,
-                        deployment: report.deployment,
-                        replica: report.replica,
-                        epoch,
-                    });
+            if let Some(running) = self.running(key, epoch) {
+                silent.remove(&key);
+                let was_up = running.all_ready();
+                running.report(worker, report, now);
+                if !was_up && running.all_ready() && running.probe_sent.is_none() {
+                    running.probe_now(now, key, effects);
                 }
-                continue;
-            };
-            let was_up = running.all_ready();
-            match running.report(worker, report, now) {
-                Some(reason) => self.down(key, format!("worker {worker}: {reason}"), now, effects),
-                None if !was_up && running.all_ready() => running.probe_now(now, key, effects),
-                None => {}
+                self.adopt(key, None, now, effects);
+            } else if let Some(term) = self.term_if_leading()
+                && !busy
+                && self.is_over(key, epoch)
+            {
+                // Left over from an epoch that ended while this worker was away.
+                effects.push(Effect::Release {
+                    worker,
+                    term,
+                    deployment: key.0,
+                    replica: key.1,
+                    epoch,
+                });
             }
         }
-    }
-
-    fn planned(
-        &mut self,
-        attempt: u64,
-        plan: ReplicaPlan,
-        now: Instant,
-        effects: &mut Vec<Effect>,
-    ) {
-        let key = (plan.deployment, plan.replica);
-        let here = |worker| self.workers.contains_key(&worker);
-        let missing = plan.ranks.iter().map(|r| r.worker).find(|w| !here(*w));
-        let Some(slot) = self.slots.get_mut(&key) else {
-            return;
-        };
-        if !slot.is_committing(attempt) {
-            // A worker was lost meanwhile. Only the epoch matters now.
-            slot.epoch = slot.epoch.max(Some(plan.epoch));
-            return;
+        for key in silent {
+            if let Some(Phase::Running(running)) = self.slots.get_mut(&key).map(|s| &mut s.phase) {
+                running.absent(worker);
+            }
+            self.adopt(key, None, now, effects);
         }
-        assert!(
-            slot.epoch.is_none_or(|old| old < plan.epoch),
-            "an epoch only grows"
-        );
-        slot.epoch = Some(plan.epoch);
-        if let Some(worker) = missing {
-            slot.failed(format!("worker {worker} was lost"), now);
-            self.look_again = true;
-            return;
-        }
-        for (index, rank) in plan.ranks.iter().enumerate() {
-            effects.push(Effect::Assign {
-                worker: rank.worker,
-                assignment: Box::new(Assignment {
-                    plan: plan.clone(),
-                    index: index as u16,
-                }),
-            });
-        }
-        slot.phase = Phase::Running(Box::new(Running::new(plan, now)));
     }
 
     fn probe_ended(
@@ -415,6 +302,7 @@ impl Reconciler {
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
+        let leads = self.leads_since.is_some();
         let Some(running) = self.running(key, epoch) else {
             return;
         };
@@ -426,23 +314,25 @@ impl Reconciler {
                 }
                 running.token_seen(now);
             }
-            Err(reason) if running.ready_since.is_none() => {
+            Err(reason) if leads && running.is_unproven() => {
                 let reason = format!("its first token did not come: {reason}");
                 self.down(key, reason, now, effects);
             }
-            // It worked before: asked again soon, and given up by `REPLICA_STUCK_MAX`.
+            // It may work for others: asked again soon, and given up by `REPLICA_STUCK_MAX`.
             Err(_) => running.probe_failed_at = Some(now),
         }
     }
 
     fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         self.look_again = true;
+        self.adopt_all(now, effects);
+        let since = self.leads_since;
         let mut stuck = Vec::new();
         for (key, slot) in &mut self.slots {
             let Phase::Running(running) = &mut slot.phase else {
                 continue;
             };
-            if let Some(reason) = running.overdue(now) {
+            if let Some(reason) = since.and_then(|since| running.overdue(now, since)) {
                 stuck.push((*key, reason));
             } else if running.probe_due(now) {
                 running.probe_now(now, *key, effects);
@@ -453,12 +343,13 @@ impl Reconciler {
         }
     }
 
-    /// Ends a replica's epoch, and tells the workers that are still there.
+    /// Ends a replica's epoch, as leader, and tells the workers that are still there.
     fn down(&mut self, key: ReplicaKey, reason: String, now: Instant, effects: &mut Vec<Effect>) {
         let Some(mut slot) = self.slots.remove(&key) else {
             return;
         };
         self.release(key, &slot, &reason, effects);
+        slot.ended = slot.epoch;
         slot.failed(reason, now);
         self.slots.insert(key, slot);
         self.look_again = true;
@@ -474,10 +365,14 @@ impl Reconciler {
             epoch,
             reason: reason.to_owned(),
         });
+        let Some(term) = self.term_if_leading() else {
+            return;
+        };
         for rank in &running.plan.ranks {
             if self.workers.contains_key(&rank.worker) {
                 effects.push(Effect::Release {
                     worker: rank.worker,
+                    term,
                     deployment: key.0,
                     replica: key.1,
                     epoch,
@@ -523,6 +418,7 @@ impl Reconciler {
                 .map(|w| w.candidate.clone())
                 .collect();
             match plan_replica(manifest, &deployed.spec, key.0, key.1, &free) {
+                Ok(_) if self.leads_since.is_none() => BY_LEADER.clone_into(why),
                 Ok(_) if settling => "more workers to connect".clone_into(why),
                 Ok(plan) => {
                     used.extend(plan.ranks.iter().map(|r| r.worker));

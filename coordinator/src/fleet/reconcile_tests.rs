@@ -3,12 +3,13 @@
 use super::*;
 use crate::placement::tests::{manifest, spec, worker};
 use std::time::Duration;
+use trireme_shared::plan::ReplicaPlan;
 use trireme_shared::wire::control::RankState;
 
 const D: DeploymentId = DeploymentId(1);
 const KEY: ReplicaKey = (D, Replica(0));
 
-/// A fleet whose journal takes every plan at once.
+/// A fleet whose state takes every plan at once. Its coordinator has led for long.
 struct Scene {
     core: Reconciler,
     now: Instant,
@@ -29,13 +30,53 @@ impl Scene {
             effects: Vec::new(),
             refuse_plans: false,
         };
-        scene.on(Event::Deployed {
-            id: D,
-            spec: spec(tp, pp, replicas),
-            manifest: Arc::new(manifest()),
-            epochs: BTreeMap::new(),
-        });
+        scene.deploy(spec(tp, pp, replicas));
+        scene.lead(1);
+        scene.after(limits::LEADER_SETTLE);
         scene
+    }
+
+    /// Another coordinator of the same cluster, which has seen nothing yet but the state: `plans`.
+    fn beside(&self, plans: &[ReplicaPlan]) -> Self {
+        let mut other = Self {
+            core: Reconciler::default(),
+            now: self.now,
+            epoch: self.epoch,
+            connections: 0,
+            effects: Vec::new(),
+            refuse_plans: false,
+        };
+        other.deploy(self.core.spec(D).unwrap().clone());
+        for plan in plans {
+            let plan = Box::new(plan.clone());
+            other.on(Event::Plan { plan });
+        }
+        other
+    }
+
+    fn deploy(&mut self, spec: DeploymentSpec) {
+        let deployed = Event::Deployed {
+            id: D,
+            spec: spec.clone(),
+        };
+        self.on(deployed);
+        let manifest = Arc::new(manifest());
+        self.on(Event::ModelOpened {
+            id: D,
+            spec,
+            manifest,
+        });
+    }
+
+    fn lead(&mut self, term: u64) {
+        self.on(Event::Leading { term, leads: true });
+    }
+
+    fn plan(&self) -> ReplicaPlan {
+        match &self.core.slots[&KEY].phase {
+            Phase::Running(running) => running.plan.clone(),
+            _ => panic!("not planned: {}", self.why()),
+        }
     }
 
     fn on(&mut self, event: Event) {
@@ -65,12 +106,17 @@ impl Scene {
         self.epoch += 1;
         let mut plan = plan.clone();
         plan.epoch = Epoch(self.epoch);
-        Event::Planned { attempt, plan }
+        let plan = Box::new(plan);
+        Event::Plan { plan }
     }
 
+    /// Lets time go on, in steps of a process that runs.
     fn after(&mut self, wait: Duration) -> &mut Self {
-        self.now += wait;
-        self.on(Event::Tick);
+        let end = self.now + wait;
+        while self.now < end {
+            self.now = end.min(self.now + seconds(1));
+            self.on(Event::Tick);
+        }
         self
     }
 
@@ -125,7 +171,9 @@ impl Scene {
     /// Workers with an assignment, in order of assigning; forgets all effects.
     fn take_assigned(&mut self) -> Vec<(u32, u64)> {
         let of = |e: Effect| match e {
-            Effect::Assign { worker, assignment } => Some((worker.0, assignment.plan.epoch.0)),
+            Effect::Assign {
+                worker, assignment, ..
+            } => Some((worker.0, assignment.plan.epoch.0)),
             _ => None,
         };
         self.effects.drain(..).filter_map(of).collect()
@@ -206,6 +254,7 @@ fn a_worker_lost_while_loading_is_replaced_at_once_by_a_spare() {
     // The survivor is released from epoch 1 before epoch 2 starts on it.
     let release = Effect::Release {
         worker: WorkerId(2),
+        term: 1,
         deployment: D,
         replica: Replica(0),
         epoch: Epoch(1),
@@ -239,10 +288,12 @@ fn a_worker_lost_while_ready_and_back_again_gets_a_new_epoch() {
 fn a_late_loss_of_an_older_connection_is_not_the_newer_ones() {
     let (mut s, a, _) = Scene::two_ready();
     s.connect(1);
-    assert_eq!(s.take_assigned(), [(1, 2), (2, 2)]);
+    assert!(!s.ready(), "nobody knows yet what it runs");
+    s.report(1, 1, RankState::Ready);
     s.lose(1, a);
+    assert!(s.ready());
     assert_eq!(s.take_assigned(), []);
-    assert_eq!(s.core.replicas(D, s.now)[0].epoch, Some(Epoch(2)));
+    assert_eq!(s.core.replicas(D, s.now)[0].epoch, Some(Epoch(1)));
 }
 
 #[test]
@@ -360,16 +411,10 @@ fn a_first_token_that_does_not_come_fails_the_replica() {
 #[test]
 fn another_spec_replaces_every_replica_and_the_same_one_none() {
     let (mut s, ..) = Scene::two_ready();
-    let put = |spec| Event::Deployed {
-        id: D,
-        spec,
-        manifest: Arc::new(manifest()),
-        epochs: BTreeMap::new(),
-    };
-    s.on(put(spec(2, 1, 1)));
+    s.deploy(spec(2, 1, 1));
     assert!(s.ready());
     assert!(s.effects.is_empty());
-    s.on(put(spec(1, 1, 2)));
+    s.deploy(spec(1, 1, 2));
     let released = |e: &&Effect| matches!(e, Effect::Release { .. });
     assert_eq!(s.effects.iter().filter(released).count(), 2);
     assert_eq!(s.take_assigned(), [(1, 2), (2, 3)]);
@@ -425,4 +470,226 @@ fn a_worker_that_still_runs_an_old_epoch_is_told_to_stop() {
         )
     };
     assert_eq!(s.effects.iter().filter(released).count(), 1);
+}
+
+fn orders(scene: &Scene) -> usize {
+    let order = |e: &&Effect| matches!(e, Effect::Assign { .. } | Effect::Release { .. });
+    scene.effects.iter().filter(order).count()
+}
+
+/// A follower beside the leader of `two_ready`, with the same workers.
+fn follower(leader: &Scene) -> (Scene, ConnectionId, ConnectionId) {
+    let mut s = leader.beside(&[leader.plan()]);
+    let (a, b) = (s.connect(1), s.connect(2));
+    s.report(1, 1, RankState::Ready);
+    assert!(!s.ready());
+    s.report(2, 1, RankState::Ready);
+    assert_eq!(s.probes(), 1);
+    s.probe_ok();
+    assert!(s.ready());
+    assert_eq!(s.core.routes(s.now), leader.core.routes(leader.now));
+    assert_eq!(orders(&s), 0);
+    s.effects.clear();
+    (s, a, b)
+}
+
+#[test]
+fn a_follower_knows_the_routes_and_gives_no_orders() {
+    let (leader, ..) = Scene::two_ready();
+    let (mut s, a, _) = follower(&leader);
+    // A worker that this coordinator alone does not see: nothing new goes there, nothing is cut.
+    s.lose(1, a);
+    assert!(!s.ready());
+    assert!(!s.core.routes(s.now)[0].ready);
+    assert!(s.why().contains("w1 to report again"), "{}", s.why());
+    s.after(seconds(30));
+    s.connect(1);
+    s.report(1, 1, RankState::Ready);
+    s.probe_ok();
+    assert!(s.ready());
+    // Failures and leftovers are the leader's to see to.
+    s.connect(3);
+    s.report(3, 77, RankState::Ready);
+    s.report(2, 1, failed());
+    s.after(seconds(100));
+    s.alive(1);
+    assert!(!s.ready());
+    assert_eq!(orders(&s), 0);
+    let commits = |e: &&Effect| matches!(e, Effect::Commit { .. } | Effect::Down { .. });
+    assert_eq!(s.effects.iter().filter(commits).count(), 0);
+    // The leader plans anew; its plan comes by the state, and an older one is old news.
+    let mut plan = leader.plan();
+    plan.epoch = Epoch(2);
+    s.on(Event::Plan {
+        plan: Box::new(plan),
+    });
+    s.on(Event::Plan {
+        plan: Box::new(leader.plan()),
+    });
+    s.report(1, 2, RankState::Ready);
+    s.report(2, 2, RankState::Ready);
+    assert_eq!(s.core.routes(s.now)[0].epoch, Epoch(2));
+    assert_eq!(orders(&s), 0);
+}
+
+#[test]
+fn a_follower_that_takes_over_changes_nothing_that_runs() {
+    let (leader, ..) = Scene::two_ready();
+    let (mut s, _, b) = follower(&leader);
+    s.lead(2);
+    s.after(seconds(60));
+    assert!(s.core.routes(s.now)[0].epoch == Epoch(1));
+    assert_eq!(orders(&s), 0);
+    // From now on it is the one that acts, in its own term.
+    s.lose(2, b);
+    let release = Effect::Release {
+        worker: WorkerId(1),
+        term: 2,
+        deployment: D,
+        replica: Replica(0),
+        epoch: Epoch(1),
+    };
+    assert!(s.effects.contains(&release));
+    s.connect(2);
+    s.epoch = 1;
+    s.after(seconds(1));
+    assert_eq!(s.take_assigned(), [(1, 2), (2, 2)]);
+}
+
+#[test]
+fn a_restarted_coordinator_adopts_what_runs() {
+    let (before, ..) = Scene::two_ready();
+    let mut s = before.beside(&[before.plan()]);
+    s.lead(2);
+    s.connect(1);
+    s.report(1, 1, RankState::Ready);
+    // Worker 2 is slow to notice: it is waited for.
+    s.after(limits::LEADER_SETTLE - Duration::from_millis(1));
+    s.connect(2);
+    s.report(2, 1, RankState::Ready);
+    s.probe_ok();
+    s.after(seconds(10));
+    assert!(s.ready());
+    assert_eq!(s.core.replicas(D, s.now)[0].epoch, Some(Epoch(1)));
+    assert_eq!(orders(&s), 0);
+}
+
+#[test]
+fn a_probe_that_fails_on_an_adopted_replica_does_not_end_it() {
+    let (before, ..) = Scene::two_ready();
+    let (mut s, ..) = follower(&before);
+    s = s.beside(&[before.plan()]);
+    s.lead(2);
+    for worker in [1, 2] {
+        s.connect(worker);
+        s.report(worker, 1, RankState::Ready);
+    }
+    let result = Err("its waiting room is full".into());
+    s.on(Event::ProbeEnded {
+        key: KEY,
+        epoch: Epoch(1),
+        result,
+    });
+    assert_eq!(s.probes(), 1);
+    s.after(limits::REPLAN_BACKOFF_MIN);
+    assert_eq!(s.probes(), 2, "asked again");
+    assert_eq!(orders(&s), 0);
+}
+
+#[test]
+fn a_new_leader_plans_around_a_worker_that_is_really_gone() {
+    let (before, ..) = Scene::two_ready();
+    let mut s = before.beside(&[before.plan()]);
+    s.lead(2);
+    for worker in [1, 3] {
+        s.connect(worker);
+    }
+    s.report(1, 1, RankState::Ready);
+    s.after(limits::LEADER_SETTLE - Duration::from_millis(1));
+    assert_eq!(s.take_assigned(), []);
+    s.after(Duration::from_millis(1));
+    assert!(s.effects.iter().any(|e| matches!(e, Effect::Down { .. })));
+    assert_eq!(s.take_assigned(), [(1, 2), (3, 2)]);
+}
+
+#[test]
+fn a_worker_that_came_back_as_another_process_ends_the_epoch_at_once() {
+    let (before, ..) = Scene::two_ready();
+    let mut s = before.beside(&[before.plan()]);
+    s.lead(2);
+    s.connect(1);
+    let mut candidate = worker(2, "a");
+    candidate.address = "10.9.9.9:9".into();
+    let connection = ConnectionId(9);
+    s.on(Event::WorkerConnected {
+        candidate,
+        connection,
+    });
+    assert!(s.effects.iter().any(|e| matches!(e, Effect::Down { .. })));
+}
+
+#[test]
+fn a_new_leader_hands_out_a_plan_that_the_last_one_could_not() {
+    let (before, ..) = Scene::two_ready();
+    let mut s = before.beside(&[before.plan()]);
+    for worker in [1, 2] {
+        s.connect(worker);
+    }
+    s.report(1, 1, RankState::Ready);
+    s.alive(2);
+    s.lead(2);
+    assert_eq!(s.take_assigned(), [(2, 1)], "the same epoch");
+    // Its next heartbeat may have been on the way before the order was.
+    s.alive(2);
+    s.after(seconds(1));
+    assert_eq!(s.take_assigned(), []);
+    s.report(2, 1, RankState::Ready);
+    s.probe_ok();
+    assert!(s.ready());
+    // A rank that ran and is not reported any more is gone.
+    s.alive(2);
+    assert!(s.effects.iter().any(|e| matches!(e, Effect::Down { .. })));
+}
+
+#[test]
+fn a_leader_that_is_deposed_follows_what_it_had_given_up() {
+    let (mut s, a, _) = Scene::two_ready();
+    let plan = s.plan();
+    s.lose(1, a);
+    // The state goes on telling the plan, which this leader has ended.
+    s.on(Event::Plan {
+        plan: Box::new(plan.clone()),
+    });
+    assert!(s.why().contains("needs 1 more"), "{}", s.why());
+    s.on(Event::Leading {
+        term: 2,
+        leads: false,
+    });
+    s.on(Event::Plan {
+        plan: Box::new(plan),
+    });
+    s.effects.clear();
+    s.connect(1);
+    s.report(1, 1, RankState::Ready);
+    s.report(2, 1, RankState::Ready);
+    s.probe_ok();
+    assert!(s.ready(), "the new leader saw no failure");
+    assert_eq!(orders(&s), 0);
+}
+
+#[test]
+fn a_coordinator_that_stood_still_gives_its_workers_time_to_come_back() {
+    let (mut s, a, b) = Scene::two_ready();
+    // It was stopped or its machine suspended; all connections are dead.
+    s.now += seconds(20);
+    s.lose(1, a);
+    s.lose(2, b);
+    s.after(seconds(2));
+    s.connect(1);
+    s.connect(2);
+    s.report(1, 1, RankState::Ready);
+    s.report(2, 1, RankState::Ready);
+    s.probe_ok();
+    assert!(s.ready());
+    assert_eq!(orders(&s), 0);
 }

@@ -1,7 +1,7 @@
-//! The life of one replica: waiting for a plan, its plan on the way to the journal, running.
+//! The life of one replica: waiting for a plan, its plan on the way to the state, running.
 //! Pure; `reconcile` owns the slots and moves them.
 
-use super::reconcile::{Effect, ReplicaKey, Route};
+use super::reconcile::{ConnectionId, Effect, ReplicaKey, Route};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use trireme_shared::api::ReplicaReport;
@@ -25,8 +25,10 @@ pub(super) enum Phase {
 
 pub(super) struct Slot {
     pub(super) phase: Phase,
-    /// Of the newest plan in the journal.
+    /// Of the newest plan in the state.
     pub(super) epoch: Option<Epoch>,
+    /// The newest epoch that this coordinator ended, as leader; the state has it until the next plan.
+    pub(super) ended: Option<Epoch>,
     /// In a row.
     failures: u32,
     pub(super) retry_at: Option<Instant>,
@@ -43,6 +45,7 @@ impl Default for Slot {
                 why: "workers to connect".into(),
             },
             epoch: None,
+            ended: None,
             failures: 0,
             retry_at: None,
             failed_at: None,
@@ -51,11 +54,13 @@ impl Default for Slot {
     }
 }
 
-/// A replica whose plan was handed out.
+/// A replica whose plan is in the state, as this coordinator sees it.
 pub(super) struct Running {
     pub(super) plan: ReplicaPlan,
+    /// This coordinator made the plan, and hands it out; others' plans are adopted as they run.
+    own: bool,
     /// In the order of `plan.ranks`.
-    ranks: Vec<RankState>,
+    ranks: Vec<SeenRank>,
     stats: Option<EngineStats>,
     /// When a rank last got further, before all were ready; when the last became ready, after.
     progress_at: Instant,
@@ -63,6 +68,25 @@ pub(super) struct Running {
     last_token: Option<Instant>,
     pub(super) probe_sent: Option<Instant>,
     pub(super) probe_failed_at: Option<Instant>,
+}
+
+/// One rank, from its worker's reports to this coordinator.
+struct SeenRank {
+    state: RankState,
+    /// Reported under this epoch over the worker's present connection.
+    here: bool,
+    /// Reported under this epoch before.
+    known: bool,
+    /// The connection over which it was last assigned.
+    assigned: Option<ConnectionId>,
+}
+
+/// What the leader has to do about a rank.
+pub(super) enum Need {
+    Nothing,
+    Assign,
+    /// It ran and does not any more.
+    Replan,
 }
 
 impl Slot {
@@ -121,7 +145,7 @@ impl Slot {
         let waiting_for = match &self.phase {
             Phase::Waiting { why } => Some(why.clone()),
             Phase::Committing { .. } => Some("its plan to be recorded".into()),
-            Phase::Running(_) => None,
+            Phase::Running(running) => running.missing(),
         };
         ReplicaReport {
             replica,
@@ -132,7 +156,7 @@ impl Slot {
                 nonce: [0; 16],
                 ..r.plan.clone()
             }),
-            ranks: running.map(|r| r.ranks.clone()).unwrap_or_default(),
+            ranks: running.map(|r| r.states()).unwrap_or_default(),
             stats: running.and_then(|r| r.stats),
         }
     }
@@ -152,14 +176,21 @@ fn backoff(failures: u32) -> Duration {
 }
 
 impl Running {
-    pub(super) fn new(plan: ReplicaPlan, now: Instant) -> Self {
-        let unreported = RankState::Fetching {
-            done_bytes: 0,
-            total_bytes: 0,
+    /// `own`: this coordinator made the plan.
+    pub(super) fn new(plan: ReplicaPlan, own: bool, now: Instant) -> Self {
+        let unreported = || SeenRank {
+            state: RankState::Fetching {
+                done_bytes: 0,
+                total_bytes: 0,
+            },
+            here: false,
+            known: false,
+            assigned: None,
         };
         Self {
-            ranks: vec![unreported; plan.ranks.len()],
+            ranks: plan.ranks.iter().map(|_| unreported()).collect(),
             plan,
+            own,
             stats: None,
             progress_at: now,
             ready_since: None,
@@ -170,28 +201,87 @@ impl Running {
     }
 
     pub(super) fn all_ready(&self) -> bool {
-        self.ranks.iter().all(|state| *state == RankState::Ready)
+        let ready = |rank: &SeenRank| rank.here && rank.state == RankState::Ready;
+        self.ranks.iter().all(ready)
     }
 
-    /// Takes one rank's report; gives the reason if that rank gave up.
-    pub(super) fn report(
-        &mut self,
-        worker: WorkerId,
-        report: RankReport,
-        now: Instant,
-    ) -> Option<String> {
+    /// A first token that does not come is the plan's fault: nobody else uses it yet.
+    pub(super) fn is_unproven(&self) -> bool {
+        self.own && self.ready_since.is_none()
+    }
+
+    fn rank_of(&mut self, worker: WorkerId) -> Option<(usize, &mut SeenRank)> {
         let index = self.plan.ranks.iter().position(|r| r.worker == worker)?;
+        Some((index, self.ranks.get_mut(index)?))
+    }
+
+    /// Takes one rank's report.
+    pub(super) fn report(&mut self, worker: WorkerId, report: RankReport, now: Instant) {
+        let Some((index, rank)) = self.rank_of(worker) else {
+            return;
+        };
+        rank.here = true;
+        rank.known = true;
+        let changed = rank.state != report.state;
+        rank.state = report.state;
+        if changed {
+            self.progress_at = now;
+        }
         if index == 0 && report.stats.is_some() {
             self.stats = report.stats;
         }
-        let old = std::mem::replace(&mut self.ranks[index], report.state);
-        if let RankState::Failed { reason } = &self.ranks[index] {
-            return Some(reason.clone());
+    }
+
+    /// The worker does not say (any more) that it runs its rank.
+    pub(super) fn absent(&mut self, worker: WorkerId) {
+        if let Some((_, rank)) = self.rank_of(worker) {
+            rank.here = false;
         }
-        if old != self.ranks[index] {
-            self.progress_at = now;
+    }
+
+    /// The first rank that gave up, and why.
+    pub(super) fn gave_up(&self) -> Option<String> {
+        let placed = self.plan.ranks.iter().zip(&self.ranks);
+        placed
+            .filter_map(|(placement, rank)| match &rank.state {
+                RankState::Failed { reason } => {
+                    Some(format!("worker {}: {reason}", placement.worker))
+                }
+                _ => None,
+            })
+            .next()
+    }
+
+    /// What the leader owes this worker, all workers of the plan being connected. `spoke`: it has
+    /// reported over this connection. Its own new plan is handed out without waiting for that.
+    pub(super) fn need(&self, index: usize, connection: ConnectionId, spoke: bool) -> Need {
+        match self.ranks.get(index) {
+            Some(rank) if !rank.here => match rank {
+                SeenRank { known: true, .. } if spoke => Need::Replan,
+                SeenRank { known: true, .. } => Need::Nothing,
+                SeenRank { assigned, .. } if *assigned == Some(connection) => Need::Nothing,
+                _ if spoke || self.own => Need::Assign,
+                _ => Need::Nothing,
+            },
+            _ => Need::Nothing,
         }
-        None
+    }
+
+    pub(super) fn assigned(&mut self, index: usize, connection: ConnectionId) {
+        if let Some(rank) = self.ranks.get_mut(index) {
+            rank.assigned = Some(connection);
+        }
+    }
+
+    /// Whose report is waited for, in words, where it came before.
+    fn missing(&self) -> Option<String> {
+        let mut placed = self.plan.ranks.iter().zip(&self.ranks);
+        let (placement, _) = placed.find(|(_, rank)| rank.known && !rank.here)?;
+        Some(format!("worker {} to report again", placement.worker))
+    }
+
+    fn states(&self) -> Vec<RankState> {
+        self.ranks.iter().map(|rank| rank.state.clone()).collect()
     }
 
     /// A token came out of the last stage, so every stage works.
@@ -223,9 +313,10 @@ impl Running {
         }
     }
 
-    /// Why this replica has to be given up, if it has.
-    pub(super) fn overdue(&self, now: Instant) -> Option<String> {
-        let since = |at: Instant| now.saturating_duration_since(at);
+    /// Why this replica has to be given up, if it has. Silence before `floor`, when this coordinator
+    /// began to lead, does not count: it may have been out of touch.
+    pub(super) fn overdue(&self, now: Instant, floor: Instant) -> Option<String> {
+        let since = |at: Instant| now.saturating_duration_since(at.max(floor));
         if !self.all_ready() {
             let silent = since(self.progress_at);
             return (silent >= limits::REPLICA_START_SILENCE_MAX)
@@ -236,9 +327,11 @@ impl Running {
             .then(|| format!("no token came for {} s", silent.as_secs()))
     }
 
-    /// Where its driver is, once every rank runs. `ready` is left to the caller.
+    /// Where its driver is, once every rank ran. A worker that is out of this coordinator's sight
+    /// afterwards may serve on: whether the driver answers is what streams find out. `ready` is left
+    /// to the caller.
     pub(super) fn route(&self, key: ReplicaKey) -> Option<Route> {
-        if !self.all_ready() {
+        if !self.all_ready() && self.ready_since.is_none() {
             return None;
         }
         let driver = self.plan.ranks.first()?;

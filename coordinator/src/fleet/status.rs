@@ -1,51 +1,64 @@
 //! What the admin API shows of the fleet.
 
-use super::Fleet;
+use super::{Fleet, Line};
+use std::collections::BTreeSet;
 use std::time::Instant;
-use trireme_shared::api::{DeploymentReport, StatusReport, WorkerReport};
+use trireme_shared::api::{CoordinatorReport, DeploymentReport, WorkerReport};
+use trireme_shared::identity::NodeId;
 use trireme_shared::ids::DeploymentId;
 use trireme_shared::plan::ReplicaPlan;
 use trireme_shared::wire::control::EngineStats;
 
 impl Fleet {
-    pub fn status(&self) -> StatusReport {
-        let (cluster, joined, deployments) = self.shared.journal.read(|s| {
-            let cluster = s.cluster().map(|c| c.name.clone()).unwrap_or_default();
-            let joined: Vec<_> = s.workers().map(|w| w.id).collect();
-            let deployments: Vec<_> = s.deployments().map(|d| d.id).collect();
-            (cluster, joined, deployments)
-        });
+    /// This coordinator.
+    pub fn this(&self) -> &CoordinatorReport {
+        &self.shared.this
+    }
+
+    /// All that have joined, and what this coordinator knows of them.
+    pub fn workers(&self) -> Vec<WorkerReport> {
+        let joined: Vec<_> = self
+            .shared
+            .group
+            .read(|s| s.workers().map(|w| w.id).collect());
         let driven = self.lock();
-        let workers = joined
-            .into_iter()
-            .map(|id| {
-                let known = driven.inventories.get(&id);
-                WorkerReport {
-                    id,
-                    connected: driven.lines.contains_key(&id),
-                    address: known.map(|(a, _)| a.clone()).unwrap_or_default(),
-                    inventory: known.map(|(_, i)| i.clone()),
-                }
-            })
-            .collect();
-        drop(driven);
-        StatusReport {
-            cluster,
-            version: env!("CARGO_PKG_VERSION").into(),
-            coordinators: vec![self.shared.this.clone()],
-            workers,
-            deployments: deployments
-                .into_iter()
-                .filter_map(|id| self.deployment_report(id))
-                .collect(),
-        }
+        let report = |id| {
+            let known = driven.inventories.get(&id);
+            WorkerReport {
+                id,
+                connected: driven.lines.contains_key(&id),
+                address: known.map(|(a, _)| a.clone()).unwrap_or_default(),
+                inventory: known.map(|(_, i)| i.clone()),
+            }
+        };
+        joined.into_iter().map(report).collect()
+    }
+
+    pub fn deployments(&self) -> Vec<DeploymentReport> {
+        let ids: Vec<_> = self
+            .shared
+            .group
+            .read(|s| s.deployments().map(|d| d.id).collect());
+        let report = |id| self.deployment_report(id);
+        ids.into_iter().filter_map(report).collect()
+    }
+
+    /// Connected workers that said they trust the authority with that fingerprint (lower-case hex).
+    pub fn trusting(&self, fingerprint: &str) -> BTreeSet<NodeId> {
+        let driven = self.lock();
+        let lines = driven.lines.iter();
+        let trusts = |line: &Line| line.trusts.iter().any(|f| hex::encode(f) == fingerprint);
+        lines
+            .filter(|(_, line)| trusts(line))
+            .map(|(id, _)| NodeId::Worker(*id))
+            .collect()
     }
 
     /// The running plans, their nonces zeroed.
     pub fn plans(&self) -> Vec<ReplicaPlan> {
         let ids: Vec<_> = self
             .shared
-            .journal
+            .group
             .read(|s| s.deployments().map(|d| d.id).collect());
         let (driven, now) = (self.lock(), Instant::now());
         ids.into_iter()
@@ -58,7 +71,7 @@ impl Fleet {
     pub fn engine_stats(&self) -> Vec<(DeploymentId, u16, EngineStats)> {
         let ids: Vec<_> = self
             .shared
-            .journal
+            .group
             .read(|s| s.deployments().map(|d| d.id).collect());
         let (driven, now) = (self.lock(), Instant::now());
         let of = |id| {
@@ -71,7 +84,7 @@ impl Fleet {
     pub(super) fn deployment_report(&self, id: DeploymentId) -> Option<DeploymentReport> {
         let spec = self
             .shared
-            .journal
+            .group
             .read(|s| s.deployment(id).map(|d| d.spec.clone()))?;
         let replicas = self.lock().core.replicas(id, Instant::now());
         Some(DeploymentReport { id, spec, replicas })

@@ -5,8 +5,8 @@
 
 use super::error::ApiError;
 use super::usage::Payer;
+use crate::raft::group::Group;
 use crate::state::Principal;
-use crate::state::journal::Journal;
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
 use trireme_shared::ids::RequestId;
@@ -29,20 +29,16 @@ fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
         .ok_or_else(|| ApiError::unauthorized("The Authorization header must be 'Bearer <key>'."))
 }
 
-fn principal(journal: &Journal, headers: &HeaderMap) -> Result<Principal, ApiError> {
+fn principal(group: &Group, headers: &HeaderMap) -> Result<Principal, ApiError> {
     let hash: [u8; 32] = Sha256::digest(bearer(headers)?.as_bytes()).into();
-    journal
+    group
         .read(|state| state.authenticate(&hash))
         .ok_or_else(|| ApiError::unauthorized("This API key is not known here."))
 }
 
 /// The tenant behind a request to `/v1`.
-pub fn tenant(
-    journal: &Journal,
-    headers: &HeaderMap,
-    request: &RequestId,
-) -> Result<Payer, ApiError> {
-    match principal(journal, headers)? {
+pub fn tenant(group: &Group, headers: &HeaderMap, request: &RequestId) -> Result<Payer, ApiError> {
+    match principal(group, headers)? {
         Principal::Tenant { tenant, key, .. } => Ok(Payer {
             request: request.clone(),
             tenant,
@@ -55,9 +51,12 @@ pub fn tenant(
     }
 }
 
+/// How the audit log names whoever shows the admin key.
+pub const ADMIN: &str = "admin";
+
 /// Lets only the admin pass.
-pub fn admin(journal: &Journal, headers: &HeaderMap) -> Result<(), ApiError> {
-    match principal(journal, headers)? {
+pub fn admin(group: &Group, headers: &HeaderMap) -> Result<(), ApiError> {
+    match principal(group, headers)? {
         Principal::Admin => Ok(()),
         Principal::Tenant { .. } => Err(ApiError::forbidden(
             "This needs the admin key: a tenant's key only reaches /v1.",

@@ -6,7 +6,7 @@
 use crate::fleet::FleetError;
 use crate::fleet::dispatch::DispatchError;
 use crate::gateway::text::TextError;
-use crate::state::journal::JournalError;
+use crate::raft::group::GroupError;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -205,6 +205,20 @@ impl ApiError {
         Self::body(message).coded("refused")
     }
 
+    /// The act took effect before, and this is not its answer.
+    pub fn earlier(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "invalid_request_error", message).coded("done_before")
+    }
+
+    /// The effect may be there or may yet come: only the same key makes asking again safe.
+    pub fn in_doubt(key: &str) -> Self {
+        let message = format!(
+            "Whether this took effect is unknown: the group did not confirm it in time. Ask again \
+             with the header 'Idempotency-Key: {key}' (--request-id {key}): it then takes effect once."
+        );
+        Self::unavailable("in_doubt", message, 1)
+    }
+
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message).coded("not_found")
     }
@@ -258,11 +272,14 @@ impl From<DispatchError> for ApiError {
     }
 }
 
-impl From<JournalError> for ApiError {
-    fn from(error: JournalError) -> Self {
+impl From<GroupError> for ApiError {
+    fn from(error: GroupError) -> Self {
+        let words = error.to_string();
         match error {
-            JournalError::Stopped => Self::unavailable("stopping", error.to_string(), 5),
-            other => Self::internal(other.to_string()),
+            GroupError::NoLeader => Self::unavailable("no_leader", words, 1),
+            GroupError::InDoubt { .. } => Self::unavailable("in_doubt", words, 1),
+            GroupError::Stopped => Self::unavailable("stopping", words, 5),
+            GroupError::Random(_) => Self::internal(words),
         }
     }
 }
@@ -270,8 +287,10 @@ impl From<JournalError> for ApiError {
 impl From<FleetError> for ApiError {
     fn from(error: FleetError) -> Self {
         match error {
-            FleetError::Journal(journal) => journal.into(),
-            refused => Self::conflict(refused.to_string()),
+            FleetError::Group(group) => group.into(),
+            FleetError::Unknown(why) => Self::not_found(why),
+            FleetError::Earlier(why) => Self::earlier(why),
+            FleetError::Refused(why) => Self::conflict(why),
         }
     }
 }

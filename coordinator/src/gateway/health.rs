@@ -14,7 +14,7 @@ pub async fn health() -> Response {
 
 /// Each deployment's name and whether a token came through it recently.
 fn readiness(gateway: &GatewayState) -> Vec<(String, bool)> {
-    let deployments: Vec<_> = gateway.journal.read(|state| {
+    let deployments: Vec<_> = gateway.group.read(|state| {
         state
             .deployments()
             .map(|d| (d.id, d.spec.model.name.clone()))
@@ -63,7 +63,7 @@ pub async fn metrics(State(gateway): State<GatewayState>) -> Result<Response, Ap
         .into_iter()
         .filter_map(|(id, replica, stats)| {
             let name = gateway
-                .journal
+                .group
                 .read(|state| state.deployment(id).map(|d| d.spec.model.name.clone()))?;
             Some((name, replica, stats))
         })

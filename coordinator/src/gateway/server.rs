@@ -10,13 +10,16 @@ use super::texts::Texts;
 use super::{admin, envelope, health, openai};
 use crate::fleet::Fleet;
 use crate::fleet::dispatch::Dispatcher;
-use crate::state::journal::Journal;
+use crate::raft::group::Group;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{delete, get, post, put};
+use axum::routing::{get, post};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,11 +33,15 @@ use trireme_shared::limits;
 #[derive(Clone)]
 pub struct Permit(#[allow(dead_code, reason = "held for its Drop")] Arc<OwnedSemaphorePermit>);
 
+/// Where a request came from, among its extensions: what the audit log calls its origin.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerAddress(pub SocketAddr);
+
 /// What the gateway is made of.
 pub struct GatewayParts {
     pub dispatcher: Dispatcher,
     pub fleet: Fleet,
-    pub journal: Journal,
+    pub group: Group,
     /// Model cache; `None` is the user's cache folder.
     pub cache_dir: Option<PathBuf>,
 }
@@ -44,7 +51,7 @@ pub struct GatewayParts {
 pub struct GatewayState {
     pub(super) dispatcher: Dispatcher,
     pub(super) fleet: Fleet,
-    pub(super) journal: Journal,
+    pub(super) group: Group,
     pub(super) texts: Texts,
     pub(super) metrics: Metrics,
     /// Long prompts being tokenised.
@@ -57,7 +64,7 @@ impl GatewayState {
         Ok(Self {
             dispatcher: parts.dispatcher,
             fleet: parts.fleet,
-            journal: parts.journal,
+            group: parts.group,
             texts: Texts::new(parts.cache_dir),
             metrics: Metrics::new()?,
             long_prompts: Arc::new(Semaphore::new(limits::LONG_PROMPTS_AT_ONCE)),
@@ -81,7 +88,7 @@ impl GatewayState {
     /// Begins to load the tokenisers of all deployments.
     pub(super) fn warm(&self) {
         let models: Vec<_> = self
-            .journal
+            .group
             .read(|state| state.deployments().map(|d| d.spec.model.clone()).collect());
         for model in models {
             self.texts.warm(&model);
@@ -99,15 +106,7 @@ pub fn router(state: GatewayState) -> Router {
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .route("/metrics", get(health::metrics))
-        .route("/admin/v1/status", get(admin::status))
-        .route("/admin/v1/plan", get(admin::plan))
-        .route("/admin/v1/deployments", put(admin::deploy))
-        .route(
-            "/admin/v1/tokens",
-            get(admin::tokens).post(admin::create_token),
-        )
-        .route("/admin/v1/tokens/{id}", delete(admin::revoke_token))
-        .route("/admin/v1/keys", post(admin::create_key))
+        .merge(admin::routes())
         .fallback(envelope::unknown_url)
         .method_not_allowed_fallback(envelope::method_not_allowed)
         .layer(from_fn_with_state(state.clone(), envelope::envelope))
@@ -130,8 +129,9 @@ pub async fn serve(listener: TcpListener, state: GatewayState, shutdown: Cancell
         tokio::select! {
             () = shutdown.cancelled() => break,
             (accepted, place) = accepted => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, router.clone(), shutdown.clone(), place.ok()));
+                Ok((stream, peer)) => {
+                    let (router, shutdown) = (router.clone(), shutdown.clone());
+                    connections.spawn(connection(stream, peer, router, shutdown, place.ok()));
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely: others must close first.
@@ -162,6 +162,7 @@ pub async fn serve(listener: TcpListener, state: GatewayState, shutdown: Cancell
 /// One client's connection, from accept to close.
 async fn connection(
     stream: TcpStream,
+    peer: SocketAddr,
     router: Router,
     shutdown: CancellationToken,
     _place: Option<OwnedSemaphorePermit>,
@@ -175,7 +176,11 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(limits::HTTP_HEADER_DEADLINE);
     let stream = StallGuard::new(stream, limits::CLIENT_STALL_MAX);
-    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let named = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(PeerAddress(peer));
+        TowerToHyperService::new(router.clone()).call(request)
+    });
+    let served = builder.serve_connection(TokioIo::new(stream), named);
     let mut served = std::pin::pin!(served);
     let mut draining = false;
     loop {

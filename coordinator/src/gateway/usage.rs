@@ -8,7 +8,7 @@
 use super::error::ApiError;
 use super::metrics::Metrics;
 use super::server::Permit;
-use crate::state::journal::Journal;
+use crate::raft::group::Group;
 use crate::state::{Deployment, UsageRecord};
 use serde_json::{Value, json};
 use trireme_shared::ids::{KeyId, NanoUsd, RequestId, TenantId, Tokens};
@@ -46,7 +46,7 @@ pub struct Payer {
 
 /// Counts one request's tokens and records them once.
 pub struct Meter {
-    journal: Journal,
+    group: Group,
     metrics: Metrics,
     payer: Payer,
     deployment: Deployment,
@@ -61,7 +61,7 @@ pub struct Meter {
 
 impl Meter {
     pub fn new(
-        journal: Journal,
+        group: Group,
         metrics: Metrics,
         payer: Payer,
         deployment: Deployment,
@@ -69,7 +69,7 @@ impl Meter {
         permit: Permit,
     ) -> Self {
         Self {
-            journal,
+            group,
             metrics,
             payer,
             deployment,
@@ -133,14 +133,14 @@ impl Meter {
             completion: usage.completion,
             cost: usage.cost,
         };
-        let journal = self.journal.clone();
+        let group = self.group.clone();
         let metrics = self.metrics.clone();
         let model = self.deployment.spec.model.name.clone();
         let permit = self.permit.clone();
         tokio::spawn(async move {
             let request = record.request.clone();
             let cost = u64::try_from(record.cost.0).unwrap_or(0);
-            let work = journal.record_usage(record);
+            let work = group.record_usage(record);
             let done = tokio::time::timeout(limits::USAGE_COMMIT_DEADLINE, work).await;
             let recorded = match done {
                 Ok(Ok(())) => {
@@ -165,7 +165,7 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        // Without a runtime the process is ending, and so has the journal.
+        // Without a runtime the process is ending, and so has the state.
         if self.settled || self.prompt.0 == 0 || tokio::runtime::Handle::try_current().is_err() {
             return;
         }

@@ -1,5 +1,20 @@
-//! The replicated log: a sans-IO member around raft-rs, its storage, and what connects it to the
-//! other members and to this process.
+//! The replicated log: what makes every coordinator hold the same state.
+//!
+//! `member` is the core without I/O (raft-rs, the log, the state); `roster` says who should be a member;
+//! `view`, `codec` and `logger` are its sides towards raft-rs; `storage` is its disk, `snapshots` puts
+//! the state on it. `group` runs a member in a thread and is what the rest of the process holds;
+//! `peers` carries messages and snapshots, `forward` proposals, `book` knows where everyone is.
 
+pub mod bench;
+mod book;
+pub mod codec;
+mod forward;
+pub mod group;
+mod logger;
+pub mod member;
+mod peers;
+mod roster;
+pub mod snapshots;
 pub mod storage;
 pub mod types;
+mod view;

@@ -1,278 +1,280 @@
 //! `apply`: the only function that changes the state.
 
-use super::records::*;
-use super::{Command, Outcome, Refusal, State, same_bytes};
-use trireme_shared::ids::*;
-use trireme_shared::limits;
-use trireme_shared::plan::{DeploymentSpec, ReplicaPlan};
+use super::cluster::Cluster;
+use super::proposals::Admission;
+use super::{Applied, Command, Effect, Outcome, Proposal, Refusal, State};
+use trireme_shared::api::Role;
+use trireme_shared::identity::NodeId;
+use trireme_shared::ids::{CoordinatorId, Epoch, TokenRecordId, WorkerId};
+use trireme_shared::plan::ReplicaPlan;
 
-/// Applies one committed command. A refused command changes nothing.
+/// Applies one committed proposal. A proposal that was applied before gives its old outcome and
+/// changes nothing. A refused command changes nothing but the window of proposals, where the refusal
+/// is remembered, and the audit log, which tells of it; one refused for its age not even these.
 ///
 /// # Panics
-/// If an invariant of the state is broken (see the module): going on would lose money or tokens.
-pub fn apply(state: &mut State, command: &Command) -> Outcome {
-    let done = match command {
+/// If an invariant of the state is broken (see the areas): going on would lose money or tokens.
+pub fn apply(state: &mut State, proposal: &Proposal) -> Applied {
+    let unchanged = |outcome| Applied {
+        outcome,
+        effects: Vec::new(),
+    };
+    match state.proposals.admit(proposal) {
+        Admission::Repeat(outcome) => return unchanged(outcome),
+        Admission::Refuse(why) => return unchanged(Outcome::Refused(why)),
+        Admission::Apply => {}
+    }
+    let applied = match change(state, proposal) {
+        Ok((outcome, effects)) => Applied { outcome, effects },
+        Err(why) => unchanged(Outcome::Refused(why)),
+    };
+    state.audit.record(proposal, &applied.outcome);
+    state
+        .proposals
+        .remember(proposal.id, applied.outcome.clone());
+    applied
+}
+
+type Changed = Result<(Outcome, Vec<Effect>), Refusal>;
+
+fn change(state: &mut State, proposal: &Proposal) -> Changed {
+    let now = proposal.at_ms / 1_000;
+    let with = |outcome: Outcome, effect: Effect| (outcome, vec![effect]);
+    match &proposal.command {
         Command::Bootstrap {
             name,
-            ca_pem,
+            cluster,
+            authority_pem,
             admin_key_hash,
-        } => bootstrap(state, name, ca_pem, admin_key_hash),
-        Command::PutCoordinator { id, http, control } => {
-            let (http, control) = (http.clone(), control.clone());
-            let record = CoordinatorRecord {
-                id: *id,
-                http,
-                control,
+        } => {
+            let cluster = Cluster {
+                id: *cluster,
+                name: name.clone(),
+                admin_key_hash: *admin_key_hash,
             };
-            state.coordinators.insert(*id, record);
-            Ok(Outcome::Done)
+            bootstrap(state, cluster, authority_pem, now)
+        }
+        Command::PutCoordinator {
+            id,
+            http,
+            control,
+            version,
+        } => Ok(with(
+            state.members.put(*id, http, control, version)?,
+            Effect::Members,
+        )),
+        Command::JoinCoordinator { token, secret_hash } => {
+            join_coordinator(state, *token, secret_hash, now)
+        }
+        Command::PromoteCoordinator { id } => {
+            Ok(with(state.members.promote(*id)?, Effect::Members))
+        }
+        Command::RemoveCoordinator { id } => {
+            let outcome = state.members.remove(*id)?;
+            let gone = Effect::Removed(NodeId::Coordinator(*id));
+            Ok((outcome, vec![Effect::Members, gone]))
         }
         Command::CreateToken {
             secret_hash,
             role,
+            provider,
             uses,
             expires_at,
-        } => create_token(state, *secret_hash, *role, *uses, *expires_at),
-        Command::RevokeToken { id } => match state.tokens.get_mut(id) {
-            Some(token) => {
-                token.revoked = true;
-                Ok(Outcome::Done)
-            }
-            None => Err(Refusal::UnknownToken),
-        },
-        Command::JoinWorker {
-            token,
-            secret_hash,
-            now,
-        } => join_worker(state, *token, secret_hash, *now),
+        } => {
+            let (hash, provider) = (*secret_hash, provider.clone());
+            let made = state
+                .tokens
+                .create(hash, *role, provider, *uses, *expires_at)?;
+            Ok(with(made, Effect::Tokens))
+        }
+        Command::RevokeToken { id } => Ok(with(state.tokens.revoke(*id)?, Effect::Tokens)),
+        Command::JoinWorker { token, secret_hash } => join_worker(state, *token, secret_hash, now),
+        Command::RemoveWorker { id } => remove_worker(state, *id),
         Command::PutCertificate {
-            worker,
+            node,
             fingerprint,
-        } => match state.workers.get_mut(worker) {
-            Some(record) => {
-                record.certificate = Some(fingerprint.clone());
-                Ok(Outcome::Done)
+            expires_at,
+        } => put_certificate(state, *node, fingerprint, *expires_at),
+        Command::PutInventory { worker, inventory } => {
+            known_worker(state, *worker)?;
+            let outcome = state.workers.put_inventory(*worker, inventory)?;
+            Ok(with(outcome, Effect::Workers))
+        }
+        Command::PutDeployment { spec, price } => {
+            let (id, respecified) = state.deployments.put(spec, *price, now);
+            let mut effects = vec![Effect::Deployments];
+            if respecified {
+                // Plans of another spec are not plans of this one. The epoch goes on growing.
+                state.plans.drop_of(id);
+                effects.push(Effect::Plans);
             }
-            None => Err(Refusal::UnknownWorker(*worker)),
-        },
-        Command::PutDeployment { spec, price, now } => {
-            Ok(put_deployment(state, spec, *price, *now))
+            Ok((Outcome::Deployment(id), effects))
+        }
+        Command::RemoveDeployment { id } => {
+            let outcome = state.deployments.remove(*id)?;
+            state.plans.drop_of(*id);
+            Ok((outcome, vec![Effect::Deployments, Effect::Plans]))
         }
         Command::CommitPlan { plan, previous } => commit_plan(state, plan, *previous),
-        Command::CreateKey {
-            tenant,
-            key_hash,
-            now,
-        } => create_key(state, tenant, key_hash, *now),
-        Command::RecordUsage { id, usage } => record_usage(state, *id, usage),
-    };
-    done.unwrap_or_else(Outcome::Refused)
+        Command::CreateKey { tenant, key_hash } => Ok(with(
+            state.tenants.create_key(tenant, key_hash, now)?,
+            Effect::Keys,
+        )),
+        Command::RecordUsage { usage } => {
+            let known = state.tenants.keys.get(&usage.key);
+            if known.is_none_or(|key| key.tenant != usage.tenant) {
+                return Err(Refusal::UnknownKey(usage.key));
+            }
+            let outcome = state.ledger.record_usage(usage, proposal.at_ms)?;
+            Ok((outcome, Vec::new()))
+        }
+        Command::AddAuthority { pem } => Ok(with(state.identity.add(pem)?, Effect::Authorities)),
+        Command::SignWith { fingerprint } => Ok(with(
+            state.identity.sign_with(fingerprint)?,
+            Effect::Authorities,
+        )),
+        Command::RetireAuthority { fingerprint } => Ok(with(
+            state.identity.retire(fingerprint)?,
+            Effect::Authorities,
+        )),
+        Command::RecordAct { .. } => Ok((Outcome::Done, Vec::new())),
+        Command::Refound {
+            cluster,
+            name,
+            authority_pem,
+            admin_key_hash,
+        } => {
+            let old = state.identity.cluster.as_ref();
+            let old = old.ok_or(Refusal::NotBootstrapped)?;
+            if old.id == *cluster {
+                return Err(Refusal::SameCluster);
+            }
+            let cluster = Cluster {
+                id: *cluster,
+                name: name.clone(),
+                admin_key_hash: admin_key_hash.unwrap_or(old.admin_key_hash),
+            };
+            refound(state, cluster, authority_pem, now)
+        }
+    }
 }
 
-type Applied = Result<Outcome, Refusal>;
-
-fn next(counter: &mut u32) -> u32 {
-    *counter = counter
-        .checked_add(1)
-        .expect("four thousand million ids of one kind are never given");
-    *counter
-}
-
-fn bootstrap(state: &mut State, name: &str, ca_pem: &str, admin: &[u8; 32]) -> Applied {
-    if state.cluster.is_some() {
+fn bootstrap(state: &mut State, cluster: Cluster, pem: &str, now: u64) -> Changed {
+    if state.identity.cluster.is_some() {
         return Err(Refusal::AlreadyBootstrapped);
     }
-    state.cluster = Some(Cluster {
-        name: name.to_owned(),
-        ca_pem: ca_pem.to_owned(),
-        admin_key_hash: *admin,
-    });
-    Ok(Outcome::Done)
+    let outcome = state.identity.found(cluster, pem)?;
+    state.members.seat(None, true, now);
+    let effects = vec![Effect::Cluster, Effect::Authorities, Effect::Members];
+    Ok((outcome, effects))
 }
 
-fn create_token(
+/// Everybody of the old cluster is removed; what the cluster serves and earned stays.
+fn refound(state: &mut State, cluster: Cluster, pem: &str, now: u64) -> Changed {
+    state.identity.found(cluster, pem)?;
+    let coordinators = state.members.coordinators.keys();
+    let workers = state.workers.rows.keys();
+    let gone: Vec<NodeId> = coordinators
+        .map(|id| NodeId::Coordinator(*id))
+        .chain(workers.map(|id| NodeId::Worker(*id)))
+        .collect();
+    state.members.coordinators = Default::default();
+    state.workers.rows = Default::default();
+    state.tokens.rows = Default::default();
+    state.plans.rows = Default::default();
+    let mut effects = vec![
+        Effect::Cluster,
+        Effect::Authorities,
+        Effect::Members,
+        Effect::Workers,
+        Effect::Tokens,
+        Effect::Plans,
+    ];
+    for node in gone {
+        state.members.removed.insert(node, ());
+        effects.push(Effect::Removed(node));
+    }
+    let founder = state.members.seat(None, true, now);
+    Ok((Outcome::Coordinator(founder), effects))
+}
+
+fn join_coordinator(
     state: &mut State,
-    secret_hash: [u8; 32],
-    role: TokenRole,
-    uses: u32,
-    expires_at: u64,
-) -> Applied {
-    if uses == 0 {
-        return Err(Refusal::NoUses);
+    token: TokenRecordId,
+    secret_hash: &[u8; 32],
+    now: u64,
+) -> Changed {
+    let admitted = state
+        .tokens
+        .admits(token, secret_hash, Role::Coordinator, now)?;
+    let votes = admitted.role == super::TokenRole::Coordinator;
+    state.members.has_room()?;
+    state.tokens.use_up(token);
+    let id: CoordinatorId = state.members.seat(Some(token), votes, now);
+    let effects = vec![Effect::Members, Effect::Tokens];
+    Ok((Outcome::Coordinator(id), effects))
+}
+
+fn join_worker(
+    state: &mut State,
+    token: TokenRecordId,
+    secret_hash: &[u8; 32],
+    now: u64,
+) -> Changed {
+    let admitted = state.tokens.admits(token, secret_hash, Role::Worker, now)?;
+    let id = state.workers.join(admitted, now);
+    state.tokens.use_up(token);
+    let effects = vec![Effect::Workers, Effect::Tokens];
+    Ok((Outcome::Worker(id), effects))
+}
+
+/// Its plans stay: the planner sees that their worker is gone.
+fn remove_worker(state: &mut State, id: WorkerId) -> Changed {
+    known_worker(state, id)?;
+    state.workers.rows.remove(&id);
+    let node = NodeId::Worker(id);
+    state.members.removed.insert(node, ());
+    Ok((Outcome::Done, vec![Effect::Workers, Effect::Removed(node)]))
+}
+
+fn known_worker(state: &State, id: WorkerId) -> Result<(), Refusal> {
+    let node = NodeId::Worker(id);
+    if state.members.removed.contains_key(&node) {
+        return Err(Refusal::Removed(node));
     }
-    let id = TokenRecordId(next(&mut state.last_ids.token));
-    let record = TokenRecord {
-        id,
-        secret_hash,
-        role,
-        uses_left: uses,
+    if !state.workers.rows.contains_key(&id) {
+        return Err(Refusal::UnknownWorker(id));
+    }
+    Ok(())
+}
+
+fn put_certificate(state: &mut State, node: NodeId, fingerprint: &str, expires_at: u64) -> Changed {
+    let certificate = Some(super::members::Certificate {
+        fingerprint: fingerprint.to_owned(),
         expires_at,
-        revoked: false,
-    };
-    state.tokens.insert(id, record);
-    Ok(Outcome::Token(id))
-}
-
-fn join_worker(state: &mut State, id: TokenRecordId, hash: &[u8; 32], now: u64) -> Applied {
-    let token = state.tokens.get_mut(&id).ok_or(Refusal::UnknownToken)?;
-    if !same_bytes(&token.secret_hash, hash) {
-        return Err(Refusal::UnknownToken);
-    }
-    if token.revoked {
-        return Err(Refusal::TokenRevoked(id));
-    }
-    if now >= token.expires_at {
-        return Err(Refusal::TokenExpired(id));
-    }
-    if token.role != TokenRole::Worker {
-        return Err(Refusal::TokenRole(id));
-    }
-    token.uses_left = token
-        .uses_left
-        .checked_sub(1)
-        .ok_or(Refusal::TokenUsedUp(id))?;
-    let worker = WorkerId(next(&mut state.last_ids.worker));
-    let record = WorkerRecord {
-        id: worker,
-        name: worker.to_string(),
-        joined_at: now,
-        token: id,
-        certificate: None,
-    };
-    state.workers.insert(worker, record);
-    Ok(Outcome::Worker(worker))
-}
-
-fn put_deployment(state: &mut State, spec: &DeploymentSpec, price: PriceList, now: u64) -> Outcome {
-    let name = &spec.model.name;
-    let (id, created_at) = match state.deployment_named(name) {
-        Some(existing) => (existing.id, existing.created_at),
-        None => (DeploymentId(next(&mut state.last_ids.deployment)), now),
-    };
-    state.deployment_names.insert(name.clone(), id);
-    let deployment = Deployment {
-        id,
-        spec: spec.clone(),
-        price,
-        created_at,
-    };
-    let replaced = state.deployments.insert(id, deployment);
-    // Plans of another spec are not plans of this one. The epoch goes on growing.
-    if replaced.is_some_and(|old| old.spec != *spec) {
-        state.plans.retain(|(of, _), _| *of != id);
-    }
-    Outcome::Deployment(id)
-}
-
-fn commit_plan(state: &mut State, plan: &ReplicaPlan, previous: Option<Epoch>) -> Applied {
-    let deployment = state
-        .deployments
-        .get(&plan.deployment)
-        .ok_or(Refusal::UnknownDeployment(plan.deployment))?;
-    let spec = &deployment.spec;
-    let ranks = usize::from(spec.tensor_parallel) * usize::from(spec.pipeline_parallel);
-    if plan.replica.0 >= spec.replicas {
-        let text = format!("replica {} of {}", plan.replica, spec.replicas);
-        return Err(Refusal::PlanMismatch(text));
-    }
-    if plan.model != spec.model
-        || plan.tensor_parallel != spec.tensor_parallel
-        || plan.pipeline_parallel != spec.pipeline_parallel
-        || plan.ranks.len() != ranks
-    {
-        return Err(Refusal::PlanMismatch("model or split changed".into()));
-    }
-    let key = (plan.deployment, plan.replica);
-    let current = state.plans.get(&key).map(|p| p.epoch);
-    if current != previous {
-        return Err(Refusal::StalePlan { current });
-    }
-    let epoch = Epoch(
-        state
-            .last_epoch
-            .0
-            .checked_add(1)
-            .expect("2^64 plans are never made"),
-    );
-    let mut plan = plan.clone();
-    plan.epoch = epoch;
-    state.last_epoch = epoch;
-    let old = state.plans.insert(key, plan);
-    assert!(
-        old.is_none_or(|p| p.epoch < epoch),
-        "an epoch only grows: {epoch} came after a newer one"
-    );
-    let same = state.plans.values().filter(|p| p.epoch == epoch).count();
-    assert_eq!(same, 1, "at most one plan per epoch: {epoch} has {same}");
-    Ok(Outcome::Planned(epoch))
-}
-
-fn create_key(state: &mut State, tenant: &str, key_hash: &[u8; 32], now: u64) -> Applied {
-    if state.key_hashes.contains_key(key_hash) {
-        return Err(Refusal::KeyExists);
-    }
-    let owner = match state.tenant_names.get(tenant) {
-        Some(id) => *id,
-        None => {
-            let id = TenantId(next(&mut state.last_ids.tenant));
-            let record = Tenant {
-                id,
-                name: tenant.to_owned(),
-                created_at: now,
-            };
-            state.tenants.insert(id, record);
-            state.tenant_names.insert(tenant.to_owned(), id);
-            id
+    });
+    let effect = match node {
+        NodeId::Coordinator(id) => {
+            state.members.member(id)?.certificate = certificate;
+            Effect::Members
+        }
+        NodeId::Worker(id) => {
+            known_worker(state, id)?;
+            state.workers.member(id)?.certificate = certificate;
+            Effect::Workers
         }
     };
-    let id = KeyId(next(&mut state.last_ids.key));
-    let key = ApiKey {
-        id,
-        tenant: owner,
-        created_at: now,
-    };
-    state.keys.insert(id, key);
-    state.key_hashes.insert(*key_hash, id);
-    Ok(Outcome::Key {
-        tenant: owner,
-        key: id,
-    })
+    Ok((Outcome::Done, vec![effect]))
 }
 
-/// Counts a record once. Ids are remembered for the newest `limits::USAGE_WINDOW` records: a
-/// proposal is retried within seconds or not at all, so an older repeat cannot happen.
-fn record_usage(state: &mut State, id: UsageId, usage: &UsageRecord) -> Applied {
-    if state.usage_seen.contains_key(&id) {
-        return Ok(Outcome::Done);
-    }
-    let known = state.keys.get(&usage.key);
-    if known.is_none_or(|key| key.tenant != usage.tenant) {
-        return Err(Refusal::UnknownKey(usage.key));
-    }
-    state.last_ids.usage += 1;
-    let order = state.last_ids.usage;
-    state.usage_seen.insert(id, order);
-    state.usage_order.insert(order, id);
-    if state.usage_order.len() > limits::USAGE_WINDOW
-        && let Some((_, oldest)) = state.usage_order.pop_first()
-    {
-        state.usage_seen.remove(&oldest);
-    }
-    assert_eq!(
-        state.usage_seen.len(),
-        state.usage_order.len(),
-        "the window of usage ids has two sides of one length"
-    );
-    let total = state
-        .usage
-        .entry((usage.tenant, usage.key, usage.deployment))
-        .or_default();
-    total.requests = total.requests.saturating_add(1);
-    total.prompt.0 = total.prompt.0.saturating_add(usage.prompt.0);
-    total.cached.0 = total.cached.0.saturating_add(usage.cached.0);
-    total.completion.0 = total.completion.0.saturating_add(usage.completion.0);
-    total.cost.0 = total.cost.0.saturating_add(usage.cost.0);
-    Ok(Outcome::Done)
+fn commit_plan(state: &mut State, plan: &ReplicaPlan, previous: Option<Epoch>) -> Changed {
+    let deployment = state
+        .deployments
+        .rows
+        .get(&plan.deployment)
+        .ok_or(Refusal::UnknownDeployment(plan.deployment))?;
+    let outcome = state.plans.commit(deployment, plan, previous)?;
+    Ok((outcome, vec![Effect::Plans]))
 }
 
 #[cfg(test)]

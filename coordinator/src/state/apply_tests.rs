@@ -1,13 +1,69 @@
-//! Histories of commands, then what the state holds: refusals change nothing, epochs grow, usage
-//! counts once, and equal histories make equal bytes.
+//! What tests of the state build histories with (`Member`), and what holds for all commands: refusals
+//! change nothing, effects say what to look at.
 
 use super::*;
 use crate::billing::DEFAULT_PRICES;
-use crate::state::command::{CodecError, decode, decode_state, encode, encode_state};
-use trireme_shared::plan::{LinkPolicy, ModelRef};
+use crate::state::{ClusterId, Origin, Principal, ProposalId, TokenRole, UsageRecord};
+use trireme_shared::ids::{
+    DeploymentId, KeyId, NanoUsd, Rank, Replica, RequestId, Stage, TenantId, Tokens,
+};
+use trireme_shared::plan::{DeploymentSpec, LinkPolicy, ModelRef};
+use trireme_shared::wire::control::Inventory;
 
-fn hash(byte: u8) -> [u8; 32] {
+/// One member's state and whoever proposes to it, second by second.
+#[derive(Clone, Default)]
+pub(crate) struct Member {
+    pub state: State,
+    /// Makes the ids of its proposals.
+    pub asked: u64,
+    /// Seconds since 1970.
+    pub now: u64,
+    pub origin: Option<Origin>,
+}
+
+impl Member {
+    pub fn proposal(&mut self, command: Command) -> Proposal {
+        self.asked += 1;
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.asked.to_le_bytes());
+        Proposal {
+            id: ProposalId(id),
+            base: self.state.commands(),
+            at_ms: self.now * 1_000 + 999,
+            origin: self.origin.clone(),
+            command,
+        }
+    }
+
+    pub fn apply(&mut self, command: Command) -> Applied {
+        let proposal = self.proposal(command);
+        apply(&mut self.state, &proposal)
+    }
+
+    pub fn ask(&mut self, command: Command) -> Outcome {
+        self.apply(command).outcome
+    }
+
+    pub fn refused(&mut self, command: Command) -> Refusal {
+        match self.ask(command) {
+            Outcome::Refused(why) => why,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+}
+
+pub(crate) fn hash(byte: u8) -> [u8; 32] {
     [byte; 32]
+}
+
+/// What passes for a CA where nobody signs with it.
+pub(crate) fn pem(n: u8) -> String {
+    let letter = char::from(b'A' + n);
+    format!("-----BEGIN CERTIFICATE-----\nAAA{letter}\n-----END CERTIFICATE-----\n")
+}
+
+pub(crate) fn fingerprint(n: u8) -> String {
+    crate::state::cluster::fingerprint(&pem(n)).unwrap()
 }
 
 pub(crate) fn spec(name: &str, tp: u16, pp: u16, replicas: u16) -> DeploymentSpec {
@@ -24,11 +80,10 @@ pub(crate) fn spec(name: &str, tp: u16, pp: u16, replicas: u16) -> DeploymentSpe
     }
 }
 
-fn put(name: &str, replicas: u16) -> Command {
+pub(crate) fn put(name: &str, replicas: u16) -> Command {
     Command::PutDeployment {
         spec: spec(name, 1, 1, replicas),
         price: DEFAULT_PRICES,
-        now: 7,
     }
 }
 
@@ -66,234 +121,270 @@ fn plan(deployment: DeploymentId, name: &str, replica: u16) -> ReplicaPlan {
     }
 }
 
-fn commit(plan: ReplicaPlan, previous: Option<Epoch>) -> Command {
+pub(crate) fn commit(
+    deployment: u32,
+    name: &str,
+    replica: u16,
+    previous: Option<Epoch>,
+) -> Command {
     Command::CommitPlan {
-        plan: Box::new(plan),
+        plan: Box::new(plan(DeploymentId(deployment), name, replica)),
         previous,
     }
 }
 
-fn join(id: u32, secret: u8, now: u64) -> Command {
+pub(crate) fn token(secret: u8, role: TokenRole, uses: u32) -> Command {
+    Command::CreateToken {
+        secret_hash: hash(secret),
+        role,
+        provider: Some("hosts".into()),
+        uses,
+        expires_at: 100,
+    }
+}
+
+pub(crate) fn join(id: u32, secret: u8) -> Command {
     Command::JoinWorker {
         token: TokenRecordId(id),
         secret_hash: hash(secret),
-        now,
     }
 }
 
-fn refusal(outcome: Outcome) -> Refusal {
-    match outcome {
-        Outcome::Refused(why) => why,
-        other => panic!("not refused: {other:?}"),
+pub(crate) fn join_group(id: u32, secret: u8) -> Command {
+    Command::JoinCoordinator {
+        token: TokenRecordId(id),
+        secret_hash: hash(secret),
     }
 }
 
-#[test]
-fn a_token_lets_in_exactly_as_many_as_it_says() {
-    let mut state = State::default();
-    let create = Command::CreateToken {
-        secret_hash: hash(1),
-        role: TokenRole::Worker,
-        uses: 2,
-        expires_at: 100,
-    };
-    let id = TokenRecordId(1);
-    assert_eq!(apply(&mut state, &create), Outcome::Token(id));
-    assert_eq!(
-        refusal(apply(&mut state, &join(9, 1, 5))),
-        Refusal::UnknownToken
-    );
-    assert_eq!(
-        refusal(apply(&mut state, &join(1, 2, 5))),
-        Refusal::UnknownToken
-    );
-    assert_eq!(
-        refusal(apply(&mut state, &join(1, 1, 100))),
-        Refusal::TokenExpired(id)
-    );
-    assert_eq!(
-        apply(&mut state, &join(1, 1, 99)),
-        Outcome::Worker(WorkerId(1))
-    );
-    assert_eq!(
-        apply(&mut state, &join(1, 1, 99)),
-        Outcome::Worker(WorkerId(2))
-    );
-    assert_eq!(
-        refusal(apply(&mut state, &join(1, 1, 99))),
-        Refusal::TokenUsedUp(id)
-    );
-    apply(&mut state, &create);
-    apply(
-        &mut state,
-        &Command::RevokeToken {
-            id: TokenRecordId(2),
-        },
-    );
-    let why = refusal(apply(&mut state, &join(2, 1, 5)));
-    assert_eq!(why, Refusal::TokenRevoked(TokenRecordId(2)));
-    assert_eq!(state.workers().count(), 2);
-}
-
-#[test]
-fn a_coordinator_token_does_not_let_a_worker_in() {
-    let mut state = State::default();
-    let create = Command::CreateToken {
-        secret_hash: hash(1),
-        role: TokenRole::Coordinator,
-        uses: 1,
-        expires_at: 100,
-    };
-    apply(&mut state, &create);
-    let why = refusal(apply(&mut state, &join(1, 1, 5)));
-    assert_eq!(why, Refusal::TokenRole(TokenRecordId(1)));
-    assert_eq!(state.token(TokenRecordId(1)).unwrap().uses_left, 1);
-}
-
-#[test]
-fn epochs_grow_over_replans_replacements_and_deployments() {
-    let mut state = State::default();
-    let d = DeploymentId(1);
-    assert_eq!(apply(&mut state, &put("a", 2)), Outcome::Deployment(d));
-    let first = apply(&mut state, &commit(plan(d, "a", 0), None));
-    assert_eq!(first, Outcome::Planned(Epoch(1)));
-    // A planner that did not see epoch 1 is refused; one that did gets a newer epoch.
-    let why = refusal(apply(&mut state, &commit(plan(d, "a", 0), None)));
-    assert_eq!(
-        why,
-        Refusal::StalePlan {
-            current: Some(Epoch(1))
-        }
-    );
-    let second = apply(&mut state, &commit(plan(d, "a", 0), Some(Epoch(1))));
-    assert_eq!(second, Outcome::Planned(Epoch(2)));
-    let other = apply(&mut state, &commit(plan(d, "a", 1), None));
-    assert_eq!(other, Outcome::Planned(Epoch(3)));
-    // The same spec again keeps its plans, another spec drops them; the epoch goes on.
-    apply(&mut state, &put("a", 2));
-    assert_eq!(state.plans().count(), 2);
-    apply(&mut state, &put("a", 1));
-    assert_eq!(state.plans().count(), 0);
-    let again = apply(&mut state, &commit(plan(d, "a", 0), None));
-    assert_eq!(again, Outcome::Planned(Epoch(4)));
-    // Only replicas of the spec, only its model.
-    let why = refusal(apply(&mut state, &commit(plan(d, "a", 1), None)));
-    assert!(matches!(why, Refusal::PlanMismatch(_)));
-    let why = refusal(apply(&mut state, &commit(plan(d, "b", 0), Some(Epoch(4)))));
-    assert!(matches!(why, Refusal::PlanMismatch(_)));
-    assert_eq!(state.deployment_named("a").unwrap().created_at, 7);
-}
-
-#[test]
-fn keys_belong_to_tenants_and_authenticate_by_hash() {
-    let mut state = State::default();
-    apply(&mut state, &bootstrap_command());
-    let create = |key: u8| Command::CreateKey {
-        tenant: "acme".into(),
-        key_hash: hash(key),
-        now: 1,
-    };
-    let made = apply(&mut state, &create(10));
-    let (tenant, key) = (TenantId(1), KeyId(1));
-    assert_eq!(made, Outcome::Key { tenant, key });
-    assert_eq!(refusal(apply(&mut state, &create(10))), Refusal::KeyExists);
-    apply(&mut state, &create(11));
-    assert_eq!(state.tenants().count(), 1);
-    let name = "acme".to_owned();
-    let principal = Principal::Tenant { tenant, name, key };
-    assert_eq!(state.authenticate(&hash(10)), Some(principal));
-    assert_eq!(state.authenticate(&hash(200)), Some(Principal::Admin));
-    assert_eq!(state.authenticate(&hash(12)), None);
-    let again = refusal(apply(&mut state, &bootstrap_command()));
-    assert_eq!(again, Refusal::AlreadyBootstrapped);
-}
-
-fn bootstrap_command() -> Command {
+pub(crate) fn bootstrap_command() -> Command {
     Command::Bootstrap {
         name: "c".into(),
-        ca_pem: "pem".into(),
+        cluster: ClusterId([7; 16]),
+        authority_pem: pem(0),
         admin_key_hash: hash(200),
     }
 }
 
-pub(crate) fn usage(id: u64, key: u32) -> Command {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&id.to_le_bytes());
-    Command::RecordUsage {
-        id: UsageId(bytes),
-        usage: UsageRecord {
-            request: RequestId::parse("same-for-all").unwrap(),
-            tenant: TenantId(1),
-            key: KeyId(key),
-            deployment: DeploymentId(1),
-            prompt: Tokens(10),
-            cached: Tokens(4),
-            completion: Tokens(5),
-            cost: NanoUsd(600),
+pub(crate) fn key(tenant: &str, byte: u8) -> Command {
+    Command::CreateKey {
+        tenant: tenant.into(),
+        key_hash: hash(byte),
+    }
+}
+
+pub(crate) fn usage(key: u32) -> Command {
+    let usage = UsageRecord {
+        request: RequestId::parse("same-for-all").unwrap(),
+        tenant: TenantId(1),
+        key: KeyId(key),
+        deployment: DeploymentId(1),
+        prompt: Tokens(10),
+        cached: Tokens(4),
+        completion: Tokens(5),
+        cost: NanoUsd(600),
+    };
+    Command::RecordUsage { usage }
+}
+
+pub(crate) fn inventory(worker: u32) -> Command {
+    Command::PutInventory {
+        worker: WorkerId(worker),
+        inventory: Inventory {
+            host: "h".into(),
+            hostname: "n".into(),
+            pid: 1,
+            threads: 2,
+            memory_bytes: 3,
+            isa: "avx2".into(),
+            data_port: 4,
+            advertise: None,
+            version: "0".into(),
         },
     }
 }
 
-#[test]
-fn usage_counts_each_id_once_within_the_window() {
-    let mut state = State::default();
-    let key = Command::CreateKey {
-        tenant: "acme".into(),
-        key_hash: hash(1),
-        now: 1,
+pub(crate) fn certificate(node: NodeId) -> Command {
+    Command::PutCertificate {
+        node,
+        fingerprint: "ab".repeat(32),
+        expires_at: 9_000,
+    }
+}
+
+/// A state with rows in every area.
+pub(crate) fn filled() -> Member {
+    let origin = Origin {
+        who: "admin".into(),
+        from: "127.0.0.1:1".into(),
     };
-    apply(&mut state, &key);
-    for id in [1, 2, 1, 2, 3] {
-        assert_eq!(apply(&mut state, &usage(id, 1)), Outcome::Done);
+    let mut member = Member {
+        origin: Some(origin),
+        ..Member::default()
+    };
+    for command in [
+        bootstrap_command(),
+        Command::PutCoordinator {
+            id: CoordinatorId(1),
+            http: "http://127.0.0.1:8000".into(),
+            control: "127.0.0.1:7000".into(),
+            version: "0.1.0".into(),
+        },
+        token(1, TokenRole::Worker, 3),
+        token(2, TokenRole::Coordinator, 1),
+        token(3, TokenRole::Learner, 1),
+        join(1, 1),
+        join(1, 1),
+        join_group(2, 2),
+        join_group(3, 3),
+        Command::RemoveWorker { id: WorkerId(2) },
+        Command::RevokeToken {
+            id: TokenRecordId(3),
+        },
+        certificate(NodeId::Worker(WorkerId(1))),
+        certificate(NodeId::Coordinator(CoordinatorId(2))),
+        inventory(1),
+        put("a", 2),
+        put("b", 1),
+        commit(1, "a", 0, None),
+        commit(1, "a", 1, None),
+        key("acme", 10),
+        key("acme", 11),
+        key("zeta", 12),
+        usage(1),
+        usage(1),
+        usage(2),
+        Command::AddAuthority { pem: pem(1) },
+        Command::RecordAct {
+            what: "backup".into(),
+            detail: "to a file".into(),
+        },
+    ] {
+        let outcome = member.ask(command);
+        assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
     }
-    let (_, total) = state.usage().next().unwrap();
-    assert_eq!((total.requests, total.prompt), (3, Tokens(30)));
-    assert_eq!(total.cost, NanoUsd(1_800));
-    let why = refusal(apply(&mut state, &usage(4, 2)));
-    assert_eq!(why, Refusal::UnknownKey(KeyId(2)));
-    for id in 10..10 + limits::USAGE_WINDOW as u64 {
-        apply(&mut state, &usage(id, 1));
-    }
-    assert_eq!(state.usage_seen.len(), limits::USAGE_WINDOW);
-    assert!(
-        state
-            .usage_seen
-            .values()
-            .all(|o| state.usage_order.contains_key(o))
-    );
-    assert_eq!(crate::billing::usage::lines(&state, TenantId(1)).len(), 1);
+    member.state.check().unwrap();
+    member
 }
 
 #[test]
-fn commands_and_states_survive_encoding_and_strange_bytes_are_refused() {
-    let mut state = State::default();
-    let commands = [
+fn keys_belong_to_tenants_and_authenticate_by_hash() {
+    let mut member = Member::default();
+    member.ask(bootstrap_command());
+    let made = member.ask(key("acme", 10));
+    let (tenant, id) = (TenantId(1), KeyId(1));
+    assert_eq!(made, Outcome::Key { tenant, key: id });
+    assert_eq!(member.refused(key("acme", 10)), Refusal::KeyExists);
+    member.ask(key("acme", 11));
+    assert_eq!(member.state.tenants().count(), 1);
+    let name = "acme".to_owned();
+    let principal = Principal::Tenant {
+        tenant,
+        name,
+        key: id,
+    };
+    let state = &member.state;
+    assert_eq!(state.authenticate(&hash(10)), Some(principal));
+    assert_eq!(state.authenticate(&hash(200)), Some(Principal::Admin));
+    assert_eq!(state.authenticate(&hash(12)), None);
+    let again = member.refused(bootstrap_command());
+    assert_eq!(again, Refusal::AlreadyBootstrapped);
+}
+
+/// The state less what may change at a refusal: the remembered outcome, and the audit record of an
+/// act that somebody asked for.
+fn without_memory(state: &State) -> [u8; 32] {
+    let mut state = state.clone();
+    state.proposals = Default::default();
+    state.audit = Default::default();
+    state.digest().unwrap()
+}
+
+#[test]
+fn a_refusal_changes_nothing_but_the_memory_of_it() {
+    let mut member = filled();
+    member.now = 50;
+    let gone = WorkerId(2);
+    let refused = [
         bootstrap_command(),
-        put("a", 1),
-        commit(plan(DeploymentId(1), "a", 0), None),
-        join(1, 1, 1),
-        usage(1, 1),
+        token(1, TokenRole::Worker, 0),
+        join(1, 9),
+        join(2, 2),
+        join_group(2, 2),
+        join_group(1, 1),
+        join_group(3, 3),
+        Command::RevokeToken {
+            id: TokenRecordId(99),
+        },
+        Command::PromoteCoordinator {
+            id: CoordinatorId(9),
+        },
+        Command::RemoveWorker { id: gone },
+        certificate(NodeId::Worker(gone)),
+        inventory(2),
+        Command::RemoveDeployment {
+            id: DeploymentId(9),
+        },
+        commit(1, "a", 0, None),
+        commit(1, "a", 9, None),
+        commit(9, "a", 0, None),
+        key("new tenant", 10),
+        usage(9),
+        Command::AddAuthority { pem: pem(2) },
+        Command::AddAuthority { pem: String::new() },
+        Command::SignWith {
+            fingerprint: "no".into(),
+        },
+        Command::RetireAuthority {
+            fingerprint: fingerprint(0),
+        },
+        Command::Refound {
+            cluster: ClusterId([8; 16]),
+            name: "x".into(),
+            authority_pem: "no".into(),
+            admin_key_hash: None,
+        },
     ];
-    for command in &commands {
-        let bytes = encode(command).unwrap();
-        assert!(decode(&bytes).unwrap() == *command);
-        assert!(decode(&bytes[..bytes.len() - 1]).is_err());
-        let mut longer = bytes.clone();
-        longer.push(0);
-        assert!(decode(&longer).is_err());
-        let mut newer = bytes;
-        newer[0] = 99;
-        let version = CodecError::Version {
-            found: 99,
-            known: 1,
-        };
-        assert_eq!(
-            decode(&newer).err().unwrap().to_string(),
-            version.to_string()
+    for (n, command) in refused.into_iter().enumerate() {
+        let joins = matches!(
+            command,
+            Command::JoinWorker { .. } | Command::JoinCoordinator { .. }
         );
-        apply(&mut state, command);
+        member.origin = None;
+        let (before, head) = (member.state.clone(), member.state.audit_head());
+        let applied = member.apply(command);
+        assert!(
+            matches!(applied.outcome, Outcome::Refused(_)),
+            "command {n}"
+        );
+        assert_eq!(applied.effects, []);
+        assert_eq!(
+            without_memory(&member.state),
+            without_memory(&before),
+            "command {n}"
+        );
+        assert_eq!(member.state.commands(), before.commands() + 1);
+        // Of those that nobody is named for, joins are written down.
+        assert_eq!(member.state.audit_head() != head, joins, "command {n}");
     }
-    let bytes = encode_state(&state).unwrap();
-    assert!(decode_state(&bytes).unwrap() == state);
-    assert!(decode_state(&bytes[..bytes.len() / 2]).is_err());
+    member.state.check().unwrap();
+}
+
+#[test]
+fn effects_say_what_to_look_at() {
+    let mut member = Member::default();
+    let founded = [Effect::Cluster, Effect::Authorities, Effect::Members];
+    assert_eq!(member.apply(bootstrap_command()).effects, founded);
+    let made = member.apply(token(1, TokenRole::Worker, 1));
+    assert_eq!(made.effects, [Effect::Tokens]);
+    let joined = member.apply(join(1, 1));
+    assert_eq!(joined.effects, [Effect::Workers, Effect::Tokens]);
+    assert_eq!(member.apply(inventory(1)).effects, [Effect::Workers]);
+    assert_eq!(member.apply(put("a", 1)).effects, [Effect::Deployments]);
+    assert_eq!(
+        member.apply(commit(1, "a", 0, None)).effects,
+        [Effect::Plans]
+    );
+    assert_eq!(member.apply(key("acme", 1)).effects, [Effect::Keys]);
+    assert_eq!(member.apply(usage(1)).effects, []);
 }

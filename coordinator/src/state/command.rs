@@ -1,40 +1,80 @@
-//! What can be asked of the state, what is answered, and how commands are written to the log.
-//!
-//! A log entry is a little-endian u16 version and the command in bincode's format. A version this
-//! build does not know is refused, never guessed at. Enum variants are only ever appended.
+//! What can be asked of the state and what is answered. Both are stored and travel between
+//! coordinators: enum variants are only ever appended (`codec` has the encoding).
 
-use super::State;
-use super::records::{PriceList, TokenRole, UsageId, UsageRecord};
+use super::cluster::ClusterId;
+use super::deployments::PriceList;
+use super::ledger::UsageRecord;
+use super::tokens::TokenRole;
+use trireme_shared::identity::NodeId;
 use trireme_shared::ids::{
     CoordinatorId, DeploymentId, Epoch, KeyId, TenantId, TokenRecordId, WorkerId,
 };
 use trireme_shared::plan::{DeploymentSpec, ReplicaPlan};
-use wincode::config::Configuration;
+use trireme_shared::wire::control::Inventory;
 use wincode::{SchemaRead, SchemaWrite};
 
-/// Version of the encoding below.
-const COMMAND_VERSION: u16 = 1;
-/// Version of the snapshot's encoding.
-const STATE_VERSION: u16 = 1;
+/// Names one proposal; drawn at random by the proposer, and the same at each of its tries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, SchemaRead, SchemaWrite)]
+pub struct ProposalId(pub [u8; 16]);
 
-/// One change. All that varies (time, random secrets' hashes) is inside.
+/// Who asked, for the audit log.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
+pub struct Origin {
+    /// Such as `admin` or `token j3`.
+    pub who: String,
+    /// The address the request came from.
+    pub from: String,
+}
+
+/// A command on its way to every member's state. All that varies (ids, time, random secrets' hashes)
+/// is inside.
+#[derive(Clone, PartialEq, Eq, SchemaRead, SchemaWrite)]
+pub struct Proposal {
+    pub id: ProposalId,
+    /// `State::commands` of the proposer's replica when the id was first used.
+    pub base: u64,
+    /// Milliseconds since 1970, by the proposer's clock.
+    pub at_ms: u64,
+    pub origin: Option<Origin>,
+    pub command: Command,
+}
+
+/// One change.
 #[derive(Clone, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub enum Command {
-    /// The first command of a cluster; refused ever after.
+    /// The first command of a cluster; refused ever after. Seats coordinator 1.
     Bootstrap {
         name: String,
-        ca_pem: String,
+        cluster: ClusterId,
+        /// Certificate and private key.
+        authority_pem: String,
         admin_key_hash: [u8; 32],
     },
-    /// A coordinator says where it listens.
+    /// A member says where it listens.
     PutCoordinator {
         id: CoordinatorId,
         http: String,
         control: String,
+        version: String,
+    },
+    /// Uses a coordinator or learner token once and gives the joiner its number.
+    JoinCoordinator {
+        token: TokenRecordId,
+        secret_hash: [u8; 32],
+    },
+    /// A learner shall vote.
+    PromoteCoordinator {
+        id: CoordinatorId,
+    },
+    /// The number is never given again, and its certificate is refused at once.
+    RemoveCoordinator {
+        id: CoordinatorId,
     },
     CreateToken {
         secret_hash: [u8; 32],
         role: TokenRole,
+        /// Whose machines join with it.
+        provider: Option<String>,
         uses: u32,
         /// Seconds since 1970.
         expires_at: u64,
@@ -46,19 +86,30 @@ pub enum Command {
     JoinWorker {
         token: TokenRecordId,
         secret_hash: [u8; 32],
-        /// Seconds since 1970, of the coordinator that was asked.
-        now: u64,
     },
-    /// The certificate that was signed for a worker.
+    /// Like `RemoveCoordinator`.
+    RemoveWorker {
+        id: WorkerId,
+    },
+    /// The newest certificate of a node.
     PutCertificate {
-        worker: WorkerId,
+        node: NodeId,
+        /// Lower-case hex SHA-256 of the certificate (DER).
         fingerprint: String,
+        /// Seconds since 1970.
+        expires_at: u64,
+    },
+    PutInventory {
+        worker: WorkerId,
+        inventory: Inventory,
     },
     /// Creates or replaces the deployment of `spec.model.name`.
     PutDeployment {
         spec: DeploymentSpec,
         price: PriceList,
-        now: u64,
+    },
+    RemoveDeployment {
+        id: DeploymentId,
     },
     /// Makes `plan` the plan of its replica, under a new epoch that `apply` gives. Refused where
     /// the replica's plan is no longer `previous`: someone planned in between.
@@ -70,18 +121,42 @@ pub enum Command {
     CreateKey {
         tenant: String,
         key_hash: [u8; 32],
-        now: u64,
     },
     RecordUsage {
-        id: UsageId,
         usage: UsageRecord,
+    },
+    /// A second CA that all nodes shall trust; it does not sign yet.
+    AddAuthority {
+        pem: String,
+    },
+    /// From now on certificates are signed by that CA (lower-case hex SHA-256 of its certificate).
+    SignWith {
+        fingerprint: String,
+    },
+    /// That CA is trusted no more. Never the one that signs.
+    RetireAuthority {
+        fingerprint: String,
+    },
+    /// An administrative or security act that changes nothing else: it is only written down.
+    RecordAct {
+        what: String,
+        detail: String,
+    },
+    /// Gives a restored state a new identity: nobody of the old cluster is a member. Seats a
+    /// coordinator with a new number. `admin_key_hash` `None` keeps the old admin key.
+    Refound {
+        cluster: ClusterId,
+        name: String,
+        authority_pem: String,
+        admin_key_hash: Option<[u8; 32]>,
     },
 }
 
 /// What `apply` did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub enum Outcome {
     Done,
+    Coordinator(CoordinatorId),
     Token(TokenRecordId),
     Worker(WorkerId),
     Deployment(DeploymentId),
@@ -90,11 +165,65 @@ pub enum Outcome {
     Refused(Refusal),
 }
 
+/// What a node's driver should look at again. Only that something changed: the state says what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The cluster's name or identity.
+    Cluster,
+    /// CAs that are trusted, or the one that signs.
+    Authorities,
+    /// Coordinators: who, where, or whether they should vote.
+    Members,
+    Workers,
+    Tokens,
+    Deployments,
+    Plans,
+    Keys,
+    /// Its connections must end at once.
+    Removed(NodeId),
+}
+
+/// `apply`'s answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    pub outcome: Outcome,
+    /// Empty where nothing changed.
+    pub effects: Vec<Effect>,
+}
+
 /// Why a command changed nothing; the text tells the user what to do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, SchemaRead, SchemaWrite)]
 pub enum Refusal {
+    #[error(
+        "this request is too old to be told from a new one: look whether it was carried out, and ask again if not"
+    )]
+    TooOld,
+    #[error("this request was made by a coordinator with another history: ask again")]
+    UnknownBase,
     #[error("this cluster is already set up")]
     AlreadyBootstrapped,
+    #[error("this cluster is not set up yet")]
+    NotBootstrapped,
+    #[error("this is not a PEM file with a certificate and its key")]
+    BadAuthority,
+    #[error("this authority is trusted already")]
+    AuthorityExists,
+    #[error("no authority has the fingerprint {0}")]
+    UnknownAuthority(String),
+    #[error("two authorities are trusted already: retire the older one first")]
+    TooManyAuthorities,
+    #[error("this authority signs: let another one sign first")]
+    AuthoritySigns,
+    #[error("a restored cluster needs a new identity")]
+    SameCluster,
+    #[error("coordinator {0} is not a member: join it with a new token")]
+    UnknownCoordinator(CoordinatorId),
+    #[error("{0} was removed from the cluster: join it again with a new token")]
+    Removed(NodeId),
+    #[error("coordinator {0} is the last one that votes")]
+    LastVoter(CoordinatorId),
+    #[error("the group has as many coordinators as it can: remove one first")]
+    GroupFull,
     // One text for an unknown id and a wrong secret, so that ids cannot be probed.
     #[error("this join token is not known here: create one with `cluster token create`")]
     UnknownToken,
@@ -104,7 +233,7 @@ pub enum Refusal {
     TokenRevoked(TokenRecordId),
     #[error("join token {0} has no uses left: create one with `cluster token create`")]
     TokenUsedUp(TokenRecordId),
-    #[error("join token {0} is not for workers: create one with `cluster token create`")]
+    #[error("join token {0} is for another role: create one with `cluster token create`")]
     TokenRole(TokenRecordId),
     #[error("a join token needs at least one use")]
     NoUses,
@@ -120,56 +249,8 @@ pub enum Refusal {
     KeyExists,
     #[error("key {0} does not belong to that tenant")]
     UnknownKey(KeyId),
-}
-
-/// Why bytes from disk are not a command or a state.
-#[derive(Debug, thiserror::Error)]
-pub enum CodecError {
-    #[error("it cannot be encoded: {0}")]
-    Encode(String),
-    #[error("it is damaged: {0}")]
-    Damaged(String),
-    #[error("it was written by another version (format {found}, this build reads {known})")]
-    Version { found: u16, known: u16 },
-}
-
-/// Snapshots grow with the cluster; their bytes come from our own disk, not from a peer.
-const STATE_CONFIG: Configuration<true, { 1 << 30 }> =
-    Configuration::default().with_preallocation_size_limit::<{ 1 << 30 }>();
-
-pub fn encode(command: &Command) -> Result<Vec<u8>, CodecError> {
-    let mut bytes = COMMAND_VERSION.to_le_bytes().to_vec();
-    let body = wincode::serialize(command).map_err(|e| CodecError::Encode(e.to_string()))?;
-    bytes.extend_from_slice(&body);
-    Ok(bytes)
-}
-
-pub fn decode(bytes: &[u8]) -> Result<Command, CodecError> {
-    let body = body_of(bytes, COMMAND_VERSION)?;
-    wincode::deserialize_exact(body).map_err(|e| CodecError::Damaged(e.to_string()))
-}
-
-pub(super) fn encode_state(state: &State) -> Result<Vec<u8>, CodecError> {
-    let mut bytes = STATE_VERSION.to_le_bytes().to_vec();
-    let body = wincode::config::serialize(state, STATE_CONFIG)
-        .map_err(|e| CodecError::Encode(e.to_string()))?;
-    bytes.extend_from_slice(&body);
-    Ok(bytes)
-}
-
-pub(super) fn decode_state(bytes: &[u8]) -> Result<State, CodecError> {
-    let body = body_of(bytes, STATE_VERSION)?;
-    wincode::config::deserialize_exact(body, STATE_CONFIG)
-        .map_err(|e| CodecError::Damaged(e.to_string()))
-}
-
-fn body_of(bytes: &[u8], known: u16) -> Result<&[u8], CodecError> {
-    let Some((version, body)) = bytes.split_first_chunk::<2>() else {
-        return Err(CodecError::Damaged("it is shorter than its header".into()));
-    };
-    let found = u16::from_le_bytes(*version);
-    if found != known {
-        return Err(CodecError::Version { found, known });
-    }
-    Ok(body)
+    #[error("a request cannot cost less than nothing")]
+    NegativeCost,
+    #[error("an account's balance would be out of range")]
+    BalanceRange,
 }

@@ -1,165 +1,300 @@
-//! The replicated state machine: `Command -> apply -> Outcome`. Pure: no clock, no randomness, no
-//! I/O; time, ids and secrets' hashes arrive inside commands, so that every replay and every
-//! member of a later Raft group reaches the same state, byte for byte.
+//! The replicated state machine: `Proposal -> apply -> (Outcome, Effects)`. Pure: no clock, no
+//! randomness, no hash order, no float, no I/O; time, ids and secrets' hashes arrive inside proposals,
+//! so that every replay and every member of the group reaches the same state, byte for byte.
 //!
-//! What it keeps true, in release builds too: an epoch only grows and has at most one plan; a
-//! usage record counts once; ids are never given twice.
+//! An area of the state is a file each (its rows, what changes them, what it keeps true); `apply`
+//! ties them. In short: a proposal takes effect once; an epoch only grows and has at most one plan;
+//! ids are never given twice; the ledger sums to zero; acts stand in the audit log's chain. A clone
+//! of a `State` costs nothing to speak of (`table`).
 //!
-//! Neighbours: `journal` stores commands and applies them; `gateway` reads keys and deployments;
+//! Neighbours: `journal` stores proposals and applies them; `gateway` reads keys and deployments;
 //! `fleet` reads and proposes everything else.
 
 pub mod apply;
+pub mod audit;
+pub mod cluster;
+pub mod codec;
 pub mod command;
-pub mod journal;
-pub mod records;
+pub mod deployments;
+pub mod import;
+pub mod ledger;
+pub mod members;
+mod plans;
+mod proposals;
+mod table;
+pub mod tenants;
+pub mod tokens;
+mod v1;
+pub mod workers;
 
-pub use command::{Command, Outcome, Refusal};
-pub use records::{
-    ApiKey, Cluster, CoordinatorRecord, Deployment, PriceList, Principal, Tenant, TokenRecord,
-    TokenRole, UsageId, UsageRecord, UsageTotals, WorkerRecord,
-};
+pub use apply::apply;
+pub use audit::{AuditHead, AuditRecord};
+pub use cluster::{Authority, AuthorityStage, Cluster, ClusterId};
+pub use command::{Applied, Command, Effect, Origin, Outcome, Proposal, ProposalId, Refusal};
+pub use deployments::{Deployment, PriceList};
+pub use ledger::{Account, Posting, UsageKey, UsageRecord, UsageTotals};
+pub use members::{Certificate, CoordinatorRecord};
+pub use tenants::{ApiKey, Principal, Tenant};
+pub use tokens::{TokenRecord, TokenRole};
+pub use workers::WorkerRecord;
 
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use codec::{CodecError, stored};
+use trireme_shared::identity::NodeId;
 use trireme_shared::ids::{
-    CoordinatorId, DeploymentId, Epoch, KeyId, Replica, TenantId, TokenRecordId, WorkerId,
+    CoordinatorId, DeploymentId, Epoch, NanoUsd, Replica, TokenRecordId, WorkerId,
 };
 use trireme_shared::plan::ReplicaPlan;
-use wincode::{SchemaRead, SchemaWrite};
 
-/// The account, the key and the deployment a usage total stands under.
-pub type UsageKey = (TenantId, KeyId, DeploymentId);
-
-/// Everything the group must not lose. Only ordered maps and integers, so that equal states encode
+/// Everything the group must not lose. Only ordered tables and integers, so that equal states encode
 /// to equal bytes.
-#[derive(Clone, Default, PartialEq, Eq, SchemaRead, SchemaWrite)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct State {
-    pub(super) cluster: Option<Cluster>,
-    pub(super) coordinators: BTreeMap<CoordinatorId, CoordinatorRecord>,
-    pub(super) tokens: BTreeMap<TokenRecordId, TokenRecord>,
-    pub(super) workers: BTreeMap<WorkerId, WorkerRecord>,
-    pub(super) deployments: BTreeMap<DeploymentId, Deployment>,
-    pub(super) deployment_names: BTreeMap<String, DeploymentId>,
-    pub(super) plans: BTreeMap<(DeploymentId, Replica), ReplicaPlan>,
-    /// Counts over the whole cluster, so that it grows for each replica whatever becomes of it.
-    pub(super) last_epoch: Epoch,
-    pub(super) tenants: BTreeMap<TenantId, Tenant>,
-    pub(super) tenant_names: BTreeMap<String, TenantId>,
-    pub(super) keys: BTreeMap<KeyId, ApiKey>,
-    pub(super) key_hashes: BTreeMap<[u8; 32], KeyId>,
-    pub(super) usage: BTreeMap<UsageKey, UsageTotals>,
-    /// The newest `limits::USAGE_WINDOW` usage ids, both ways: by id, and by order of arrival.
-    pub(super) usage_seen: BTreeMap<UsageId, u64>,
-    pub(super) usage_order: BTreeMap<u64, UsageId>,
-    pub(super) last_ids: LastIds,
+    identity: cluster::Identity,
+    members: members::Members,
+    tokens: tokens::JoinTokens,
+    workers: workers::Workers,
+    deployments: deployments::Deployments,
+    plans: plans::Plans,
+    tenants: tenants::Tenants,
+    ledger: ledger::Ledger,
+    audit: audit::Audit,
+    proposals: proposals::Window,
 }
 
-/// The newest number given out of each kind; none is given twice.
-#[derive(Clone, Default, PartialEq, Eq, SchemaRead, SchemaWrite)]
-pub(super) struct LastIds {
-    pub token: u32,
-    pub worker: u32,
-    pub deployment: u32,
-    pub tenant: u32,
-    pub key: u32,
-    pub usage: u64,
-}
+stored!(State {
+    identity,
+    members,
+    tokens,
+    workers,
+    deployments,
+    plans,
+    tenants,
+    ledger,
+    audit,
+    proposals
+});
 
 impl State {
     /// Looks up the SHA-256 of a presented key.
     pub fn authenticate(&self, key_hash: &[u8; 32]) -> Option<Principal> {
-        if let Some(cluster) = &self.cluster
+        if let Some(cluster) = self.cluster()
             && same_bytes(&cluster.admin_key_hash, key_hash)
         {
             return Some(Principal::Admin);
         }
-        // An attacker cannot choose a SHA-256 prefix by prefix, so an ordered lookup leaks nothing.
-        let id = *self.key_hashes.get(key_hash)?;
-        let key = self.keys.get(&id)?;
-        let tenant = self.tenants.get(&key.tenant)?;
-        Some(Principal::Tenant {
-            tenant: key.tenant,
-            name: tenant.name.clone(),
-            key: id,
-        })
+        self.tenants.of_key(key_hash)
+    }
+
+    /// Proposals applied so far: what a new proposal takes as its `base`.
+    pub fn commands(&self) -> u64 {
+        self.proposals.commands
     }
 
     pub fn cluster(&self) -> Option<&Cluster> {
-        self.cluster.as_ref()
+        self.identity.cluster.as_ref()
+    }
+
+    /// The CA that signs; `None` before the cluster is set up.
+    pub fn signing_authority(&self) -> Option<&Authority> {
+        self.identity.signing()
+    }
+
+    /// All CAs whose certificates are accepted, the signing one among them, by fingerprint.
+    pub fn trusted_authorities(&self) -> impl Iterator<Item = &Authority> {
+        self.identity.authorities.values()
     }
 
     pub fn coordinators(&self) -> impl Iterator<Item = &CoordinatorRecord> {
-        self.coordinators.values()
+        self.members.coordinators.values()
+    }
+
+    pub fn coordinator(&self, id: CoordinatorId) -> Option<&CoordinatorRecord> {
+        self.members.coordinators.get(&id)
+    }
+
+    /// Nodes whose certificates are refused, whatever they say.
+    pub fn removed(&self) -> impl Iterator<Item = NodeId> {
+        self.members.removed.keys().copied()
+    }
+
+    pub fn is_removed(&self, node: NodeId) -> bool {
+        self.members.removed.contains_key(&node)
+    }
+
+    /// Whether the node is a member now.
+    pub fn is_member(&self, node: NodeId) -> bool {
+        match node {
+            NodeId::Coordinator(id) => self.coordinator(id).is_some(),
+            NodeId::Worker(id) => self.worker(id).is_some(),
+        }
     }
 
     pub fn tokens(&self) -> impl Iterator<Item = &TokenRecord> {
-        self.tokens.values()
+        self.tokens.rows.values()
     }
 
     pub fn token(&self, id: TokenRecordId) -> Option<&TokenRecord> {
-        self.tokens.get(&id)
+        self.tokens.rows.get(&id)
     }
 
     pub fn workers(&self) -> impl Iterator<Item = &WorkerRecord> {
-        self.workers.values()
+        self.workers.rows.values()
     }
 
     pub fn worker(&self, id: WorkerId) -> Option<&WorkerRecord> {
-        self.workers.get(&id)
+        self.workers.rows.get(&id)
     }
 
     pub fn deployments(&self) -> impl Iterator<Item = &Deployment> {
-        self.deployments.values()
+        self.deployments.rows.values()
     }
 
     pub fn deployment(&self, id: DeploymentId) -> Option<&Deployment> {
-        self.deployments.get(&id)
+        self.deployments.rows.get(&id)
     }
 
     /// By the name it is served under.
     pub fn deployment_named(&self, name: &str) -> Option<&Deployment> {
-        self.deployments.get(self.deployment_names.get(name)?)
+        self.deployments.named(name)
     }
 
     /// The newest committed plan of a replica.
     pub fn plan(&self, deployment: DeploymentId, replica: Replica) -> Option<&ReplicaPlan> {
-        self.plans.get(&(deployment, replica))
+        self.plans.rows.get(&(deployment, replica))
     }
 
     pub fn plans(&self) -> impl Iterator<Item = &ReplicaPlan> {
-        self.plans.values()
+        self.plans.rows.values()
+    }
+
+    /// The newest epoch given.
+    pub fn last_epoch(&self) -> Epoch {
+        self.plans.last_epoch
     }
 
     pub fn tenants(&self) -> impl Iterator<Item = &Tenant> {
-        self.tenants.values()
+        self.tenants.rows.values()
     }
 
     /// Totals in the order of their keys.
     pub fn usage(&self) -> impl Iterator<Item = (&UsageKey, &UsageTotals)> {
-        self.usage.iter()
+        self.ledger.usage.iter()
+    }
+
+    /// Oldest first.
+    pub fn postings(&self) -> impl DoubleEndedIterator<Item = &Posting> {
+        self.ledger.postings.values()
+    }
+
+    /// Zero for an account without postings.
+    pub fn balance(&self, account: &Account) -> NanoUsd {
+        self.ledger.balance(account)
+    }
+
+    pub fn balances(&self) -> impl Iterator<Item = (&Account, NanoUsd)> {
+        self.ledger.balances.iter().map(|(a, b)| (a, *b))
+    }
+
+    /// The newest records, oldest first.
+    pub fn audit_records(&self) -> impl DoubleEndedIterator<Item = &AuditRecord> {
+        self.audit.records.values()
+    }
+
+    pub fn audit_head(&self) -> AuditHead {
+        self.audit.head
+    }
+
+    /// The same state, but for the private keys of its authorities: what a backup holds.
+    pub fn without_authority_keys(&self) -> Self {
+        Self {
+            identity: self.identity.without_keys(),
+            ..self.clone()
+        }
     }
 
     /// SHA-256 of the encoded state: equal for equal histories.
-    pub fn digest(&self) -> Result<[u8; 32], command::CodecError> {
-        Ok(Sha256::digest(command::encode_state(self)?).into())
+    pub fn digest(&self) -> Result<[u8; 32], CodecError> {
+        codec::digest(self)
+    }
+
+    /// Checks every invariant in full; takes as long as the state is large. For tests, the simulator
+    /// and restored backups.
+    pub fn check(&self) -> Result<(), String> {
+        self.identity.check()?;
+        self.members.check()?;
+        self.workers.check()?;
+        self.deployments.check()?;
+        self.plans.check()?;
+        self.tenants.check()?;
+        self.ledger.check()?;
+        self.audit.check()?;
+        self.proposals.check()?;
+        let gone = |id: &&WorkerId| self.is_removed(NodeId::Worker(**id));
+        if let Some(id) = self.workers.rows.keys().find(gone) {
+            return Err(format!("{id} is removed and a member"));
+        }
+        let orphaned = |p: &&ReplicaPlan| self.deployment(p.deployment).is_none();
+        match self.plans().find(orphaned) {
+            Some(plan) => Err(format!("{} has a plan and is gone", plan.deployment)),
+            None => Ok(()),
+        }
+    }
+
+    /// A state with that many postings of one tenant, for measuring.
+    #[cfg(any(test, feature = "planted-bugs"))]
+    pub fn with_ledger_rows(rows: u64) -> Self {
+        use trireme_shared::ids::{KeyId, RequestId, TenantId, Tokens};
+        let mut state = Self::default();
+        let made = state.tenants.create_key("acme", &[1; 32], 1);
+        made.expect("the first key");
+        for row in 0..rows {
+            let request = format!("req_{row:024x}");
+            let usage = UsageRecord {
+                request: RequestId::parse(&request).expect("a request's id"),
+                tenant: TenantId(1),
+                key: KeyId(1),
+                deployment: DeploymentId(1),
+                prompt: Tokens(row % 512),
+                cached: Tokens(0),
+                completion: Tokens(row % 128),
+                cost: NanoUsd((row % 10_000) as i64),
+            };
+            let counted = state.ledger.record_usage(&usage, row);
+            counted.expect("sums stay in range");
+        }
+        state
     }
 }
 
 impl std::fmt::Debug for State {
-    /// Counts only: the state holds the cluster's CA key.
+    /// Counts only: the state holds the cluster's CA keys.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("State")
-            .field("workers", &self.workers.len())
-            .field("deployments", &self.deployments.len())
-            .field("plans", &self.plans.len())
-            .field("last_epoch", &self.last_epoch)
-            .field("tenants", &self.tenants.len())
-            .field("keys", &self.keys.len())
+            .field("commands", &self.commands())
+            .field("coordinators", &self.members.coordinators.len())
+            .field("workers", &self.workers.rows.len())
+            .field("deployments", &self.deployments.rows.len())
+            .field("plans", &self.plans.rows.len())
+            .field("last_epoch", &self.plans.last_epoch)
+            .field("tenants", &self.tenants.rows.len())
+            .field("keys", &self.tenants.keys.len())
+            .field("postings", &self.ledger.postings.len())
             .finish_non_exhaustive()
     }
 }
 
+/// The next number of a kind.
+fn next(counter: &mut u32) -> u32 {
+    *counter = counter
+        .checked_add(1)
+        .expect("four thousand million ids of one kind are never given");
+    *counter
+}
+
 /// Compares without an early exit, so that the time taken tells nothing of where they differ.
-pub(super) fn same_bytes(a: &[u8; 32], b: &[u8; 32]) -> bool {
+fn same_bytes(a: &[u8; 32], b: &[u8; 32]) -> bool {
     a.iter().zip(b).fold(0u8, |acc, (x, y)| acc | (x ^ y)) == 0
 }
+
+#[cfg(test)]
+mod fixture_tests;

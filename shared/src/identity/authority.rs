@@ -12,7 +12,7 @@ use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
 
 /// The SHA-256 of a CA certificate's DER bytes: what a join token pins. Shown as lower-case hex.
@@ -22,6 +22,12 @@ pub struct Fingerprint(pub [u8; 32]);
 impl Fingerprint {
     pub fn of(certificate: &CertificateDer<'_>) -> Self {
         Self(Sha256::digest(certificate).into())
+    }
+
+    /// Of the first certificate in a PEM text; `None` where there is none.
+    pub fn of_pem(pem: &str) -> Option<Self> {
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+        Some(Self::of(&certificate))
     }
 }
 
@@ -57,13 +63,25 @@ pub struct ClusterAuthority {
 impl ClusterAuthority {
     /// A new authority for a cluster of this name.
     pub fn new(cluster: &str) -> Result<Self, IdentityError> {
+        Self::beginning(cluster, OffsetDateTime::now_utc() - limits::CLOCK_SKEW_MAX)
+    }
+
+    /// A new authority to take this one's place. It begins later than this one, whatever the clocks
+    /// say, so that everybody can tell which of the two is to go.
+    pub fn successor(&self) -> Result<Self, IdentityError> {
+        let now = OffsetDateTime::now_utc() - limits::CLOCK_SKEW_MAX;
+        let after = OffsetDateTime::from(self.begins_at()?) + Duration::from_secs(1);
+        Self::beginning(&self.cluster, now.max(after))
+    }
+
+    fn beginning(cluster: &str, at: OffsetDateTime) -> Result<Self, IdentityError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, cluster);
         // It signs nodes, never further authorities.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        set_validity(&mut params, limits::AUTHORITY_LIFETIME)?;
+        set_validity(&mut params, at, limits::AUTHORITY_LIFETIME)?;
         let certificate = params.self_signed(&key)?.der().clone();
         Self::assemble(certificate, key)
     }
@@ -111,6 +129,23 @@ impl ClusterAuthority {
         Fingerprint::of(&self.certificate)
     }
 
+    /// From when on its certificate holds: a little before it was made.
+    pub fn begins_at(&self) -> Result<SystemTime, IdentityError> {
+        let parsed = parse_certificate(&self.certificate)?;
+        unix(parsed.validity().not_before.timestamp())
+    }
+
+    pub fn ends_at(&self) -> Result<SystemTime, IdentityError> {
+        let parsed = parse_certificate(&self.certificate)?;
+        unix(parsed.validity().not_after.timestamp())
+    }
+
+    /// A secret of `node` that outlives its certificates and restarts, for whoever holds the
+    /// authority: see [`NodeIdentity`](super::NodeIdentity)'s reset secret.
+    pub(super) fn reset_secret(&self, node: NodeId) -> [u8; 32] {
+        reset_secret(self.issuer.key().serialized_der(), node)
+    }
+
     /// A certificate for `node` with the public key of a certificate signing request (DER, PKCS#10).
     /// The request proves that its sender holds the key; names and uses in it are ignored.
     pub fn sign_csr(
@@ -138,7 +173,8 @@ impl ClusterAuthority {
         getrandom::fill(&mut serial).map_err(|error| IdentityError::Crypto(error.to_string()))?;
         serial[0] &= 0x7F; // a serial number is positive
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        set_validity(&mut params, validity)?;
+        let begin = OffsetDateTime::now_utc() - limits::CLOCK_SKEW_MAX;
+        set_validity(&mut params, begin, validity + limits::CLOCK_SKEW_MAX)?;
         let signed = params.signed_by(&request.public_key, &self.issuer)?;
         Ok(signed.der().clone())
     }
@@ -155,12 +191,35 @@ impl fmt::Debug for ClusterAuthority {
     }
 }
 
-/// From a little before now (clocks differ) for `lifetime`.
-fn set_validity(params: &mut CertificateParams, lifetime: Duration) -> Result<(), IdentityError> {
-    let now = OffsetDateTime::now_utc();
+fn unix(seconds: i64) -> Result<SystemTime, IdentityError> {
+    let seconds = u64::try_from(seconds).ok();
+    seconds
+        .and_then(|s| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(s)))
+        .ok_or_else(|| IdentityError::Certificate("its times are out of range".into()))
+}
+
+/// What a node's endpoint proves itself with when it tells peers that it has forgotten their
+/// connections (QUIC's stateless reset), made of a private key that survives a restart.
+pub(super) fn reset_secret(private_key: &[u8], node: NodeId) -> [u8; 32] {
+    let seed = Sha256::new()
+        .chain_update(b"trireme stateless reset")
+        .chain_update(private_key)
+        .finalize();
+    // The name too: two nodes of one authority must not be able to reset each other's connections.
+    let secret = Sha256::new()
+        .chain_update(seed)
+        .chain_update(node.dns_name());
+    secret.finalize().into()
+}
+
+fn set_validity(
+    params: &mut CertificateParams,
+    begin: OffsetDateTime,
+    lifetime: Duration,
+) -> Result<(), IdentityError> {
     let too_long = || IdentityError::Crypto("the validity is out of range".into());
     let lifetime = time::Duration::try_from(lifetime).map_err(|_| too_long())?;
-    params.not_before = now - limits::CLOCK_SKEW_MAX;
-    params.not_after = now.checked_add(lifetime).ok_or_else(too_long)?;
+    params.not_before = begin;
+    params.not_after = begin.checked_add(lifetime).ok_or_else(too_long)?;
     Ok(())
 }

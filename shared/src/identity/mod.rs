@@ -7,16 +7,21 @@
 //! connections with these; a worker keeps its own on disk, a coordinator keeps the authority in its
 //! state and issues itself a certificate at each start.
 //!
-//! Not built yet: renewal of node certificates before they expire, and revocation.
+//! A certificate is short-lived: there is no revocation list, a removed node is refused by its name
+//! (`transport::gate`). A new CA comes in four steps, each of which must have reached every node
+//! before the next: trust the new one too, sign with it, have every certificate renewed, stop
+//! trusting the old one (`transport::tests::rotation`).
 
 pub mod atomic_file;
 mod authority;
 mod node;
+mod request;
 mod token;
 
 pub use atomic_file::write_atomic;
 pub use authority::{ClusterAuthority, Fingerprint};
-pub use node::{KeyRequest, NodeIdentity};
+pub use node::NodeIdentity;
+pub use request::KeyRequest;
 pub use token::{JoinToken, SecretHash};
 
 use crate::api::Role;
@@ -24,10 +29,11 @@ use crate::ids::{CoordinatorId, WorkerId};
 use rustls_pki_types::CertificateDer;
 use std::fmt;
 use std::path::PathBuf;
+use wincode::{SchemaRead, SchemaWrite};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// A node as its certificate names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, SchemaRead, SchemaWrite)]
 pub enum NodeId {
     Coordinator(CoordinatorId),
     Worker(WorkerId),

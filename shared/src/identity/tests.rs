@@ -110,7 +110,7 @@ fn an_identity_is_kept_privately_and_found_again() {
 
     let again = NodeIdentity::load(folder.path()).unwrap().unwrap();
     assert_eq!(again.node(), WORKER);
-    assert_eq!(again.cluster(), authority.fingerprint());
+    assert_eq!(again.trusted(), [authority.fingerprint()]);
     assert_eq!(again.chain(), identity.chain());
     assert!(again.expires_at() > SystemTime::now() + limits::NODE_CERTIFICATE_LIFETIME / 2);
 
@@ -134,7 +134,91 @@ fn a_certificate_for_another_key_is_refused() {
         .sign_csr(theirs.csr(), WORKER, Duration::from_secs(60))
         .unwrap();
     let ca = authority.certificate().clone();
-    assert!(mine.complete(certificate, ca).is_err());
+    assert!(mine.complete(certificate, vec![ca]).is_err());
+}
+
+#[test]
+fn a_bundle_holds_the_signer_and_nothing_strange() {
+    let (old, new) = (
+        ClusterAuthority::new("test").unwrap(),
+        ClusterAuthority::new("test").unwrap(),
+    );
+    let ca = |authority: &ClusterAuthority| authority.certificate().clone();
+    let identity = NodeIdentity::issue(&old, WORKER).unwrap();
+    // The signer may stand anywhere, and what is said twice counts once.
+    let both = vec![ca(&new), ca(&old), ca(&new)];
+    let trusting = identity.with_authorities(both).unwrap();
+    assert_eq!(trusting.trusted(), [new.fingerprint(), old.fingerprint()]);
+    assert!(trusting.trusts(old.fingerprint()) && !identity.trusts(new.fingerprint()));
+    assert_eq!(trusting.fingerprint(), identity.fingerprint());
+
+    let leaf = identity.chain()[0].clone();
+    let many = (0..limits::AUTHORITIES_MAX).map(|_| ClusterAuthority::new("test").unwrap());
+    let many = many.map(|one| ca(&one)).chain([ca(&old)]).collect();
+    for (what, wrong) in [
+        ("empty", vec![]),
+        ("without the signer", vec![ca(&new)]),
+        ("with a node's certificate", vec![ca(&old), leaf]),
+        ("with noise", vec![ca(&old), b"noise".to_vec().into()]),
+        ("too large", many),
+    ] {
+        let refused = identity.with_authorities(wrong);
+        let refused = refused.expect_err(what);
+        assert!(matches!(refused, IdentityError::Certificate(_)), "{what}");
+    }
+
+    let folder = Folder::new("bundle");
+    trusting.save(folder.path()).unwrap();
+    let again = NodeIdentity::load(folder.path()).unwrap().unwrap();
+    assert_eq!(again.chain(), trusting.chain());
+}
+
+#[test]
+fn a_renewal_is_of_the_same_node_by_a_trusted_authority_at_half_life() {
+    let authority = ClusterAuthority::new("test").unwrap();
+    let stranger = ClusterAuthority::new("test").unwrap();
+    let other = NodeId::Worker(WorkerId(4));
+    let lifetime = limits::NODE_CERTIFICATE_LIFETIME;
+    let renew = |signer: &ClusterAuthority, node, lifetime| {
+        let request = KeyRequest::generate().unwrap();
+        let signed = signer.sign_csr(request.csr(), node, lifetime).unwrap();
+        request.complete_for(WORKER, signed, vec![authority.certificate().clone()])
+    };
+    assert!(renew(&stranger, WORKER, lifetime).is_err());
+    assert!(renew(&authority, other, lifetime).is_err());
+    for lifetime in [lifetime, Duration::from_secs(60)] {
+        let before = SystemTime::now();
+        let renewed = renew(&authority, WORKER, lifetime).unwrap();
+        let after = SystemTime::now();
+        // Certificates count whole seconds.
+        let rounding = Duration::from_secs(1);
+        assert!(renewed.expires_at() + rounding > before + lifetime);
+        assert!(renewed.expires_at() <= after + lifetime);
+        assert!(renewed.renew_at() + rounding > before + lifetime / 2);
+        assert!(renewed.renew_at() <= after + lifetime / 2);
+    }
+}
+
+/// Peers recognise a restarted node by it; two nodes must never share one.
+#[test]
+fn the_reset_secret_outlives_a_restart_and_is_of_one_node() {
+    let authority = ClusterAuthority::new("test").unwrap();
+    let issue = |number| {
+        let node = NodeId::Coordinator(CoordinatorId(number));
+        NodeIdentity::issue(&authority, node).unwrap()
+    };
+    assert_eq!(issue(1).reset_secret(), issue(1).reset_secret());
+    assert_ne!(issue(1).reset_secret(), issue(2).reset_secret());
+
+    let request = KeyRequest::generate().unwrap();
+    let signed = authority.sign_csr(request.csr(), WORKER, Duration::from_secs(60));
+    let joined = request
+        .complete(signed.unwrap(), vec![authority.certificate().clone()])
+        .unwrap();
+    let folder = Folder::new("reset");
+    joined.save(folder.path()).unwrap();
+    let again = NodeIdentity::load(folder.path()).unwrap().unwrap();
+    assert_eq!(again.reset_secret(), joined.reset_secret());
 }
 
 #[test]

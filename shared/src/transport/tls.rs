@@ -1,4 +1,4 @@
-//! The TLS half: TLS 1.3 only, by rustls and ring, every chain checked against the cluster's CA on
+//! The TLS half: TLS 1.3 only, by rustls and ring, every chain checked against the trust bundle on
 //! every connection (no resumption, so no check is ever skipped).
 
 use super::{Protocol, TransportError};
@@ -8,10 +8,46 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
+
+static PROVIDER: LazyLock<Arc<CryptoProvider>> =
+    LazyLock::new(|| Arc::new(rustls::crypto::ring::default_provider()));
+
+/// An identity, prepared once for all the handshakes that use it.
+pub(super) struct Credentials {
+    pub(super) identity: NodeIdentity,
+    key: Arc<SingleCertAndKey>,
+    roots: Arc<RootCertStore>,
+    /// Verifies the servers that are dialled.
+    servers: Arc<WebPkiServerVerifier>,
+}
+
+impl Credentials {
+    pub(super) fn new(identity: &NodeIdentity) -> Result<Self, TransportError> {
+        let key = CertifiedKey::from_der(identity.chain(), identity.key(), &PROVIDER);
+        let mut roots = RootCertStore::empty();
+        for authority in identity.authorities() {
+            roots.add(authority.clone()).map_err(failed)?;
+        }
+        let roots = Arc::new(roots);
+        Ok(Self {
+            identity: identity.clone(),
+            key: Arc::new(key.map_err(failed)?.into()),
+            servers: verifier(roots.clone()).map_err(failed)?,
+            roots,
+        })
+    }
+}
+
+fn verifier(roots: Arc<RootCertStore>) -> Result<Arc<WebPkiServerVerifier>, rustls::Error> {
+    WebPkiServerVerifier::builder_with_provider(roots, PROVIDER.clone())
+        .build()
+        .map_err(|error| rustls::Error::General(error.to_string()))
+}
 
 /// Whom a dialler wants to find.
 #[derive(Clone, Debug)]
@@ -67,9 +103,8 @@ enum Mismatch {
 #[derive(Debug)]
 pub(super) struct PeerCheck {
     expect: Expect,
-    /// The cluster's CA; `None` where only its fingerprint is known.
-    authority: Option<CertificateDer<'static>>,
-    provider: Arc<CryptoProvider>,
+    /// Of the own bundle; `None` where only a CA's fingerprint is known.
+    servers: Option<Arc<WebPkiServerVerifier>>,
     mismatch: OnceLock<Mismatch>,
 }
 
@@ -96,22 +131,26 @@ impl PeerCheck {
         rustls::CertificateError::ApplicationVerificationFailure.into()
     }
 
-    /// The CA to verify the chain with: our own, or the shown one that the fingerprint matches.
-    fn trusted<'a>(
-        &'a self,
-        shown: &'a [CertificateDer<'a>],
-    ) -> Result<&'a CertificateDer<'a>, rustls::Error> {
-        if let Some(own) = &self.authority {
-            return Ok(own);
+    /// What to verify the chain with: our own bundle, or the one shown CA that the fingerprint
+    /// matches, whatever else is shown beside it.
+    fn trusted(
+        &self,
+        shown: &[CertificateDer<'_>],
+    ) -> Result<Arc<WebPkiServerVerifier>, rustls::Error> {
+        if let Some(own) = &self.servers {
+            return Ok(own.clone());
         }
         let Expect::Pinned(pin) = &self.expect else {
             return Err(rustls::Error::General("no authority to trust".into()));
         };
         let matching = shown.iter().find(|one| Fingerprint::of(one) == *pin);
-        matching.ok_or_else(|| {
-            let got = shown.last().map(|one| Fingerprint::of(one).to_string());
+        let matching = matching.ok_or_else(|| {
+            let got = shown.first().map(|one| Fingerprint::of(one).to_string());
             self.refuse(Mismatch::Cluster(got.unwrap_or_else(|| "not shown".into())))
-        })
+        })?;
+        let mut roots = RootCertStore::empty();
+        roots.add(matching.clone().into_owned())?;
+        verifier(roots.into())
     }
 }
 
@@ -124,16 +163,11 @@ impl ServerCertVerifier for PeerCheck {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.trusted(intermediates)?.clone().into_owned())?;
+        let chain = self.trusted(intermediates)?;
         let found = NodeId::of_certificate(end_entity)
             .map_err(|_| self.refuse(Mismatch::Peer("not a Trireme node".into())))?;
         let name = ServerName::try_from(found.dns_name())
             .map_err(|_| rustls::Error::General("the node's name is no DNS name".into()))?;
-        let chain =
-            WebPkiServerVerifier::builder_with_provider(roots.into(), self.provider.clone())
-                .build()
-                .map_err(|error| rustls::Error::General(error.to_string()))?;
         let verified =
             chain.verify_server_cert(end_entity, intermediates, &name, ocsp_response, now);
         let verified = verified.inspect_err(|error| {
@@ -168,19 +202,15 @@ impl ServerCertVerifier for PeerCheck {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
+        let algorithms = &PROVIDER.signature_verification_algorithms;
         rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
+        PROVIDER
             .signature_verification_algorithms
             .supported_schemes()
     }
-}
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
 }
 
 fn failed(error: impl fmt::Display) -> TransportError {
@@ -190,23 +220,20 @@ fn failed(error: impl fmt::Display) -> TransportError {
 /// What a server shows and demands. Only where `Join` is served may a dialler come without a
 /// certificate; `transport::dialler` then refuses it for every other protocol.
 pub(super) fn server(
-    identity: &NodeIdentity,
+    own: &Credentials,
     accept: &[Protocol],
 ) -> Result<quinn::crypto::rustls::QuicServerConfig, TransportError> {
-    let mut roots = RootCertStore::empty();
-    roots.add(identity.authority().clone()).map_err(failed)?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(own.roots.clone(), PROVIDER.clone());
     let verifier = if accept.contains(&Protocol::Join) {
         verifier.allow_unauthenticated()
     } else {
         verifier
     };
-    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+    let mut config = rustls::ServerConfig::builder_with_provider(PROVIDER.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(failed)?
         .with_client_cert_verifier(verifier.build().map_err(failed)?)
-        .with_single_cert(identity.chain(), identity.key())
-        .map_err(failed)?;
+        .with_cert_resolver(own.key.clone());
     config.alpn_protocols = accept.iter().map(|p| p.alpn().to_vec()).collect();
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -215,25 +242,22 @@ pub(super) fn server(
 
 /// What a dialler shows and demands, and the check to ask why a handshake failed.
 pub(super) fn client(
-    identity: Option<&NodeIdentity>,
+    own: Option<&Credentials>,
     expect: Expect,
     protocol: Protocol,
 ) -> Result<(quinn::crypto::rustls::QuicClientConfig, Arc<PeerCheck>), TransportError> {
     let check = Arc::new(PeerCheck {
         expect,
-        authority: identity.map(|identity| identity.authority().clone()),
-        provider: provider(),
+        servers: own.map(|own| own.servers.clone()),
         mismatch: OnceLock::new(),
     });
-    let builder = rustls::ClientConfig::builder_with_provider(provider())
+    let builder = rustls::ClientConfig::builder_with_provider(PROVIDER.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(failed)?
         .dangerous()
         .with_custom_certificate_verifier(check.clone());
-    let mut config = match identity.filter(|_| protocol.dialler().is_some()) {
-        Some(own) => builder
-            .with_client_auth_cert(own.chain(), own.key())
-            .map_err(failed)?,
+    let mut config = match own.filter(|_| protocol.dialler().is_some()) {
+        Some(own) => builder.with_client_cert_resolver(own.key.clone()),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![protocol.alpn().to_vec()];

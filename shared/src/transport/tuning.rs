@@ -5,17 +5,47 @@ use crate::limits;
 use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    AckFrequencyConfig, ClientConfig, EndpointConfig, MtuDiscoveryConfig, ServerConfig,
-    TransportConfig,
+    AckFrequencyConfig, ClientConfig, ConnectionId, ConnectionIdGenerator, EndpointConfig,
+    MtuDiscoveryConfig, ServerConfig, TransportConfig,
 };
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
-pub(super) fn endpoint() -> EndpointConfig {
+/// With a `reset_secret` that outlives the process, peers learn at once that a process which was
+/// killed has forgotten them: its successor on the same port answers their next packet with a
+/// stateless reset that they recognise (RFC 9000, 10.3). Without one they wait out `PEER_SILENCE_MAX`.
+pub(super) fn endpoint(reset_secret: Option<&[u8; 32]>) -> EndpointConfig {
     let mut config = EndpointConfig::default();
     // Out of range only below 1,200 bytes; the default would then stand.
     let _ = config.max_udp_payload_size(limits::UDP_PAYLOAD_BYTES_MAX);
+    if let Some(secret) = reset_secret {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret);
+        config.reset_key(Arc::new(key));
+        // quinn's own ids carry a mark of their process and those of another are not answered.
+        config.cid_generator(|| Box::new(AnyProcess));
+        config.min_reset_interval(limits::RESET_INTERVAL_MIN);
+    }
     config
+}
+
+/// Random connection ids, each of which may be an earlier process's.
+struct AnyProcess;
+
+impl ConnectionIdGenerator for AnyProcess {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; 8];
+        getrandom::fill(&mut id).expect("the operating system has a random source");
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        8
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Asks for buffers that a burst from several peers fits; what the system grants will do.
@@ -82,6 +112,7 @@ fn base() -> TransportConfig {
     discovery.upper_bound(limits::UDP_PAYLOAD_BYTES_MAX);
     let silence = limits::PEER_SILENCE_MAX.try_into();
     config
+        .initial_rtt(limits::INITIAL_RTT)
         .mtu_discovery_config(Some(discovery))
         .keep_alive_interval(Some(limits::KEEP_ALIVE_INTERVAL))
         // A timeout that QUIC cannot express (over 2^62 ms) falls back to quinn's own.

@@ -95,7 +95,7 @@ pub async fn write_frame<T: Message>(
 }
 
 /// The bytes of a whole frame: length, then message.
-fn frame<T: Message>(message: &T, max: usize) -> Result<Vec<u8>, WireError> {
+pub fn frame<T: Message>(message: &T, max: usize) -> Result<Vec<u8>, WireError> {
     let body = encode(message)?;
     let len = body.len();
     let prefix = u32::try_from(len).ok().filter(|_| len <= max);
@@ -130,6 +130,12 @@ impl FrameReader {
             max,
             partial: Partial::default(),
         }
+    }
+
+    /// The stream, and what has arrived of it but was not read as a frame: for streams whose frames are
+    /// followed by raw bytes.
+    pub fn into_inner(self) -> (Vec<u8>, quinn::RecvStream) {
+        (self.partial.bytes, self.recv)
     }
 
     /// The next message; `None` at a clean end. After an error the stream is of no more use.

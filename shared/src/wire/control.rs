@@ -1,10 +1,18 @@
-//! Worker and coordinator: registration, heartbeats, assignments. One bidirectional stream per
-//! worker, opened by the worker; frames of `ToCoordinator` one way and `ToWorker` the other.
+//! Worker and coordinator: registration, heartbeats, assignments. One bidirectional stream per worker
+//! and coordinator, opened by the worker; frames of `ToCoordinator` one way and `ToWorker` the other.
 
-use crate::ids::{DeploymentId, Epoch, Replica, WorkerId};
+use crate::ids::{CoordinatorId, DeploymentId, Epoch, Replica, WorkerId};
 use crate::plan::Assignment;
 use serde::{Deserialize, Serialize};
 use wincode::{SchemaRead, SchemaWrite};
+
+/// Where a coordinator listens for nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+pub struct CoordinatorAddress {
+    pub id: CoordinatorId,
+    /// `host:port`, QUIC.
+    pub control: String,
+}
 
 /// What a worker offers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
@@ -74,22 +82,60 @@ pub enum ToCoordinator {
     Hello { inventory: Inventory },
     /// Sent every `limits::HEARTBEAT_INTERVAL` and at once when a rank's state changes.
     Heartbeat { ranks: Vec<RankReport> },
+    /// Asks for a new certificate before the old one ends.
+    Renew {
+        /// PKCS#10, DER.
+        csr: Vec<u8>,
+    },
+    /// Which CA certificates (SHA-256) this worker trusts now: after a `Welcome` or a `Trust`.
+    Trusting { fingerprints: Vec<[u8; 32]> },
     /// The worker has finished its running work and is leaving.
     Goodbye,
 }
 
+/// Orders carry the Raft term of the leader that gives them: a worker obeys none of a lower term
+/// than the highest that any coordinator told it.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub enum ToWorker {
     /// Answer to `Hello`.
-    Welcome { worker: WorkerId },
+    Welcome {
+        worker: WorkerId,
+        term: u64,
+        /// The whole group, this coordinator among them: a worker holds a connection to each.
+        coordinators: Vec<CoordinatorAddress>,
+        /// CA certificates (DER) to trust.
+        authorities: Vec<Vec<u8>>,
+        /// Workers that must not be let in any more.
+        removed: Vec<WorkerId>,
+    },
+    /// The group changed, or its term did.
+    Coordinators {
+        term: u64,
+        coordinators: Vec<CoordinatorAddress>,
+    },
     /// Run this rank; replaces whatever the worker ran before.
-    Assign(Box<Assignment>),
+    Assign {
+        term: u64,
+        assignment: Box<Assignment>,
+    },
     /// Stop this rank and free what it holds, if it is still of this epoch or an older one.
     Release {
+        term: u64,
         deployment: DeploymentId,
         replica: Replica,
         epoch: Epoch,
     },
     /// Finish running work, say `Goodbye` and exit.
-    Drain,
+    Drain { term: u64 },
+    /// Answer to `Renew`.
+    Certificate {
+        /// DER.
+        certificate: Vec<u8>,
+        /// CA certificates (DER) to trust.
+        authorities: Vec<Vec<u8>>,
+    },
+    /// Trust these CA certificates (DER), and no others; answered by `Trusting`.
+    Trust { authorities: Vec<Vec<u8>> },
+    /// These workers were removed: end their connections, and let them in no more.
+    Removed { workers: Vec<WorkerId> },
 }

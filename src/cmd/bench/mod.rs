@@ -1,5 +1,7 @@
-//! `cluster bench`: numbers, of any OpenAI-compatible server or of this machine's own engine.
+//! `cluster bench`: numbers, of any OpenAI-compatible server of this machine's own engine, or of a group
+//! of coordinators.
 
+mod commits;
 mod engine;
 mod serve;
 
@@ -21,6 +23,8 @@ enum BenchCommand {
     Serve(serve::ServeArgs),
     /// Measure the engine in this process, without network and split: prefill and decode tok/s
     Engine(engine::EngineArgs),
+    /// Measure a group of coordinators in this process: commands/s through commit, and how long one takes
+    Commits(commits::CommitsArgs),
 }
 
 impl BenchArgs {
@@ -28,6 +32,7 @@ impl BenchArgs {
         match self.command {
             BenchCommand::Serve(args) => args.run(),
             BenchCommand::Engine(args) => args.run(),
+            BenchCommand::Commits(args) => args.run(),
         }
     }
 }

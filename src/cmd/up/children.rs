@@ -35,6 +35,8 @@ enum Message {
 pub struct View {
     /// Process ids by `ChildId`.
     pub pids: Vec<Option<u32>>,
+    /// Removed from the cluster, by `ChildId`.
+    pub gone: Vec<bool>,
     /// Processes started so far, restarts included.
     pub starts: u64,
     /// The end was decided: nothing more will be started.
@@ -91,6 +93,7 @@ impl Roster {
         let (messages, inbox) = sync_channel(limits::SUPERVISOR_EVENTS_MAX);
         let shared = Arc::new(Shared::default());
         shared.lock().pids = vec![None; self.processes.len()];
+        shared.lock().gone = vec![false; self.processes.len()];
         let mut supervisor = Supervisor {
             core: self.core,
             processes: self.processes,
@@ -191,7 +194,9 @@ impl Supervisor {
                 }
             }
             let stopping = !self.core.is_running();
+            let gone = self.core.gone();
             let mut view = self.shared.lock();
+            view.gone = gone;
             if stopping && !view.stopping {
                 view.stopping = true;
                 self.shared.changed.notify_all();

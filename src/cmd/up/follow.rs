@@ -21,6 +21,8 @@ const FAILED_EPOCHS_MAX: usize = 3;
 /// What is waited for.
 pub struct Waiting<'a> {
     pub client: &'a Client,
+    /// Addresses of all coordinators, each of which must serve.
+    pub gateways: &'a [String],
     pub children: &'a Children,
     pub deployment: DeploymentId,
     pub deadline: Instant,
@@ -85,10 +87,10 @@ impl Waiting<'_> {
         };
         !mine.replicas.is_empty()
             && mine.replicas.iter().all(placed)
-            && self
-                .client
-                .status_of("/ready")
-                .is_ok_and(|status| status == 200)
+            && self.gateways.iter().all(|gateway| {
+                let one = Client::new(std::slice::from_ref(gateway), None);
+                one.status_of("/ready").is_ok_and(|status| status == 200)
+            })
     }
 }
 

@@ -1,13 +1,14 @@
 //! `cluster up`: a whole cluster on this machine, from one command.
 //!
-//! The coordinator and the workers are child processes of the same binary that join exactly as
+//! Coordinators and workers are child processes of the same binary that join exactly as
 //! remote ones would: join token, certificate, QUIC. `split` (pure) completes what was asked for;
-//! `start` walks through the steps; `supervise` (pure) and `children` keep the processes; `steps`
+//! `start` walks through the steps, `group` has the coordinators find together; `supervise` (pure) and `children` keep the processes; `steps`
 //! and `follow` show progress; `report` and `demo` print the result.
 
 mod children;
 mod demo;
 mod follow;
+mod group;
 mod report;
 mod split;
 mod start;
@@ -30,6 +31,7 @@ use supervise::Event;
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  cluster up\n  cluster up --model ./model.gguf --workers 4 --tp 2 --pp 2\n  \
+                        cluster up --coordinators 3 --workers 2\n  \
                         cluster up --ready-file ready.json --no-demo   # for scripts"
 )]
 pub struct UpArgs {
@@ -39,6 +41,10 @@ pub struct UpArgs {
     /// Worker processes [default: what the split needs, else 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
+    /// Coordinator processes, 1, 3 or 5: with 3 any one may die, with 5 any two [default: as many as
+    /// the data folder holds, else 1]
+    #[arg(long, value_name = "N", value_parser = coordinators)]
+    coordinators: Option<u16>,
     /// Ranks that share each layer (tensor parallel); tp x pp x replicas = workers
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..))]
     tp: Option<u16>,
@@ -54,7 +60,7 @@ pub struct UpArgs {
     /// Memory of each worker, e.g. 4GiB [default: 80 % of what is free, shared out]
     #[arg(long, value_name = "BYTES", value_parser = size::parse_bytes)]
     memory_per_worker: Option<u64>,
-    /// Where clients connect (HTTP); port 0 picks one
+    /// Where clients connect (HTTP); port 0 picks one, as for the further coordinators
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
     /// Folder for state, certificates and logs [default: one for each model, in this user's state
@@ -235,6 +241,13 @@ impl UpArgs {
         let name = name.trim_matches(['_', '.']);
         let tail = name.len().saturating_sub(100);
         Ok(last::state_dir()?.join("up").join(&name[tail..]))
+    }
+}
+
+fn coordinators(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(count) if group::COORDINATORS.contains(&count) => Ok(count),
+        _ => Err("a group has 1, 3 or 5 coordinators".to_owned()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What `up` leaves behind and prints once the cluster serves: the ready file, this user's last
 //! cluster, and the table of who holds what.
 
+use super::group::{admin_key, urls};
 use crate::cmd::plan;
 use crate::last::{Last, write_private};
 use crate::term;
@@ -12,7 +13,8 @@ use trireme_shared::ids::{CoordinatorId, Rank, Replica, Stage, WorkerId};
 
 /// A cluster that serves.
 pub struct Serving {
-    pub coordinator: CoordinatorFile,
+    /// In the order of their folders; the first is the one that clients are told of.
+    pub coordinators: Vec<CoordinatorFile>,
     pub status: StatusReport,
     pub deployment: DeploymentReport,
     pub api_key: String,
@@ -36,6 +38,7 @@ struct ReadyCoordinator {
     id: CoordinatorId,
     pid: u32,
     http: String,
+    control: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -52,9 +55,14 @@ impl Serving {
         &self.deployment.spec.model.name
     }
 
+    /// The first gateway.
+    fn first(&self) -> &str {
+        self.coordinators.first().map_or("", |c| &c.http)
+    }
+
     /// The address for OpenAI clients.
     fn endpoint(&self) -> String {
-        format!("{}/v1", self.coordinator.http)
+        format!("{}/v1", self.first())
     }
 
     fn ready_file(&self) -> ReadyFile {
@@ -79,15 +87,20 @@ impl Serving {
             })
         });
         ReadyFile {
-            endpoint: self.coordinator.http.clone(),
+            endpoint: self.first().to_owned(),
             api_key: self.api_key.clone(),
-            admin_key: self.coordinator.admin_key.clone(),
+            admin_key: admin_key(&self.coordinators).to_owned(),
             model: self.model().to_owned(),
-            coordinators: vec![ReadyCoordinator {
-                id: self.coordinator.id,
-                pid: self.coordinator.pid,
-                http: self.coordinator.http.clone(),
-            }],
+            coordinators: self
+                .coordinators
+                .iter()
+                .map(|c| ReadyCoordinator {
+                    id: c.id,
+                    pid: c.pid,
+                    http: c.http.clone(),
+                    control: c.control.clone(),
+                })
+                .collect(),
             workers: workers.collect(),
         }
     }
@@ -95,9 +108,9 @@ impl Serving {
     /// Writes the ready file (where asked for) and this user's last cluster.
     pub fn write(&self, ready_file: Option<&Path>) -> Result<()> {
         Last {
-            coordinators: vec![self.coordinator.http.clone()],
+            coordinators: urls(&self.coordinators),
             api_key: self.api_key.clone(),
-            admin_key: self.coordinator.admin_key.clone(),
+            admin_key: admin_key(&self.coordinators).to_owned(),
             model: self.model().to_owned(),
         }
         .save()?;
@@ -111,8 +124,14 @@ impl Serving {
     pub fn print(&self) {
         term::out("");
         term::out(format!("  endpoint     {}", term::bold(&self.endpoint())));
+        for other in self.coordinators.iter().skip(1) {
+            term::out(format!("               {}/v1", other.http));
+        }
         term::out(format!("  API key      {}", term::bold(&self.api_key)));
         term::out(format!("  model        {}", term::bold(self.model())));
+        if let (true, Some(leader)) = (self.coordinators.len() > 1, self.status.leader) {
+            term::out(format!("  leader       {leader}"));
+        }
         term::out("");
         term::out(format!(
             "  curl -N {}/chat/completions \\\n    -H 'Authorization: Bearer {}' \\\n    \
@@ -136,6 +155,7 @@ impl Serving {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use trireme_shared::api::LogReport;
     use trireme_shared::ids::{DeploymentId, Epoch};
     use trireme_shared::model::{RankShare, Span};
     use trireme_shared::plan::*;
@@ -195,16 +215,30 @@ mod tests {
             }],
         };
         Serving {
-            coordinator: CoordinatorFile {
-                id: CoordinatorId(1),
-                pid: 11,
-                http: "http://127.0.0.1:8080".into(),
-                control: "127.0.0.1:7400".into(),
-                admin_key: "sk-admin".into(),
-            },
+            coordinators: vec![
+                CoordinatorFile {
+                    id: CoordinatorId(1),
+                    pid: 11,
+                    http: "http://127.0.0.1:8080".into(),
+                    control: "127.0.0.1:7400".into(),
+                    admin_key: Some("sk-admin".into()),
+                },
+                CoordinatorFile {
+                    id: CoordinatorId(2),
+                    pid: 12,
+                    http: "http://127.0.0.1:8081".into(),
+                    control: "127.0.0.1:7401".into(),
+                    admin_key: None,
+                },
+            ],
             status: StatusReport {
                 cluster: "c".into(),
                 version: "0".into(),
+                leader: Some(CoordinatorId(2)),
+                term: 1,
+                commit: 1,
+                log: LogReport::default(),
+                stale: false,
                 coordinators: vec![],
                 workers: vec![],
                 deployments: vec![],
@@ -225,7 +259,10 @@ mod tests {
                 "api_key": "sk-tr",
                 "admin_key": "sk-admin",
                 "model": "smollm2",
-                "coordinators": [{"id": 1, "pid": 11, "http": "http://127.0.0.1:8080"}],
+                "coordinators": [
+                    {"id": 1, "pid": 11, "http": "http://127.0.0.1:8080", "control": "127.0.0.1:7400"},
+                    {"id": 2, "pid": 12, "http": "http://127.0.0.1:8081", "control": "127.0.0.1:7401"},
+                ],
                 "workers": [
                     {"id": 2, "pid": 0, "replica": 0, "stage": 0, "rank": 0},
                     {"id": 1, "pid": 0, "replica": 0, "stage": 0, "rank": 1},

@@ -1,6 +1,7 @@
 //! The steps from nothing to a cluster that serves.
 
 use super::children::{Children, MakeCommand, Roster, Say};
+use super::group::{Seats, admin_client, urls};
 use super::report::Serving;
 use super::split::{Bounds, Split};
 use super::steps::Steps;
@@ -14,11 +15,10 @@ use crate::last::write_private;
 use crate::{machine, size, term};
 use anyhow::{Context, Result};
 use std::fs;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use trireme_shared::api::*;
 use trireme_shared::limits;
@@ -30,21 +30,13 @@ const DEMO_TENANT: &str = "demo";
 /// The workers join at once; an hour lets a debugger look in between.
 const TOKEN_TTL: Duration = Duration::from_secs(3_600);
 
-/// Where the coordinator listens, known once it does; a restart takes the same addresses.
-#[derive(Clone, Debug)]
-struct Addresses {
-    http: SocketAddr,
-    control: String,
-}
-
 /// What a start works with.
 pub struct Parts {
     pub children: Children,
     pub say: Say,
     pub data_dir: PathBuf,
-    coordinator: ChildId,
+    coordinators: Seats,
     workers: Vec<ChildId>,
-    addresses: Arc<OnceLock<Addresses>>,
     token_file: PathBuf,
 }
 
@@ -59,7 +51,6 @@ impl Parts {
     /// Names the processes and starts their supervisor; none of them runs yet.
     pub fn new(args: &UpArgs, data_dir: &Path, logs: &LogArgs, steps: &Steps) -> Result<Self> {
         let exe = std::env::current_exe().context("cannot find this program's own file")?;
-        let addresses = Arc::new(OnceLock::new());
         let token_file = data_dir.join("worker-token");
         let common = logs.to_args();
         let count = args.wanted().worker_count();
@@ -79,40 +70,22 @@ impl Parts {
             write_private(&path, b"")?;
             Ok(path)
         };
-        let command: MakeCommand = {
-            let (exe, common, addresses) = (exe.clone(), common.clone(), addresses.clone());
-            let (dir, listen) = (data_dir.join("coordinator-1"), args.listen);
-            Box::new(move || {
-                let known = addresses.get();
-                let http = known.map_or(listen, |a: &Addresses| a.http);
-                let control = known.map_or("127.0.0.1:0", |a| a.control.as_str());
-                let mut command = Command::new(&exe);
-                command
-                    .args(&common)
-                    .args(["coordinator", "--lifeline", "--listen", control])
-                    .args(["--http", &http.to_string(), "--data-dir"])
-                    .arg(&dir);
-                Ok(command)
-            })
-        };
-        let log_path = log("coordinator-1")?;
-        let coordinator = roster.add("coordinator 1", Kind::Coordinator, log_path, command);
+        let coordinators = Seats::new(args, data_dir, (&exe, &common), &mut roster, log)?;
         let mut workers = Vec::new();
         for number in 1..=count {
-            let (exe, common, addresses) = (exe.clone(), common.clone(), addresses.clone());
+            let (exe, common, controls) = (exe.clone(), common.clone(), coordinators.controls());
             let (dir, token) = (
                 data_dir.join(format!("worker-{number}")),
                 token_file.clone(),
             );
             let isa = args.isa.name();
             let command: MakeCommand = Box::new(move || {
-                let known = addresses
-                    .get()
-                    .context("the coordinator's address is not known")?;
+                let known = controls.list();
+                anyhow::ensure!(!known.is_empty(), "no coordinator's address is known");
                 let mut command = Command::new(&exe);
                 command
                     .args(&common)
-                    .args(["join", "--lifeline", &known.control]);
+                    .args(["join", "--lifeline", &known.join(",")]);
                 command.args(["--threads", &threads.to_string(), "--isa", isa]);
                 command.args(["--host-threads", &host_threads.to_string()]);
                 command.args(["--memory", &memory.to_string(), "--listen", "127.0.0.1:0"]);
@@ -132,21 +105,17 @@ impl Parts {
             children: roster.supervise(say.clone())?,
             say,
             data_dir: data_dir.to_owned(),
-            coordinator,
+            coordinators,
             workers,
-            addresses,
             token_file,
         })
     }
 
     /// Removes what must not stay behind.
     pub fn clean_up(&self) {
+        self.coordinators.clean_up();
         // Often it is gone already.
         let _ = fs::remove_file(&self.token_file);
-    }
-
-    fn coordinator_file(&self) -> PathBuf {
-        self.data_dir.join("coordinator-1").join("coordinator.json")
     }
 }
 
@@ -158,9 +127,7 @@ pub fn start(
     running: &Running<'_>,
 ) -> Result<Started> {
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
-    // A file of an earlier run would only mislead; its absence is the normal case.
-    let _ = fs::remove_file(parts.coordinator_file());
-    parts.children.launch(parts.coordinator);
+    parts.coordinators.launch(&parts.children);
 
     let step = steps.begin("model", "looking for it");
     let resolved = resolve(args, &step, running, deadline)?;
@@ -190,13 +157,20 @@ pub fn start(
     ));
 
     let step = steps.begin("coordinator", "starting");
-    let coordinator = coordinator(parts, running)?;
-    let admin = admin_client(&coordinator);
-    step.done(&format!("{} at {}", coordinator.id, coordinator.http));
+    let coordinators = parts
+        .coordinators
+        .assemble(&parts.children, &step, running)?;
+    let admin = admin_client(&coordinators);
+    let places: Vec<String> = coordinators
+        .iter()
+        .map(|c| format!("{} at {}", c.id, c.http))
+        .collect();
+    step.done(&places.join(", "));
 
     let step = steps.begin("workers", "starting");
     let token = TokenRequest {
-        role: Role::Worker,
+        role: TokenRole::Worker,
+        provider: None,
         // A worker that is killed before it saved its certificate joins anew.
         uses: split.workers() + limits::CHILD_RESTARTS_MAX as u32,
         ttl_seconds: TOKEN_TTL.as_secs(),
@@ -213,23 +187,21 @@ pub fn start(
     let _: TokenReport = admin.delete(&format!("/admin/v1/tokens/{}", token.id.0))?;
     step.done(&format!("{} joined", parts.workers.len()));
 
-    let api_key = demo_key(parts, &admin, &coordinator)?;
+    let api_key = demo_key(parts, &admin, &coordinators)?;
     let waiting = follow::Waiting {
         client: &admin,
+        gateways: &urls(&coordinators),
         children: &parts.children,
         deployment: deployment.id,
         deadline,
     };
     let (status, deployment) = waiting.until_ready("weights", steps, running)?;
     parts.children.tell(Event::Serving);
-    let tenant = Client::new(
-        std::slice::from_ref(&coordinator.http),
-        Some(api_key.clone()),
-    );
+    let tenant = Client::new(&urls(&coordinators), Some(api_key.clone()));
     let group = seen.config.group();
     Ok(Started {
         serving: Serving {
-            coordinator,
+            coordinators,
             status,
             deployment,
             api_key,
@@ -247,29 +219,23 @@ pub fn again(
     before: &Serving,
 ) -> Result<Serving> {
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
-    let coordinator = coordinator(parts, running)?;
-    let admin = admin_client(&coordinator);
+    let coordinators = parts.coordinators.files(&parts.children, running)?;
+    let admin = admin_client(&coordinators);
     let waiting = follow::Waiting {
         client: &admin,
+        gateways: &urls(&coordinators),
         children: &parts.children,
         deployment: before.deployment.id,
         deadline,
     };
     let (status, deployment) = waiting.until_ready("recovered", &Steps::new(), running)?;
     Ok(Serving {
-        coordinator,
+        coordinators,
         status,
         deployment,
         api_key: before.api_key.clone(),
         group: before.group,
     })
-}
-
-fn admin_client(coordinator: &CoordinatorFile) -> Client {
-    Client::new(
-        std::slice::from_ref(&coordinator.http),
-        Some(coordinator.admin_key.clone()),
-    )
 }
 
 fn spec(args: &UpArgs, resolved: &ResolvedModel, split: Split) -> DeploymentSpec {
@@ -382,45 +348,6 @@ fn deploy(
     aside(running, deadline, "deploying the model", None, work, || {})
 }
 
-/// The file that the running coordinator (not an earlier one) wrote.
-fn coordinator(parts: &Parts, running: &Running<'_>) -> Result<CoordinatorFile> {
-    let path = parts.coordinator_file();
-    let deadline = Instant::now() + limits::COORDINATOR_START_DEADLINE;
-    loop {
-        running.check()?;
-        let pid = parts.children.view().pids[parts.coordinator.0];
-        let file = fs::read(&path)
-            .ok()
-            .and_then(|text| serde_json::from_slice::<CoordinatorFile>(&text).ok())
-            .filter(|file| Some(file.pid) == pid);
-        if let Some(file) = file {
-            remember(&parts.addresses, &file)?;
-            return Ok(file);
-        }
-        if Instant::now() >= deadline {
-            return Err(Failure::new(
-                "the coordinator does not listen",
-                format!(
-                    "look at {}",
-                    parts.data_dir.join("coordinator-1.log").display()
-                ),
-            )
-            .into());
-        }
-        std::thread::sleep(limits::CLIENT_POLL_INTERVAL);
-    }
-}
-
-fn remember(addresses: &OnceLock<Addresses>, file: &CoordinatorFile) -> Result<()> {
-    let http = file.http.trim_start_matches("http://").parse();
-    let http = http.with_context(|| format!("{} is not an address", file.http))?;
-    addresses.get_or_init(|| Addresses {
-        http,
-        control: file.control.clone(),
-    });
-    Ok(())
-}
-
 fn until_joined(
     admin: &Client,
     step: &super::steps::Step,
@@ -460,10 +387,10 @@ fn joined(report: &StatusReport, pids: &[Option<u32>]) -> usize {
 }
 
 /// The demo tenant's key: the one an earlier run left here if it is still good, else a new one.
-fn demo_key(parts: &Parts, admin: &Client, coordinator: &CoordinatorFile) -> Result<String> {
+fn demo_key(parts: &Parts, admin: &Client, coordinators: &[CoordinatorFile]) -> Result<String> {
     let path = parts.data_dir.join("demo.key");
     if let Ok(key) = fs::read_to_string(&path) {
-        let client = Client::new(std::slice::from_ref(&coordinator.http), Some(key.clone()));
+        let client = Client::new(&urls(coordinators), Some(key.clone()));
         if client
             .status_of("/v1/models")
             .is_ok_and(|status| status == 200)

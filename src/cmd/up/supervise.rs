@@ -1,11 +1,14 @@
 //! What `up` does when its children die and when it is asked to stop: a pure core.
 //!
 //! Keeps true: a child that dies is reported once and started again after a growing pause, at most
-//! `CHILD_RESTARTS_MAX` times in `CHILD_RESTART_WINDOW`; before the cluster first serves, a child
+//! `CHILD_RESTARTS_MAX` times in `CHILD_RESTART_WINDOW`; one that was removed from the cluster is not
+//! started again, and the others go on; before the cluster first serves, a child
 //! that ends by itself with an error code is not restarted, for it would only fail again. Stopping
-//! ends coordinators first, so that running requests can finish, then workers; whatever outlives
-//! its deadline is killed. Exactly one `Done` is ever given. `children` drives this.
+//! ends coordinators first, so that running requests can finish, then workers; coordinators one after
+//! the other, so that a majority is there to record what the first ones' requests cost; whatever
+//! outlives its deadline is killed. Exactly one `Done` is ever given. `children` drives this.
 
+use crate::failure::REMOVED;
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::PathBuf;
@@ -88,14 +91,16 @@ struct Child {
     starting: bool,
     start_at: Option<Instant>,
     restarts: VecDeque<Instant>,
+    /// Removed from the cluster.
+    gone: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Running,
-    /// Children of one kind were asked to finish; `last` when these are the workers.
+    /// One after the other finishes: a coordinator, or (`None`) all workers.
     Stopping {
-        last: bool,
+        coordinator: Option<ChildId>,
         deadline: Instant,
         code: u8,
     },
@@ -132,6 +137,7 @@ impl Supervise {
             starting: false,
             start_at: None,
             restarts: VecDeque::new(),
+            gone: false,
         });
         ChildId(self.children.len() - 1)
     }
@@ -139,6 +145,11 @@ impl Supervise {
     /// Whether children are (still) meant to run.
     pub fn is_running(&self) -> bool {
         self.phase == Phase::Running
+    }
+
+    /// Whether each child was removed from the cluster.
+    pub fn gone(&self) -> Vec<bool> {
+        self.children.iter().map(|c| c.gone).collect()
     }
 
     /// When `Tick` is due.
@@ -163,7 +174,7 @@ impl Supervise {
                 let child_state = &mut self.children[child.0];
                 child_state.starting = false;
                 child_state.pid = Some(pid);
-                if !running {
+                if !running && self.is_asked(child) {
                     // It was being started while the stop was decided.
                     effects.push(Effect::Terminate(child));
                 }
@@ -222,6 +233,12 @@ impl Supervise {
             effects.push(Effect::Say(format!("{what}; {log}")));
             return self.stop(1, now, effects);
         }
+        if ending == Ending::Code(REMOVED.into()) {
+            child.gone = true;
+            let name = &child.name;
+            let text = format!("{name} was removed from the cluster; it is not started again");
+            return effects.push(Effect::Say(text));
+        }
         if child.restarts.len() >= limits::CHILD_RESTARTS_MAX {
             effects.push(Effect::Say(format!(
                 "{what}, after {} restarts in {} s: giving up; {log}",
@@ -276,18 +293,41 @@ impl Supervise {
         for child in &mut self.children {
             child.start_at = None;
         }
+        self.stop_next(code, now, effects);
+    }
+
+    /// Whether it is this child's turn to finish.
+    fn is_asked(&self, child: ChildId) -> bool {
+        match self.phase {
+            Phase::Stopping {
+                coordinator: Some(asked),
+                ..
+            } => asked == child,
+            Phase::Stopping {
+                coordinator: None, ..
+            }
+            | Phase::Killing { .. } => true,
+            Phase::Running | Phase::Done => false,
+        }
+    }
+
+    /// Asks the first coordinator that is left to finish, or all workers where none is.
+    fn stop_next(&mut self, code: u8, now: Instant, effects: &mut Vec<Effect>) {
+        let alive = |c: &Child| c.pid.is_some() || c.starting;
+        let mut children = self.children.iter();
+        let coordinator = children
+            .position(|c| c.kind == Kind::Coordinator && alive(c))
+            .map(ChildId);
         self.phase = Phase::Stopping {
-            last: false,
+            coordinator,
             deadline: now + limits::CHILD_STOP_DEADLINE,
             code,
         };
-        self.terminate(Kind::Coordinator, effects);
-    }
-
-    fn terminate(&self, kind: Kind, effects: &mut Vec<Effect>) {
         for (id, child) in self.children.iter().enumerate() {
-            if child.kind == kind && child.pid.is_some() {
-                effects.push(Effect::Terminate(ChildId(id)));
+            let id = ChildId(id);
+            let asked = coordinator.map_or(child.kind == Kind::Worker, |one| one == id);
+            if asked && child.pid.is_some() {
+                effects.push(Effect::Terminate(id));
             }
         }
     }
@@ -306,25 +346,21 @@ impl Supervise {
 
     /// Steps from coordinators to workers to done as processes end.
     fn advance(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        let alive = |kind: Kind| {
-            let mut children = self.children.iter();
-            children.any(|c| c.kind == kind && (c.pid.is_some() || c.starting))
-        };
         if let Phase::Stopping {
-            last: false, code, ..
+            coordinator: Some(asked),
+            code,
+            ..
         } = self.phase
-            && !alive(Kind::Coordinator)
         {
-            let deadline = now + limits::CHILD_STOP_DEADLINE;
-            self.phase = Phase::Stopping {
-                last: true,
-                deadline,
-                code,
-            };
-            self.terminate(Kind::Worker, effects);
+            let child = &self.children[asked.0];
+            if child.pid.is_none() && !child.starting {
+                self.stop_next(code, now, effects);
+            }
         }
         if let Phase::Stopping {
-            last: true, code, ..
+            coordinator: None,
+            code,
+            ..
         }
         | Phase::Killing { code, .. } = self.phase
             && !self.children.iter().any(|c| c.pid.is_some() || c.starting)
@@ -453,6 +489,22 @@ mod tests {
     }
 
     #[test]
+    fn a_removed_child_stays_away_and_the_others_go_on() {
+        let now = Instant::now();
+        let mut core = cluster(now);
+        core.on(Event::Serving, now);
+        let effects = core.on(exited(W1, Ending::Code(REMOVED.into())), now);
+        assert!(said(&effects).contains("was removed"));
+        assert!(core.is_running());
+        assert_eq!(core.next_tick(), None, "nothing is started");
+        assert_eq!(core.gone(), [false, true, false]);
+        // Before anything serves it ends the start: the folder is of no use.
+        let mut core = cluster(now);
+        core.on(exited(W1, Ending::Code(REMOVED.into())), now);
+        assert!(!core.is_running());
+    }
+
+    #[test]
     fn ctrl_c_drains_the_coordinator_then_the_workers_and_exits_0() {
         let now = Instant::now();
         let mut core = cluster(now);
@@ -472,6 +524,41 @@ mod tests {
             core.on(exited(W2, Ending::Code(0)), now),
             [Effect::Done { code: 0 }]
         );
+    }
+
+    #[test]
+    fn coordinators_finish_one_after_the_other_and_workers_last() {
+        let now = Instant::now();
+        let mut core = Supervise::new();
+        let children: Vec<ChildId> = [Kind::Coordinator, Kind::Coordinator, Kind::Worker]
+            .into_iter()
+            .map(|kind| core.add("x".into(), kind, "x.log".into()))
+            .collect();
+        for child in &children {
+            core.on(Event::Launch(*child), now);
+        }
+        for child in [children[0], children[2]] {
+            core.on(Event::Started { child, pid: 9 }, now);
+        }
+        let effects = core.on(Event::Stop { code: 0 }, now);
+        assert_eq!(effects, [Effect::Terminate(children[0])]);
+        // Started late, it waits for its turn like the others.
+        let late = Event::Started {
+            child: children[1],
+            pid: 10,
+        };
+        assert_eq!(core.on(late, now), []);
+        for (gone, next) in [
+            (0, Effect::Terminate(children[1])),
+            (1, Effect::Terminate(children[2])),
+        ] {
+            assert_eq!(
+                core.on(exited(children[gone], Ending::Code(0)), now),
+                [next]
+            );
+        }
+        let effects = core.on(exited(children[2], Ending::Code(0)), now);
+        assert_eq!(effects, [Effect::Done { code: 0 }]);
     }
 
     #[test]

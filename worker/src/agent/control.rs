@@ -1,37 +1,215 @@
-//! The control link: one stream to a coordinator, found again whenever it is lost.
+//! The control links: one stream to each coordinator, found again whenever it is lost.
 //!
-//! Neighbours: `drive` hears [`Heard`] and says `ToCoordinator`; nothing else knows of connections.
+//! What it keeps true: at most one conversation with a coordinator at a time, whatever addresses lead
+//! to it. Neighbours: `links` decides whom to dial; `drive` hears [`Heard`] and says `ToCoordinator`;
+//! nothing else knows of connections.
 
 use super::backoff::Backoff;
+use super::links::{Change, LinkId, LinkTable, Target};
 use crate::WorkerError;
-use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use trireme_shared::identity::NodeId;
+use trireme_shared::ids::CoordinatorId;
 use trireme_shared::limits::{
     CONTROL_DEADLINE, CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE_MAX, GOODBYE_DEADLINE,
 };
 use trireme_shared::transport::{Connection, Endpoint, Protocol, TransportError};
 use trireme_shared::wire::codec::{FrameReader, Message, WireError, write_frame};
-use trireme_shared::wire::control::{Inventory, ToCoordinator, ToWorker};
+use trireme_shared::wire::control::{CoordinatorAddress, Inventory, ToCoordinator, ToWorker};
 
-/// What the link tells the agent.
+/// What the links tell the agent.
 #[derive(Debug)]
 pub enum Heard {
-    /// A coordinator welcomed this worker: heartbeats may flow.
+    /// A coordinator welcomed this worker: a heartbeat is due.
     Up,
     Message(ToWorker),
-    /// The coordinator is lost; the link looks for it again.
-    Down,
     /// There is no sense in trying on. The last thing heard.
     Fatal(WorkerError),
 }
 
-/// The agent's end.
-pub struct ControlLink {
-    pub heard: mpsc::Receiver<Heard>,
+/// What one link's task tells.
+enum Said {
+    Up(CoordinatorId),
+    Message(ToWorker),
+    Down,
+    /// Not let in; tried again.
+    Refused(WorkerError),
+}
+
+/// Who this worker is, for greetings.
+#[derive(Clone)]
+struct Greeting {
+    endpoint: Endpoint,
+    node: NodeId,
+    inventory: Inventory,
+    /// Coordinators that a link converses with.
+    taken: Arc<Mutex<BTreeSet<CoordinatorId>>>,
+}
+
+/// The agent's end of all links.
+pub struct ControlLinks {
+    table: LinkTable,
+    greeting: Greeting,
+    heard_in: mpsc::Sender<(LinkId, Said)>,
+    heard: mpsc::Receiver<(LinkId, Said)>,
+    handles: BTreeMap<LinkId, Handle>,
+}
+
+struct Handle {
+    target: watch::Sender<Target>,
     /// Dropping it ends the link after what was said has been delivered.
-    pub say: mpsc::Sender<ToCoordinator>,
-    pub task: tokio::task::JoinHandle<()>,
+    say: mpsc::Sender<ToCoordinator>,
+    task: JoinHandle<()>,
+}
+
+impl ControlLinks {
+    /// Starts looking for the coordinators at `seeds` and those that an earlier run was told of.
+    pub fn open(
+        endpoint: Endpoint,
+        seeds: Vec<String>,
+        known: &[CoordinatorAddress],
+        node: NodeId,
+        inventory: Inventory,
+    ) -> Self {
+        let (heard_in, heard) = mpsc::channel(CONTROL_QUEUE_MAX);
+        let (table, changes) = LinkTable::new(seeds, known);
+        let mut links = Self {
+            table,
+            greeting: Greeting {
+                endpoint,
+                node,
+                inventory,
+                taken: Arc::default(),
+            },
+            heard_in,
+            heard,
+            handles: BTreeMap::new(),
+        };
+        links.perform(changes);
+        links
+    }
+
+    /// The next thing a coordinator said. Cancelling it loses nothing.
+    pub async fn heard(&mut self) -> Heard {
+        loop {
+            let Some((link, said)) = self.heard.recv().await else {
+                // `heard_in` lives in `self`.
+                return std::future::pending().await;
+            };
+            if !self.handles.contains_key(&link) {
+                continue; // Closed meanwhile.
+            }
+            match said {
+                Said::Up(coordinator) => {
+                    let changes = self.table.up(link, coordinator);
+                    self.perform(changes);
+                    return Heard::Up;
+                }
+                Said::Down => {
+                    let changes = self.table.down(link);
+                    self.perform(changes);
+                }
+                Said::Message(message) => {
+                    if let ToWorker::Welcome { coordinators, .. }
+                    | ToWorker::Coordinators { coordinators, .. } = &message
+                    {
+                        let changes = self.table.told(coordinators);
+                        self.perform(changes);
+                    }
+                    return Heard::Message(message);
+                }
+                Said::Refused(error) if self.table.refused(link) => return Heard::Fatal(error),
+                Said::Refused(error) => tracing::warn!(%error, "not let in"),
+            }
+        }
+    }
+
+    /// A coordinator hears us.
+    pub fn is_up(&self) -> bool {
+        self.table.is_up()
+    }
+
+    /// Says it to every coordinator that hears us. A full queue leaves it out: what is said often is
+    /// said again.
+    pub fn say(&self, message: &ToCoordinator) {
+        for link in self.table.up_links() {
+            if let Some(handle) = self.handles.get(&link) {
+                let _ = handle.say.try_send(message.clone());
+            }
+        }
+    }
+
+    /// Says it to one coordinator; false if none takes it.
+    pub fn say_to_one(&self, message: &ToCoordinator) -> bool {
+        self.table.up_links().any(|link| {
+            let handle = self.handles.get(&link);
+            handle.is_some_and(|h| h.say.try_send(message.clone()).is_ok())
+        })
+    }
+
+    /// Ends all links once they have delivered what was said, or after a deadline.
+    pub async fn close(self) {
+        drop(self.heard);
+        let mut tasks = Vec::new();
+        for (_, handle) in self.handles {
+            drop(handle.say);
+            tasks.push(handle.task);
+        }
+        let deadline = Instant::now() + GOODBYE_DEADLINE * 2;
+        for mut task in tasks {
+            if timeout_at(deadline, &mut task).await.is_err() {
+                task.abort();
+            }
+        }
+    }
+
+    fn perform(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Open(id, target) => {
+                    let (target, target_out) = watch::channel(target);
+                    let (say, say_out) = mpsc::channel(CONTROL_QUEUE_MAX);
+                    let link = Link {
+                        id,
+                        target: target_out,
+                        greeting: self.greeting.clone(),
+                        heard: self.heard_in.clone(),
+                        say: say_out,
+                    };
+                    let task = tokio::spawn(link.keep());
+                    self.handles.insert(id, Handle { target, say, task });
+                }
+                Change::Redirect(id, target) => {
+                    if let Some(handle) = self.handles.get(&id) {
+                        handle.target.send_replace(target);
+                    }
+                }
+                // Its task ends by itself once `say` is dropped.
+                Change::Close(id) => drop(self.handles.remove(&id)),
+            }
+        }
+    }
+}
+
+impl Greeting {
+    async fn dial(&self, target: &Target) -> Result<Connection, TransportError> {
+        let (endpoint, address) = (&self.endpoint, &target.address);
+        match target.coordinator {
+            Some(id) => {
+                let node = NodeId::Coordinator(id);
+                endpoint.connect(address, node, Protocol::Control).await
+            }
+            None => {
+                endpoint
+                    .connect_coordinator(address, Protocol::Control)
+                    .await
+            }
+        }
+    }
 }
 
 /// How one connection ended.
@@ -39,62 +217,38 @@ enum End {
     /// The agent said all it had to say.
     Left,
     Lost(String),
-    Fatal(WorkerError),
+    Refused(WorkerError),
 }
 
+/// One link's task.
 struct Link {
-    endpoint: Endpoint,
-    address: String,
-    node: NodeId,
-    inventory: Inventory,
-    heard: mpsc::Sender<Heard>,
+    id: LinkId,
+    target: watch::Receiver<Target>,
+    greeting: Greeting,
+    heard: mpsc::Sender<(LinkId, Said)>,
     say: mpsc::Receiver<ToCoordinator>,
-    /// A coordinator has welcomed this process before.
-    known: bool,
-}
-
-/// Starts looking for the coordinator at `address`.
-pub fn open(
-    endpoint: Endpoint,
-    address: String,
-    node: NodeId,
-    inventory: Inventory,
-) -> ControlLink {
-    let (heard_in, heard) = mpsc::channel(CONTROL_QUEUE_MAX);
-    let (say, say_out) = mpsc::channel(CONTROL_QUEUE_MAX);
-    let link = Link {
-        endpoint,
-        address,
-        node,
-        inventory,
-        heard: heard_in,
-        say: say_out,
-        known: false,
-    };
-    let task = tokio::spawn(link.keep());
-    ControlLink { heard, say, task }
 }
 
 impl Link {
     async fn keep(mut self) {
-        let mut backoff = Backoff::new(u64::from(std::process::id()));
+        let mut backoff = Backoff::new(u64::from(std::process::id()) ^ (self.id.0 << 32));
         loop {
             let mut up = false;
-            match self.converse(&mut up).await {
-                End::Left => return,
-                End::Fatal(error) => {
-                    let _ = self.heard.send(Heard::Fatal(error)).await;
-                    return;
-                }
-                End::Lost(reason) => {
-                    tracing::warn!(coordinator = self.address, reason, "not connected");
-                }
-            }
+            let target = self.target.borrow_and_update().clone();
+            let end = self.converse(&target, &mut up).await;
             if up {
                 backoff.reset();
-                if self.heard.send(Heard::Down).await.is_err() {
-                    return;
+            }
+            let told = match end {
+                End::Left => return,
+                End::Refused(error) => self.tell(Said::Refused(error)).await,
+                End::Lost(reason) => {
+                    tracing::warn!(coordinator = target.address, reason, "not connected");
+                    !up || self.tell(Said::Down).await
                 }
+            };
+            if !told {
+                return;
             }
             let wait = backoff.next();
             tokio::select! {
@@ -104,29 +258,43 @@ impl Link {
         }
     }
 
+    /// False if nobody listens any more.
+    async fn tell(&self, said: Said) -> bool {
+        self.heard.send((self.id, said)).await.is_ok()
+    }
+
     /// One connection from dialling to its end.
-    async fn converse(&mut self, up: &mut bool) -> End {
+    async fn converse(&mut self, target: &Target, up: &mut bool) -> End {
         let dialled = tokio::select! {
-            dialled = self.endpoint.connect_coordinator(&self.address, Protocol::Control) => dialled,
+            dialled = self.greeting.dial(target) => dialled,
             () = left(&mut self.say) => return End::Left,
         };
         let connection = match dialled {
             Ok(connection) => connection,
-            // Someone else answers there. Before the first welcome that is a wrong address; later
-            // it may pass, and a rank that runs is worth the wait.
-            Err(error @ TransportError::WrongPeer { .. }) if !self.known => {
-                return End::Fatal(error.into());
+            // A stranger at an address that the user gave. At one that the group told, it may be a
+            // coordinator that has moved in, and the list will follow.
+            Err(error @ TransportError::WrongPeer { .. }) if target.coordinator.is_none() => {
+                return End::Refused(error.into());
             }
             Err(error) => return End::Lost(error.to_string()),
         };
+        let Some(NodeId::Coordinator(coordinator)) = connection.peer() else {
+            return End::Lost("it is no coordinator".into());
+        };
+        let Some(_taken) = Taken::new(&self.greeting.taken, coordinator) else {
+            connection.leave("this worker is connected already");
+            return End::Lost(format!("{coordinator} is connected at another address"));
+        };
         let end = match timeout(CONTROL_DEADLINE, self.greet(&connection)).await {
-            Ok(Ok(stream)) => {
+            Ok(Ok((stream, welcome))) => {
                 *up = true;
-                self.known = true;
-                tracing::info!(coordinator = self.address, worker = %self.node, "connected");
-                match self.heard.send(Heard::Up).await {
-                    Ok(()) => self.talk(stream).await,
-                    Err(_) => return End::Left,
+                let worker = self.greeting.node;
+                tracing::info!(%coordinator, address = target.address, %worker, "connected");
+                let told = self.tell(Said::Up(coordinator)).await
+                    && self.tell(Said::Message(welcome)).await;
+                match told {
+                    true => self.talk(stream).await,
+                    false => return End::Left,
                 }
             }
             Ok(Err(error)) => End::Lost(error.to_string()),
@@ -135,35 +303,39 @@ impl Link {
         match (end, connection.refusal()) {
             // A welcomed worker that is thrown out asks again: its rank may run, and whether it is
             // no member any more is what the next greeting tells.
-            (End::Lost(_), Some(reason)) if !*up => End::Fatal(WorkerError::Refused {
-                node: self.node,
+            (End::Lost(_), Some(reason)) if !*up => End::Refused(WorkerError::Refused {
+                node: self.greeting.node,
                 reason,
             }),
             (end, _) => end,
         }
     }
 
+    /// Says hello and gives the stream and the welcome.
     async fn greet(
         &mut self,
         connection: &Connection,
-    ) -> Result<(quinn::SendStream, FrameReader), WireError> {
+    ) -> Result<((quinn::SendStream, FrameReader), ToWorker), WireError> {
         let (mut send, recv) = connection.quic().open_bi().await?;
         let hello = ToCoordinator::Hello {
-            inventory: self.inventory.clone(),
+            inventory: self.greeting.inventory.clone(),
         };
         write_frame(&mut send, &hello, CONTROL_FRAME_BYTES_MAX).await?;
         let mut reader = FrameReader::new(recv, CONTROL_FRAME_BYTES_MAX);
-        match reader.next().await? {
-            Some(ToWorker::Welcome { worker }) if NodeId::Worker(worker) == self.node => {}
+        let node = self.greeting.node;
+        let welcome = match reader.next().await? {
+            Some(message @ ToWorker::Welcome { worker, .. }) if NodeId::Worker(worker) == node => {
+                message
+            }
             Some(_) => {
                 let reason = "the coordinator did not begin with this worker's welcome";
                 return Err(WireError::Invalid(reason.into()));
             }
             None => return Err(WireError::Truncated),
-        }
+        };
         // Said to an earlier connection: old news.
         while self.say.try_recv().is_ok() {}
-        Ok((send, reader))
+        Ok(((send, reader), welcome))
     }
 
     async fn talk(&mut self, (mut send, mut reader): (quinn::SendStream, FrameReader)) -> End {
@@ -171,7 +343,7 @@ impl Link {
             tokio::select! {
                 frame = reader.next::<ToWorker>() => match frame {
                     Ok(Some(message)) => {
-                        if self.heard.send(Heard::Message(message)).await.is_err() {
+                        if !self.tell(Said::Message(message)).await {
                             return End::Left;
                         }
                     }
@@ -193,6 +365,29 @@ impl Link {
                 },
             }
         }
+    }
+}
+
+/// A coordinator's place among those that a link converses with.
+struct Taken {
+    all: Arc<Mutex<BTreeSet<CoordinatorId>>>,
+    coordinator: CoordinatorId,
+}
+
+impl Taken {
+    fn new(all: &Arc<Mutex<BTreeSet<CoordinatorId>>>, coordinator: CoordinatorId) -> Option<Self> {
+        let mut held = all.lock().unwrap_or_else(PoisonError::into_inner);
+        held.insert(coordinator).then(|| Self {
+            all: Arc::clone(all),
+            coordinator,
+        })
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut held = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        held.remove(&self.coordinator);
     }
 }
 

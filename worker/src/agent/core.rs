@@ -1,8 +1,8 @@
 //! What a worker does about what it hears: a plain state machine without I/O.
 //!
 //! What it keeps true: at most one rank exists at a time, and a new one starts only when the old one
-//! is gone; a message of an older epoch changes nothing; once draining, nothing new starts. The
-//! driver (`drive`) feeds it events and carries its effects out.
+//! is gone; an order of an older epoch, or of a leader of an older term, changes nothing; once
+//! draining, nothing new starts. The driver (`drive`) feeds it events and carries its effects out.
 
 use trireme_shared::ids::{DeploymentId, Epoch, Replica};
 use trireme_shared::plan::{Assignment, ReplicaPlan};
@@ -32,7 +32,7 @@ impl RankKey {
 
 #[derive(Debug)]
 pub enum Event {
-    /// The coordinator said something.
+    /// A coordinator said something.
     Heard(ToWorker),
     /// The rank that `Effect::Stop` ended is gone and its memory free.
     Stopped,
@@ -52,7 +52,7 @@ pub enum Effect {
     Report,
     /// Refuse new streams; answer with `Event::Drained`.
     BeginDrain,
-    /// Tell the coordinator that this worker leaves.
+    /// Tell the coordinators that this worker leaves.
     SayGoodbye,
     /// The end: nothing runs.
     Exit,
@@ -77,6 +77,8 @@ enum Phase {
 
 #[derive(Debug, Default)]
 pub struct Core {
+    /// The highest Raft term any coordinator told: a lower one's leader leads no more.
+    term: u64,
     rank: Rank,
     /// What is to run once the old rank is gone.
     next: Option<Box<Assignment>>,
@@ -86,19 +88,8 @@ pub struct Core {
 impl Core {
     pub fn on(&mut self, event: Event) -> Vec<Effect> {
         match event {
-            Event::Heard(ToWorker::Assign(assignment)) => self.assign(assignment),
-            Event::Heard(ToWorker::Release {
-                deployment,
-                replica,
-                epoch,
-            }) => self.release(RankKey {
-                deployment,
-                replica,
-                epoch,
-            }),
-            Event::Heard(ToWorker::Drain) | Event::Shutdown => self.drain(),
-            // The control link has already taken the first; another one changes nothing.
-            Event::Heard(ToWorker::Welcome { .. }) => Vec::new(),
+            Event::Heard(message) => self.heard(message),
+            Event::Shutdown => self.drain(),
             Event::Stopped => {
                 self.rank = Rank::None;
                 let mut effects = vec![Effect::Report];
@@ -106,6 +97,39 @@ impl Core {
                 effects
             }
             Event::Drained => self.leave(),
+        }
+    }
+
+    fn heard(&mut self, message: ToWorker) -> Vec<Effect> {
+        let term = match &message {
+            ToWorker::Welcome { term, .. }
+            | ToWorker::Coordinators { term, .. }
+            | ToWorker::Assign { term, .. }
+            | ToWorker::Release { term, .. }
+            | ToWorker::Drain { term } => *term,
+            // Not the leader's alone; the agent sees to them.
+            ToWorker::Certificate { .. } | ToWorker::Trust { .. } | ToWorker::Removed { .. } => {
+                return Vec::new();
+            }
+        };
+        if term < self.term {
+            return Vec::new();
+        }
+        self.term = term;
+        match message {
+            ToWorker::Assign { assignment, .. } => self.assign(assignment),
+            ToWorker::Release {
+                deployment,
+                replica,
+                epoch,
+                ..
+            } => self.release(RankKey {
+                deployment,
+                replica,
+                epoch,
+            }),
+            ToWorker::Drain { .. } => self.drain(),
+            _ => Vec::new(),
         }
     }
 
@@ -226,11 +250,17 @@ mod tests {
     }
 
     fn assign(replica: u16, epoch: u64) -> Event {
-        Event::Heard(ToWorker::Assign(assignment(replica, epoch)))
+        assign_in(1, replica, epoch)
+    }
+
+    fn assign_in(term: u64, replica: u16, epoch: u64) -> Event {
+        let assignment = assignment(replica, epoch);
+        Event::Heard(ToWorker::Assign { term, assignment })
     }
 
     fn release(replica: u16, epoch: u64) -> Event {
         Event::Heard(ToWorker::Release {
+            term: 1,
             deployment: DeploymentId(1),
             replica: Replica(replica),
             epoch: Epoch(epoch),
@@ -271,6 +301,27 @@ mod tests {
     }
 
     #[test]
+    fn a_leader_of_an_older_term_is_not_obeyed() {
+        let coordinators = |term| {
+            let coordinators = Vec::new();
+            Event::Heard(ToWorker::Coordinators { term, coordinators })
+        };
+        let mut core = Core::default();
+        core.on(assign_in(2, 0, 5));
+        // A partitioned leader still gives orders, even for a newer epoch.
+        assert_eq!(core.on(assign_in(1, 0, 6)), []);
+        assert_eq!(core.on(release(0, 5)), [], "term 1");
+        assert_eq!(core.on(Event::Heard(ToWorker::Drain { term: 1 })), []);
+        assert_eq!(core.running().unwrap().epoch, Epoch(5));
+        // Hearing of a term is enough, and an older one's word changes nothing.
+        core.on(coordinators(4));
+        core.on(coordinators(3));
+        assert_eq!(core.on(assign_in(3, 0, 7)), []);
+        assert_eq!(core.on(assign_in(4, 0, 5)), [Effect::Report]);
+        assert_eq!(core.on(assign_in(4, 0, 8)), [Effect::Stop]);
+    }
+
+    #[test]
     fn a_release_ends_the_rank_and_what_was_to_follow() {
         let mut core = Core::default();
         core.on(assign(0, 1));
@@ -286,7 +337,10 @@ mod tests {
     fn a_drain_lets_streams_end_says_goodbye_and_exits_once() {
         let mut core = Core::default();
         core.on(assign(0, 1));
-        assert_eq!(core.on(Event::Heard(ToWorker::Drain)), [Effect::BeginDrain]);
+        assert_eq!(
+            core.on(Event::Heard(ToWorker::Drain { term: 1 })),
+            [Effect::BeginDrain]
+        );
         assert_eq!(core.on(Event::Shutdown), []);
         assert_eq!(core.on(assign(0, 2)), []);
         assert!(core.running().is_some(), "its streams still run");

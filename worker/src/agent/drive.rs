@@ -1,10 +1,11 @@
 //! The agent's loop: carries out what `core` decides. The only place of this room that waits on
 //! everything at once; it sleeps unless something happens.
 
-use super::control::{ControlLink, Heard};
+use super::control::{ControlLinks, Heard};
 use super::core::{Core, Effect, Event};
 use super::generate::Admission;
 use super::rank::CurrentRank;
+use super::renewal::Renewal;
 use super::worker_file;
 use crate::engine::{RankHandle, RankSpec};
 use crate::parallel::mesh::IncomingLinks;
@@ -15,13 +16,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use trireme_shared::identity::{NodeId, NodeIdentity};
 use trireme_shared::ids::WorkerId;
-use trireme_shared::limits::{
-    DRAIN_DEADLINE, GOODBYE_DEADLINE, HEARTBEAT_INTERVAL, WORKER_EXIT_DEADLINE,
-};
+use trireme_shared::limits::{DRAIN_DEADLINE, HEARTBEAT_INTERVAL, WORKER_EXIT_DEADLINE};
 use trireme_shared::plan::Assignment;
 use trireme_shared::transport::Endpoint;
-use trireme_shared::wire::control::{RankReport, RankState, ToCoordinator};
+use trireme_shared::wire::control::{
+    CoordinatorAddress, RankReport, RankState, ToCoordinator, ToWorker,
+};
 
 pub struct Agent {
     pub config: WorkerConfig,
@@ -30,15 +32,18 @@ pub struct Agent {
     pub incoming: IncomingLinks,
     pub rank: CurrentRank,
     pub admission: Admission,
-    pub control: ControlLink,
+    pub control: ControlLinks,
+    pub renewal: Renewal,
+    /// The coordinators as the data folder has them.
+    pub group: Vec<CoordinatorAddress>,
 }
 
 /// What changes while the agent runs.
 #[derive(Default)]
 struct Now {
     core: Core,
-    /// The coordinator has welcomed us and the link still stands.
-    connected: bool,
+    /// Goodbye was said: nothing more is.
+    said_goodbye: bool,
     state: Option<watch::Receiver<RankState>>,
     /// The kind of state last reported; progress within one kind waits for the next heartbeat.
     reported: Option<Discriminant<RankState>>,
@@ -58,7 +63,7 @@ enum Drain {
 }
 
 impl Agent {
-    /// Serves until the coordinator or `shutdown` ends it.
+    /// Serves until a coordinator or `shutdown` ends it.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), WorkerError> {
         let mut now = Now::default();
         let mut heartbeat = interval(HEARTBEAT_INTERVAL);
@@ -67,25 +72,14 @@ impl Agent {
         let mut outcome = Ok(());
         while !now.exiting {
             tokio::select! {
-                heard = self.control.heard.recv() => match heard {
-                    Some(Heard::Up) => {
-                        now.connected = true;
-                        self.report(&mut now);
-                        let address = self.endpoint.local_addr();
-                        if let Err(error) = worker_file::write(&self.config, self.worker, address) {
-                            outcome = Err(error);
-                            break;
-                        }
-                    }
-                    Some(Heard::Down) => now.connected = false,
-                    Some(Heard::Message(message)) => self.on(&mut now, Event::Heard(message)),
-                    Some(Heard::Fatal(error)) => {
+                heard = self.control.heard() => {
+                    if let Err(error) = self.heard(&mut now, heard) {
                         outcome = Err(error);
                         break;
                     }
-                    None => break,
-                },
-                _ = heartbeat.tick(), if now.connected => self.report(&mut now),
+                }
+                _ = heartbeat.tick(), if self.control.is_up() => self.report(&mut now),
+                () = sleep_until(self.renewal.due()), if self.control.is_up() => self.renew(),
                 () = changed(&mut now.state) => {
                     let kind = now.state.as_ref().map(|state| discriminant(&*state.borrow()));
                     if kind != now.reported {
@@ -106,6 +100,93 @@ impl Agent {
         outcome
     }
 
+    /// An error is the end.
+    fn heard(&mut self, now: &mut Now, heard: Heard) -> Result<(), WorkerError> {
+        match heard {
+            Heard::Up => {
+                self.report(now);
+                worker_file::write(&self.config, self.worker, self.endpoint.local_addr())?;
+            }
+            Heard::Message(message) => {
+                match &message {
+                    ToWorker::Welcome {
+                        authorities,
+                        removed,
+                        ..
+                    } => {
+                        self.trust(authorities);
+                        self.cut_off(removed);
+                    }
+                    ToWorker::Trust { authorities } => self.trust(authorities),
+                    ToWorker::Removed { workers } => self.cut_off(workers),
+                    _ => {}
+                }
+                match &message {
+                    ToWorker::Welcome { coordinators, .. }
+                    | ToWorker::Coordinators { coordinators, .. }
+                        if *coordinators != self.group =>
+                    {
+                        self.group.clone_from(coordinators);
+                        worker_file::write_coordinators(&self.config.data_dir, coordinators)?;
+                    }
+                    ToWorker::Certificate {
+                        certificate,
+                        authorities,
+                    } => self.renewed(certificate.clone(), authorities.clone()),
+                    _ => {}
+                }
+                self.on(now, Event::Heard(message));
+            }
+            Heard::Fatal(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn renew(&mut self) {
+        match self.renewal.ask() {
+            // Lost where no queue takes it: asked again by `due`.
+            Ok(request) => drop(self.control.say_to_one(&request)),
+            Err(error) => tracing::warn!(%error, "no new certificate can be asked for"),
+        }
+    }
+
+    /// The old certificate still holds for half its life: a bad answer is no reason to end.
+    fn renewed(&mut self, certificate: Vec<u8>, authorities: Vec<Vec<u8>>) {
+        match self.renewal.take(certificate, authorities) {
+            Ok(Some(identity)) => {
+                tracing::info!(node = %identity.node(), "a new certificate");
+                self.use_identity(&identity);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "the new certificate is of no use"),
+        }
+    }
+
+    /// Every coordinator tells which authorities count; the answer says what this worker made of it.
+    fn trust(&mut self, authorities: &[Vec<u8>]) {
+        match self.renewal.trust(authorities) {
+            Ok(Some(identity)) => self.use_identity(&identity),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the cluster's authorities cannot be taken over yet")
+            }
+        }
+        let fingerprints = self.renewal.trusted();
+        self.control.say(&ToCoordinator::Trusting { fingerprints });
+    }
+
+    fn use_identity(&self, identity: &NodeIdentity) {
+        if let Err(error) = self.endpoint.replace_identity(identity) {
+            tracing::error!(%error, "the new certificate cannot be used");
+        }
+    }
+
+    fn cut_off(&self, removed: &[WorkerId]) {
+        for worker in removed {
+            self.endpoint.remove_node(NodeId::Worker(*worker));
+        }
+    }
+
     fn on(&mut self, now: &mut Now, event: Event) {
         let mut effects = VecDeque::from(now.core.on(event));
         while let Some(effect) = effects.pop_front() {
@@ -122,11 +203,9 @@ impl Agent {
                     now.drain = Drain::Until(Instant::now() + DRAIN_DEADLINE);
                 }
                 Effect::SayGoodbye => {
-                    if now.connected {
-                        let _ = self.control.say.try_send(ToCoordinator::Goodbye);
-                    }
+                    self.control.say(&ToCoordinator::Goodbye);
                     // The last word: a heartbeat after it would look like a return.
-                    now.connected = false;
+                    now.said_goodbye = true;
                 }
                 Effect::Exit => now.exiting = true,
             }
@@ -154,10 +233,9 @@ impl Agent {
         self.report(now);
     }
 
-    /// A heartbeat, if somebody listens. One that finds the queue full is left out: the next says
-    /// the same and more.
+    /// A heartbeat, to all that listen.
     fn report(&mut self, now: &mut Now) {
-        if !now.connected {
+        if now.said_goodbye || !self.control.is_up() {
             return;
         }
         let report = now.core.running().zip(now.state.as_mut());
@@ -173,10 +251,7 @@ impl Agent {
             }
         });
         let ranks = ranks.into_iter().collect();
-        let _ = self
-            .control
-            .say
-            .try_send(ToCoordinator::Heartbeat { ranks });
+        self.control.say(&ToCoordinator::Heartbeat { ranks });
     }
 
     /// Stops what still runs and closes everything, each with its deadline.
@@ -188,12 +263,7 @@ impl Agent {
         if stopped.is_err() {
             tracing::warn!("the rank did not stop in time");
         }
-        drop(self.control.say);
-        drop(self.control.heard);
-        let mut task = self.control.task;
-        if timeout(GOODBYE_DEADLINE * 2, &mut task).await.is_err() {
-            task.abort();
-        }
+        self.control.close().await;
         self.endpoint.close().await;
         tracing::info!("left");
     }

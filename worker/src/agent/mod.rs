@@ -1,12 +1,13 @@
 //! The worker process: joins, tells what it offers, runs the rank it is given, and leaves politely.
 //!
-//! What it keeps true: one rank at a time (`core`); a lost coordinator stops nothing that runs
-//! (`control` finds it again, and it confirms or replaces the plan); a coordinator or a peer gets
-//! through only with a certificate of this cluster (`trireme_shared::transport`); an idle worker
-//! sends a heartbeat each `HEARTBEAT_INTERVAL` and does nothing else.
+//! What it keeps true: one rank at a time (`core`); a lost coordinator stops nothing that runs, and
+//! all coordinators hear the same (`control` keeps a link to each and finds it again); a coordinator
+//! or a peer gets through only with a certificate of this cluster (`trireme_shared::transport`); an
+//! idle worker sends each coordinator a heartbeat each `HEARTBEAT_INTERVAL` and does nothing else.
 //!
-//! Files: `enrol` (identity) -> `control` (the stream to the coordinator) -> `drive` (the loop) around
-//! `core` (the decisions); `generate` serves gateways, `rank` is what they share with the loop.
+//! Files: `enrol` (identity) -> `control` (the streams to the coordinators) with `links` (which there
+//! are) -> `drive` (the loop) around `core` (the decisions); `generate` serves gateways, `rank` is what
+//! they share with the loop, `renewal` keeps the certificate fresh.
 
 mod backoff;
 mod control;
@@ -15,14 +16,18 @@ mod drive;
 mod enrol;
 mod generate;
 mod inventory;
+mod links;
 mod rank;
+mod renewal;
 mod worker_file;
 
 use crate::parallel::mesh::IncomingLinks;
 use crate::parallel::shm;
 use crate::{WorkerConfig, WorkerError};
+use control::ControlLinks;
 use generate::Admission;
 use rank::CurrentRank;
+use renewal::Renewal;
 use tokio_util::sync::CancellationToken;
 use trireme_shared::identity::NodeId;
 use trireme_shared::ids::WorkerId;
@@ -53,13 +58,17 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
         admission.clone(),
         incoming.clone(),
     ));
-    let control = control::open(
+    let group = worker_file::read_coordinators(&config.data_dir);
+    let control = ControlLinks::open(
         endpoint.clone(),
-        config.coordinator.clone(),
+        config.coordinators.clone(),
+        &group,
         identity.node(),
         inventory,
     );
     let agent = drive::Agent {
+        renewal: Renewal::new(identity, config.data_dir.clone()),
+        group,
         config,
         worker,
         endpoint,

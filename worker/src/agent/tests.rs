@@ -13,9 +13,11 @@ use trireme_shared::ids::{
 use trireme_shared::limits::CONTROL_FRAME_BYTES_MAX;
 use trireme_shared::model::{RankShare, Span};
 use trireme_shared::plan::{Assignment, LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
-use trireme_shared::transport::join::serve_join;
+use trireme_shared::transport::join::{Admission, serve_join};
 use trireme_shared::wire::codec::{FrameReader, write_frame};
-use trireme_shared::wire::control::{RankReport, RankState, ToCoordinator, ToWorker};
+use trireme_shared::wire::control::{
+    CoordinatorAddress, RankReport, RankState, ToCoordinator, ToWorker,
+};
 
 const WORKER: WorkerId = WorkerId(5);
 
@@ -33,7 +35,11 @@ struct Control {
 
 impl Coordinator {
     async fn start(authority: &Arc<ClusterAuthority>, listen: SocketAddr) -> Self {
-        let node = NodeId::Coordinator(CoordinatorId(1));
+        Self::start_as(1, authority, listen).await
+    }
+
+    async fn start_as(id: u32, authority: &Arc<ClusterAuthority>, listen: SocketAddr) -> Self {
+        let node = NodeId::Coordinator(CoordinatorId(id));
         let identity = NodeIdentity::issue(authority, node).unwrap();
         let accept = [Protocol::Join, Protocol::Control];
         // A predecessor's socket closes when its task is next run.
@@ -60,10 +66,15 @@ impl Coordinator {
         loop {
             let connection = self.endpoint.accept().await.unwrap();
             if connection.protocol() == Protocol::Join {
-                let admit = async |_, _| Ok(NodeId::Worker(WORKER));
-                serve_join(&connection, &self.authority, admit)
-                    .await
-                    .unwrap();
+                let admit = async |_| {
+                    Ok(Admission {
+                        node: NodeId::Worker(WORKER),
+                        authority: self.authority.clone(),
+                        authorities: vec![self.authority.certificate().clone()],
+                        coordinators: Vec::new(),
+                    })
+                };
+                serve_join(&connection, admit).await.unwrap();
                 continue;
             }
             assert_eq!(connection.peer(), Some(NodeId::Worker(WORKER)));
@@ -95,10 +106,26 @@ impl Control {
         self.reader.next().await.unwrap()
     }
     async fn welcome(&mut self) {
-        self.say(&ToWorker::Welcome { worker: WORKER }).await;
+        self.welcome_to(1, &[]).await;
+    }
+    /// Welcomes the worker to a group in this term.
+    async fn welcome_to(&mut self, term: u64, group: &[CoordinatorAddress]) {
+        let welcome = ToWorker::Welcome {
+            worker: WORKER,
+            term,
+            coordinators: group.to_vec(),
+            authorities: Vec::new(),
+            removed: Vec::new(),
+        };
+        self.say(&welcome).await;
         let heartbeat = ToCoordinator::Heartbeat { ranks: Vec::new() };
         assert_eq!(self.heard().await, Some(heartbeat));
     }
+}
+
+fn assign(term: u64, epoch: u64) -> ToWorker {
+    let assignment = assignment(epoch);
+    ToWorker::Assign { term, assignment }
 }
 
 /// A plan for one rank on `WORKER`, of a model that is not there.
@@ -168,7 +195,7 @@ async fn plans_start_fail_give_way_and_are_released() {
     let mut control = coordinator.next_worker().await;
     control.welcome().await;
     for epoch in [1, 2] {
-        control.say(&ToWorker::Assign(assignment(epoch))).await;
+        control.say(&assign(1, epoch)).await;
         control
             .until(|ranks| match ranks {
                 [rank] => {
@@ -179,8 +206,9 @@ async fn plans_start_fail_give_way_and_are_released() {
             .await;
     }
     // An old epoch's plan and release change nothing; the present one's release does.
-    control.say(&ToWorker::Assign(assignment(1))).await;
+    control.say(&assign(1, 1)).await;
     let release = |epoch| ToWorker::Release {
+        term: 1,
         deployment: DeploymentId(1),
         replica: Replica(0),
         epoch: Epoch(epoch),
@@ -209,7 +237,7 @@ impl Worker {
         let folder = std::env::temp_dir().join(name);
         let shutdown = CancellationToken::new();
         let config = WorkerConfig {
-            coordinator: coordinator.to_string(),
+            coordinators: vec![coordinator.to_string()],
             token,
             threads: 2,
             host_threads: 0,
@@ -265,7 +293,7 @@ async fn a_worker_joins_reconnects_with_what_it_saved_and_drains() {
     let mut control = coordinator.next_worker().await;
     control.welcome().await;
 
-    control.say(&ToWorker::Drain).await;
+    control.say(&ToWorker::Drain { term: 1 }).await;
     loop {
         match control.heard().await {
             Some(ToCoordinator::Heartbeat { .. }) => {}
@@ -334,4 +362,87 @@ async fn without_token_or_identity_the_way_in_is_explained() {
     let worker = Worker::start("tokenless", loopback(), Some("not a token".into()));
     let error = worker.task.await.unwrap().unwrap_err().to_string();
     assert!(error.contains("cluster token create"), "{error}");
+}
+
+/// Reads until the goodbye.
+async fn goodbye(control: &mut Control) {
+    loop {
+        match control.heard().await {
+            Some(ToCoordinator::Heartbeat { .. }) => {}
+            Some(ToCoordinator::Goodbye) => return,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_address_leads_to_the_whole_group_and_all_of_it_hears_the_same() {
+    let authority = cluster();
+    let one = Coordinator::start_as(1, &authority, loopback()).await;
+    let two = Coordinator::start_as(2, &authority, loopback()).await;
+    let group: Vec<_> = [(1, &one), (2, &two)]
+        .map(|(id, c)| CoordinatorAddress {
+            id: CoordinatorId(id),
+            control: c.address().to_string(),
+        })
+        .into();
+    let worker = Worker::start("group", one.address(), token(&authority));
+    let mut first = one.next_worker().await;
+    first.welcome_to(1, &group).await;
+    let mut second = two.next_worker().await;
+    second.welcome_to(2, &group).await;
+
+    // The leader is the second, of term 2; the first's order is of a term that is over.
+    second.say(&assign(2, 7)).await;
+    let has = |epoch| move |r: &[RankReport]| r.first().is_some_and(|r| r.epoch == Epoch(epoch));
+    first.until(has(7)).await;
+    second.until(has(7)).await;
+    first.say(&assign(1, 8)).await;
+    // The leader is lost: the rank stays, the other hears on and leads on.
+    drop(second);
+    two.endpoint.close().await;
+    first
+        .say(&ToWorker::Coordinators {
+            term: 3,
+            coordinators: group.clone(),
+        })
+        .await;
+    first.say(&assign(3, 7)).await;
+    first.say(&assign(3, 9)).await;
+    let of = |r: &[RankReport]| r.first().map(|r| r.epoch.0);
+    first
+        .until(|ranks| {
+            assert_ne!(of(ranks), Some(8), "a stale leader was obeyed");
+            of(ranks) == Some(9)
+        })
+        .await;
+    // The lost one comes back where it was, and is found.
+    let address = two.address();
+    drop(two);
+    let two = Coordinator::start_as(2, &authority, address).await;
+    let mut second = two.next_worker().await;
+    second
+        .say(&ToWorker::Welcome {
+            worker: WORKER,
+            term: 3,
+            coordinators: group.clone(),
+            authorities: Vec::new(),
+            removed: Vec::new(),
+        })
+        .await;
+    second.until(has(9)).await;
+    worker.shutdown.cancel();
+    goodbye(&mut first).await;
+    goodbye(&mut second).await;
+    worker.task.await.unwrap().unwrap();
+
+    // A second process finds the rest of the group without the one it was told to join.
+    one.endpoint.close().await;
+    let again = Worker::start("group", one.address(), None);
+    let mut second = two.next_worker().await;
+    second.welcome_to(3, &group).await;
+    again.shutdown.cancel();
+    goodbye(&mut second).await;
+    again.task.await.unwrap().unwrap();
+    std::fs::remove_dir_all(&again.folder).unwrap();
 }

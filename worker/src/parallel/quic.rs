@@ -21,6 +21,7 @@ use std::thread::Thread;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use trireme_shared::limits::{LINK_LINGER_DEADLINE, LINK_RING_BYTES};
+use trireme_shared::transport::Connection;
 
 /// One side of a QUIC stream between two ranks.
 pub struct QuicLink {
@@ -29,7 +30,7 @@ pub struct QuicLink {
     recv: quinn::RecvStream,
     waits: Waits,
     /// Keeps the dialled connection open; the accepting side's is kept by its acceptor.
-    connection: Option<quinn::Connection>,
+    connection: Option<Connection>,
     /// Where a dropped link lingers.
     runtime: Handle,
 }
@@ -39,7 +40,7 @@ impl QuicLink {
     pub fn new(
         send: quinn::SendStream,
         recv: quinn::RecvStream,
-        connection: Option<quinn::Connection>,
+        connection: Option<Connection>,
         waits: Waits,
         runtime: Handle,
     ) -> Self {

@@ -90,7 +90,7 @@ impl Generation {
                 .collect(),
             choices_per_prompt: n,
             meter: Meter::new(
-                gateway.journal.clone(),
+                gateway.group.clone(),
                 gateway.metrics.clone(),
                 payer,
                 job.deployment,

@@ -44,7 +44,7 @@ struct Model {
 impl Model {
     async fn find(gateway: &GatewayState, name: &str) -> Result<Self, ApiError> {
         let (deployment, planned) = gateway
-            .journal
+            .group
             .read(|state| {
                 let deployment = state.deployment_named(name)?.clone();
                 // Replicas of little memory take shorter sequences than the model could.

@@ -55,7 +55,7 @@ async fn admit<T: Send + 'static>(
     make: fn(Value) -> Result<T, ApiError>,
 ) -> Result<(Payer, T), ApiError> {
     let (parts, content) = request.into_parts();
-    let payer = match auth::tenant(&gateway.journal, &parts.headers, &context.id) {
+    let payer = match auth::tenant(&gateway.group, &parts.headers, &context.id) {
         Ok(payer) => payer,
         Err(error) => {
             body::discard(content).await;

@@ -24,9 +24,9 @@ pub async fn list(
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    auth::tenant(&gateway.journal, request.headers(), &context.id)?;
+    auth::tenant(&gateway.group, request.headers(), &context.id)?;
     let models: Vec<Value> = gateway
-        .journal
+        .group
         .read(|state| state.deployments().map(model).collect());
     Ok(Json(json!({"object": "list", "data": models})))
 }
@@ -37,11 +37,11 @@ pub async fn one(
     id: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    auth::tenant(&gateway.journal, request.headers(), &context.id)?;
+    auth::tenant(&gateway.group, request.headers(), &context.id)?;
     // A name that is no UTF-8 is no model's.
     let Path(id) = id.map_err(|_| ApiError::model_not_found("?"))?;
     gateway
-        .journal
+        .group
         .read(|state| state.deployment_named(&id).map(model))
         .map(Json)
         .ok_or_else(|| ApiError::model_not_found(&id))

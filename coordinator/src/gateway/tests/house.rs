@@ -5,8 +5,8 @@ use crate::billing::DEFAULT_PRICES;
 use crate::fleet::dispatch::Dispatcher;
 use crate::fleet::{Fleet, FleetSetup};
 use crate::gateway::{GatewayParts, GatewayState, router};
-use crate::scratch::Scratch;
-use crate::state::journal::Journal;
+use crate::raft::group::Group;
+use crate::scratch::{Scratch, group_of_one};
 use crate::state::{Command, UsageTotals};
 use axum::body::Body;
 use axum::http::{Request, Response, StatusCode};
@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 use trireme_shared::api::CoordinatorReport;
+use trireme_shared::identity::ClusterAuthority;
 use trireme_shared::ids::CoordinatorId;
 use trireme_shared::model::random::RandomModel;
 use trireme_shared::plan::{DeploymentSpec, LinkPolicy, ModelRef};
@@ -31,7 +32,7 @@ pub struct House {
     pub gateway: GatewayState,
     pub engine: Engine,
     pub cancels: mpsc::UnboundedReceiver<()>,
-    pub journal: Journal,
+    pub group: Group,
     _dir: Scratch,
 }
 
@@ -108,18 +109,18 @@ impl House {
         let mut model = RandomModel::tiny(1);
         model.context = CONTEXT;
         model.write_gguf(&path).unwrap();
-        let journal = Journal::open(&dir.path().join("journal.redb")).unwrap();
+        let group = group_of_one(dir.path()).await;
         let hash = |key: &str| Sha256::digest(key.as_bytes()).into();
         for command in [
             Command::Bootstrap {
                 name: "test".into(),
-                ca_pem: String::new(),
+                cluster: crate::state::ClusterId([1; 16]),
+                authority_pem: ClusterAuthority::new("test").unwrap().to_pem(),
                 admin_key_hash: hash(ADMIN),
             },
             Command::CreateKey {
                 tenant: "acme".into(),
                 key_hash: hash(KEY),
-                now: 1,
             },
             Command::PutDeployment {
                 spec: DeploymentSpec {
@@ -134,13 +135,12 @@ impl House {
                     link: LinkPolicy::Auto,
                 },
                 price: DEFAULT_PRICES,
-                now: 7,
             },
         ] {
-            journal.propose(command).await.unwrap();
+            group.propose(command).await.unwrap();
         }
         let fleet = Fleet::new(FleetSetup {
-            journal: journal.clone(),
+            group: group.clone(),
             this: CoordinatorReport {
                 id: CoordinatorId(1),
                 pid: 1,
@@ -154,7 +154,7 @@ impl House {
         let gateway = GatewayState::new(GatewayParts {
             dispatcher,
             fleet,
-            journal: journal.clone(),
+            group: group.clone(),
             cache_dir: Some(dir.path().to_owned()),
         })
         .unwrap();
@@ -162,7 +162,7 @@ impl House {
             gateway,
             engine,
             cancels,
-            journal,
+            group,
             _dir: dir,
         }
     }
@@ -200,7 +200,7 @@ impl House {
     pub async fn recorded(&self) -> UsageTotals {
         assert!(self.gateway.idle(Duration::from_secs(30)).await);
         let totals: Vec<_> = self
-            .journal
+            .group
             .read(|state| state.usage().map(|(_, totals)| *totals).collect());
         crate::billing::usage::sum(&totals)
     }

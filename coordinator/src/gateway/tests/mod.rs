@@ -1,4 +1,4 @@
-//! The gateway from request to answer, with the real journal, a real (tiny) model's words, and a
+//! The gateway from request to answer, with the real state, a real (tiny) model's words, and a
 //! scripted engine behind the dispatcher's queue.
 
 mod admin;

@@ -4,7 +4,7 @@
 use std::io;
 
 /// A flat folder of files, of one owner. Names are plain file names. Nothing is durable before the
-/// call that says so returns.
+/// call that says so returns. A disk writes sectors of 512 bytes wholly or not at all.
 pub trait Disk {
     /// Names of all files, in order.
     fn list(&self) -> io::Result<Vec<String>>;
@@ -15,14 +15,15 @@ pub trait Disk {
     /// Reads from `offset` until `buffer` is full or the file ends; gives the bytes read.
     fn read(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// Makes an empty file, or empties the one there is, of `size` zero bytes. The file's existence
-    /// is durable on return.
+    /// Makes an empty file, or empties the one there is, of `size` zero bytes. The file and its
+    /// zeros are durable on return.
     fn create(&mut self, name: &str, size: u64) -> io::Result<()>;
 
     /// Writes at `offset`; the file grows if need be. Durable only after `sync`.
     fn write(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// Makes all earlier writes to the file durable (`fdatasync`).
+    /// Makes all earlier writes to the file durable (`fdatasync`). After an error, what was not
+    /// durable before may never be, even if a later `sync` succeeds.
     fn sync(&mut self, name: &str) -> io::Result<()>;
 
     /// Replaces `to` by `from`; durable on return.
@@ -30,4 +31,9 @@ pub trait Disk {
 
     /// Removes the file; durable on return. A missing file is no error.
     fn remove(&mut self, name: &str) -> io::Result<()>;
+
+    /// What to call the file in a message to the user: its whole path, where there is one.
+    fn place(&self, name: &str) -> String {
+        name.to_owned()
+    }
 }

@@ -137,11 +137,37 @@ fn every_control_message_is_read_as_it_was_written() {
     round_trip(&ToCoordinator::Heartbeat {
         ranks: states.into_iter().map(report).collect(),
     });
+    round_trip(&ToCoordinator::Renew { csr: vec![1, 2] });
+    round_trip(&ToCoordinator::Trusting {
+        fingerprints: vec![[7; 32]],
+    });
     round_trip(&ToCoordinator::Goodbye);
+    let coordinators = vec![CoordinatorAddress {
+        id: CoordinatorId(2),
+        control: "10.0.0.2:7400".into(),
+    }];
     round_trip(&ToWorker::Welcome {
         worker: WorkerId(3),
+        term: 4,
+        coordinators: coordinators.clone(),
+        authorities: vec![vec![1], vec![2, 3]],
+        removed: vec![WorkerId(1)],
     });
-    round_trip(&ToWorker::Assign(Box::new(crate::plan::Assignment {
+    round_trip(&ToWorker::Coordinators {
+        term: 5,
+        coordinators,
+    });
+    round_trip(&ToWorker::Certificate {
+        certificate: vec![1],
+        authorities: vec![vec![2]],
+    });
+    round_trip(&ToWorker::Trust {
+        authorities: vec![vec![2]],
+    });
+    round_trip(&ToWorker::Removed {
+        workers: vec![WorkerId(9)],
+    });
+    let assignment = Box::new(crate::plan::Assignment {
         plan: crate::plan::ReplicaPlan {
             deployment: DeploymentId(1),
             replica: Replica(0),
@@ -160,13 +186,18 @@ fn every_control_message_is_read_as_it_was_written() {
             nonce: [9; 16],
         },
         index: 0,
-    })));
+    });
+    round_trip(&ToWorker::Assign {
+        term: 2,
+        assignment,
+    });
     round_trip(&ToWorker::Release {
+        term: 2,
         deployment: DeploymentId(1),
         replica: Replica(2),
         epoch: Epoch(3),
     });
-    round_trip(&ToWorker::Drain);
+    round_trip(&ToWorker::Drain { term: 2 });
 }
 
 #[test]

@@ -207,8 +207,8 @@ impl Job {
             .connect(&self.peer.address, peer, Protocol::Link)
             .await
             .map_err(|error| error.to_string())?;
-        let quic = connection.quic().clone();
-        let (mut send, mut recv) = quic.open_bi().await.map_err(|error| error.to_string())?;
+        let opened = connection.quic().open_bi().await;
+        let (mut send, mut recv) = opened.map_err(|error| error.to_string())?;
         let hello = self.hello.encode();
         let sent = send.write_all(&hello).await;
         sent.map_err(|error| error.to_string())?;
@@ -221,7 +221,7 @@ impl Job {
         Ok(QuicLink::new(
             send,
             recv,
-            Some(quic),
+            Some(connection),
             self.waits.clone(),
             Handle::current(),
         ))

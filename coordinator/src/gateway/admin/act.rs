@@ -1,0 +1,149 @@
+//! An administrative write: who asks, from where, and under which proposal id.
+//!
+//! What it keeps true: the same key on the same method and path by the same principal is the same
+//! proposal, at whichever coordinator it is asked; whatever is left in doubt is answered with the key
+//! that makes asking again safe.
+//!
+//! A key that a coordinator gives (`new_key`) holds the count of commands at that time: `apply` refuses
+//! it once it may have been forgotten, so that it can never take effect twice. A key of the client's own
+//! making has no such count, and is a new one once it is forgotten.
+
+use crate::fleet::FleetError;
+use crate::gateway::auth;
+use crate::gateway::error::ApiError;
+use crate::gateway::server::{GatewayState, PeerAddress};
+use crate::raft::group::{GroupError, Terms};
+use crate::state::{Origin, ProposalId};
+use axum::http::request::Parts;
+use sha2::{Digest, Sha256};
+use trireme_shared::api::IDEMPOTENCY_KEY_HEADER;
+use trireme_shared::limits;
+
+const DOMAIN: &[u8] = b"trireme idempotency";
+
+/// One write under way.
+pub struct Act {
+    key: String,
+    terms: Terms,
+}
+
+impl Act {
+    /// Lets only the admin pass.
+    pub fn admit(gateway: &GatewayState, parts: &Parts) -> Result<Self, ApiError> {
+        auth::admin(&gateway.group, &parts.headers)?;
+        let key = match given_key(parts)? {
+            Some(key) => key,
+            None => new_key(gateway)?,
+        };
+        let from = parts.extensions.get::<PeerAddress>();
+        let origin = Origin {
+            who: auth::ADMIN.into(),
+            from: from.map_or_else(|| "unknown".into(), |peer| peer.0.to_string()),
+        };
+        let (method, path) = (parts.method.as_str(), parts.uri.path());
+        Ok(Self {
+            terms: Terms {
+                id: Some(proposal_id(method, path, &origin.who, &key)),
+                base: base(&key),
+                origin: Some(origin),
+            },
+            key,
+        })
+    }
+
+    pub fn terms(&self) -> Terms {
+        self.terms.clone()
+    }
+
+    /// What the client is told.
+    pub fn told<T>(&self, result: Result<T, FleetError>) -> Result<T, ApiError> {
+        result.map_err(|error| match error {
+            FleetError::Group(GroupError::InDoubt { .. }) => ApiError::in_doubt(&self.key),
+            other => other.into(),
+        })
+    }
+}
+
+/// A key for one write, good anywhere in the group.
+pub fn new_key(gateway: &GatewayState) -> Result<String, ApiError> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random)
+        .map_err(|e| ApiError::internal(format!("The system gives no random numbers: {e}.")))?;
+    let base = gateway.group.read(|s| s.commands());
+    Ok(format!("k{base}.{}", hex::encode(random)))
+}
+
+/// The count of commands in a key that a coordinator gave.
+fn base(key: &str) -> Option<u64> {
+    let (base, random) = key.strip_prefix('k')?.split_once('.')?;
+    let is_hex = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+    let ours = random.len() == 32 && random.bytes().all(is_hex);
+    ours.then(|| base.parse().ok()).flatten()
+}
+
+fn given_key(parts: &Parts) -> Result<Option<String>, ApiError> {
+    let mut values = parts.headers.get_all(IDEMPOTENCY_KEY_HEADER).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let key = value.to_str().unwrap_or_default();
+    let good = (1..=limits::IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len())
+        && key.bytes().all(|b| (b' '..=b'~').contains(&b))
+        && values.next().is_none();
+    match good {
+        true => Ok(Some(key.to_owned())),
+        false => Err(ApiError::body(format!(
+            "The header 'Idempotency-Key' is given once, with 1 to {} printable ASCII characters.",
+            limits::IDEMPOTENCY_KEY_BYTES_MAX
+        ))),
+    }
+}
+
+/// None of the parts but the last holds a zero byte, so that no two lists of them are one.
+fn proposal_id(method: &str, path: &str, principal: &str, key: &str) -> ProposalId {
+    let mut hash = Sha256::new();
+    hash.update(DOMAIN);
+    for part in [method, path, principal, key] {
+        hash.update([0]);
+        hash.update(part);
+    }
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash.finalize()[..16]);
+    ProposalId(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proposal_is_named_by_all_of_its_parts() {
+        let id = proposal_id("POST", "/a", "admin", "1");
+        assert_eq!(id, proposal_id("POST", "/a", "admin", "1"));
+        for other in [
+            proposal_id("PUT", "/a", "admin", "1"),
+            proposal_id("POST", "/b", "admin", "1"),
+            proposal_id("POST", "/a", "else", "1"),
+            proposal_id("POST", "/a", "admin", "2"),
+            proposal_id("POST", "/aa", "dmin", "1"),
+        ] {
+            assert_ne!(id, other);
+        }
+    }
+
+    #[test]
+    fn only_keys_of_our_making_hold_a_base() {
+        let random = "0123456789abcdef0123456789abcdef";
+        assert_eq!(base(&format!("k17.{random}")), Some(17));
+        for foreign in [
+            "k17.abc",
+            "17",
+            &format!("k.{random}"),
+            &format!("k-1.{random}"),
+            &format!("x17.{random}"),
+            &format!("k17.{}", random.to_uppercase()),
+        ] {
+            assert_eq!(base(foreign), None, "{foreign}");
+        }
+    }
+}

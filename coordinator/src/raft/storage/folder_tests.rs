@@ -1,0 +1,60 @@
+//! The real folder, and the log on it.
+
+use super::{Batch, Disk, Folder, LogId, StorageError, Wal, wal_tests};
+use crate::scratch::Scratch;
+use std::os::unix::fs::PermissionsExt;
+
+#[test]
+fn a_log_in_a_folder_is_private_and_comes_back() {
+    let scratch = Scratch::new();
+    let folder = Folder::open(scratch.path()).unwrap();
+    let (mut wal, _) = Wal::open(folder, LogId([3; 16])).unwrap();
+    let batch = wal_tests::batch(1, 5, 1, 70);
+    wal.append(&batch).unwrap();
+    for entry in std::fs::read_dir(scratch.path()).unwrap() {
+        let mode = entry.unwrap().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    drop(wal);
+    let folder = Folder::open(scratch.path()).unwrap();
+    let (mut wal, recovered) = Wal::open(folder, LogId([4; 16])).unwrap();
+    assert_eq!(recovered.entries, batch.entries);
+    wal.append(&Batch::default()).unwrap();
+}
+
+#[test]
+fn a_folder_has_one_user() {
+    let scratch = Scratch::new();
+    let folder = Folder::open(scratch.path()).unwrap();
+    let clone = folder.clone();
+    drop(folder);
+    let refused = Folder::open(scratch.path()).err().expect("in use");
+    assert!(matches!(refused, StorageError::InUse { .. }), "{refused}");
+    drop(clone);
+    Folder::open(scratch.path()).unwrap();
+}
+
+#[test]
+fn files_do_what_the_seam_says() {
+    let scratch = Scratch::new();
+    let mut folder = Folder::open(scratch.path()).unwrap();
+    folder.create("b", 3_000_000).unwrap();
+    folder.create("a", 0).unwrap();
+    assert_eq!(folder.list().unwrap(), ["a", "b"]);
+    assert_eq!(folder.len("b").unwrap(), 3_000_000);
+    folder.write("a", 10, b"xyz").unwrap();
+    folder.sync("a").unwrap();
+    folder.rename("a", "b").unwrap();
+    assert_eq!(folder.list().unwrap(), ["b"]);
+    let mut bytes = [1; 20];
+    assert_eq!(folder.read("b", 8, &mut bytes).unwrap(), 5);
+    assert_eq!(&bytes[..5], b"\0\0xyz");
+    folder.create("b", 2).unwrap();
+    assert_eq!(folder.read("b", 0, &mut bytes).unwrap(), 2);
+    folder.remove("b").unwrap();
+    folder.remove("b").unwrap();
+    assert!(folder.len("b").is_err());
+    for name in ["", ".", "..", "../b", "a/b"] {
+        assert!(folder.create(name, 0).is_err(), "{name}");
+    }
+}

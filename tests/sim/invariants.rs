@@ -1,0 +1,385 @@
+//! The oracle: what must be true at every step, whatever happens to whom.
+//!
+//! It keeps the group's one true log, as the first member to apply an entry showed it, and a state of
+//! its own that it makes of that log with a healthy `apply`. Every member is held against both.
+
+use crate::chance::hash_of;
+use crate::workload;
+use std::collections::{BTreeMap, BTreeSet};
+use trireme_coordinator::planted::{self, Bug};
+use trireme_coordinator::raft::codec::{MessageKind, PeerMessage, decode_proposals};
+use trireme_coordinator::raft::member::{Answered, Member};
+use trireme_coordinator::raft::storage::Disk;
+use trireme_coordinator::raft::types::{EntryKind, Index, LogEntry, MemberId, Membership, Term};
+use trireme_coordinator::state::{
+    AuditHead, Command, Outcome, Principal, Proposal, ProposalId, State, apply,
+};
+use trireme_shared::ids::Epoch;
+
+/// What was not as it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation(pub String);
+
+pub type Checked = Result<(), Violation>;
+
+pub fn violation<T>(what: impl Into<String>) -> Result<T, Violation> {
+    Err(Violation(what.into()))
+}
+
+/// An entry of the true log, and the state after it.
+struct Entry {
+    hash: u64,
+    state: State,
+    digest: Option<[u8; 32]>,
+    /// As the first member that stopped here had it.
+    members: Option<Membership>,
+}
+
+/// What an acknowledged command was promised.
+struct Promise {
+    command: Command,
+    outcome: Outcome,
+}
+
+/// See the module.
+pub struct Oracle {
+    bug: Option<Bug>,
+    /// `log[0]` is the founder's snapshot, index 1.
+    log: Vec<Entry>,
+    leaders: BTreeMap<Term, MemberId>,
+    /// The newest term each member spoke in.
+    terms: BTreeMap<MemberId, Term>,
+    votes: BTreeMap<(MemberId, Term), MemberId>,
+    /// What came of every proposal in the log, and where it was first.
+    outcomes: BTreeMap<ProposalId, (Index, Outcome)>,
+    promises: BTreeMap<ProposalId, Promise>,
+    /// Said never to have reached a log.
+    denied: BTreeSet<ProposalId>,
+    newest_epoch: Epoch,
+    /// Cost of all distinct usage in the log.
+    cost: i128,
+    usages: u64,
+    /// The newest entry that anybody was told of.
+    pub newest: Index,
+}
+
+/// One in how many states a member stops at is compared in full.
+const DIGEST_EVERY: u64 = 16;
+
+impl Oracle {
+    /// The founder's state is the one after entry 1.
+    pub fn new(founded: &State, bug: Option<Bug>) -> Self {
+        let founder = Entry {
+            hash: 0,
+            state: founded.clone(),
+            digest: None,
+            members: None,
+        };
+        Self {
+            bug,
+            log: vec![founder],
+            leaders: BTreeMap::new(),
+            terms: BTreeMap::new(),
+            votes: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
+            promises: BTreeMap::new(),
+            denied: BTreeSet::new(),
+            newest_epoch: Epoch(0),
+            cost: 0,
+            usages: 0,
+            newest: 1,
+        }
+    }
+
+    pub fn last(&self) -> Index {
+        self.log.len() as Index
+    }
+
+    /// The newest state.
+    pub fn state(&self) -> &State {
+        &self.log[self.log.len() - 1].state
+    }
+
+    fn entry(&mut self, index: Index) -> Option<&mut Entry> {
+        self.log
+            .get_mut(usize::try_from(index.checked_sub(1)?).ok()?)
+    }
+
+    /// After each step of a member, and after its start: `before` is what it had applied then.
+    pub fn observe<D: Disk + Clone>(
+        &mut self,
+        member: &Member<D>,
+        before: Index,
+        full: bool,
+    ) -> Checked {
+        let (id, applied) = (member.id(), member.applied());
+        if applied < before {
+            return violation(format!("member {id} went back from {before} to {applied}"));
+        }
+        if member.is_elected() {
+            let term = member.status().office.term;
+            let leader = *self.leaders.entry(term).or_insert(id);
+            if leader != id {
+                return violation(format!("{leader} and {id} both lead in term {term}"));
+            }
+        }
+        for index in before + 1..=applied {
+            // Missing ones came as a snapshot.
+            if let Some(entry) = member.entry(index) {
+                self.take(id, index, &entry)?;
+            }
+        }
+        if applied > 0 && (applied != before || full) {
+            self.compare(member, applied, full)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, member: MemberId, index: Index, entry: &LogEntry) -> Checked {
+        let mut hash = hash_of(&entry.data) ^ entry.term.rotate_left(32);
+        hash ^= u64::from(entry.kind == EntryKind::Members);
+        if let Some(known) = self.entry(index) {
+            // The founder's snapshot is nobody's entry.
+            if known.hash != hash && index > 1 {
+                return violation(format!(
+                    "member {member} has another entry {index} (term {}) committed than was before",
+                    entry.term
+                ));
+            }
+            return Ok(());
+        }
+        if index != self.last() + 1 {
+            return violation(format!(
+                "member {member} applied {index} before {}",
+                self.last() + 1
+            ));
+        }
+        let mut state = self.state().clone();
+        if entry.kind == EntryKind::Commands {
+            let proposals = decode_proposals(&entry.data)
+                .map_err(|e| Violation(format!("entry {index} is not readable: {e}")))?;
+            // The oracle is not sick itself.
+            planted::plant(None);
+            for proposal in &proposals {
+                let outcome = apply(&mut state, proposal).outcome;
+                if let Err(violation) = self.note(index, proposal, outcome) {
+                    planted::plant(self.bug);
+                    return Err(violation);
+                }
+            }
+            planted::plant(self.bug);
+        }
+        self.log.push(Entry {
+            hash,
+            state,
+            digest: None,
+            members: None,
+        });
+        Ok(())
+    }
+
+    fn note(&mut self, index: Index, proposal: &Proposal, outcome: Outcome) -> Checked {
+        let id = proposal.id;
+        if self.denied.contains(&id) {
+            return violation(format!(
+                "{id:?} was said to have changed nothing, and is in entry {index}"
+            ));
+        }
+        if let Some((first, known)) = self.outcomes.get(&id) {
+            if *known != outcome {
+                return violation(format!(
+                    "{id:?} gave {known:?} in entry {first} and {outcome:?} in entry {index}"
+                ));
+            }
+            return Ok(());
+        }
+        if let Outcome::Planned(epoch) = outcome {
+            if epoch <= self.newest_epoch {
+                return violation(format!("epoch {epoch} came after {}", self.newest_epoch));
+            }
+            self.newest_epoch = epoch;
+        }
+        if let (Command::RecordUsage { usage }, Outcome::Done) = (&proposal.command, &outcome) {
+            self.cost += i128::from(usage.cost.0);
+            self.usages += 1;
+        }
+        self.outcomes.insert(id, (index, outcome));
+        Ok(())
+    }
+
+    fn compare<D: Disk + Clone>(
+        &mut self,
+        member: &Member<D>,
+        index: Index,
+        full: bool,
+    ) -> Checked {
+        let id = member.id();
+        let Some(entry) = self.entry(index) else {
+            return violation(format!(
+                "member {id} has a state of {index}, and nobody applied it"
+            ));
+        };
+        if let Some(members) = &entry.members {
+            if members != member.members() {
+                return violation(format!(
+                    "member {id} knows {:?} at {index}, another {members:?}",
+                    member.members()
+                ));
+            }
+        } else {
+            entry.members = Some(member.members().clone());
+        }
+        let counts = |state: &State| -> (u64, AuditHead, Epoch) {
+            (state.commands(), state.audit_head(), state.last_epoch())
+        };
+        let (is, should) = (counts(member.state()), counts(&entry.state));
+        if is != should {
+            return violation(format!(
+                "the state of member {id} at {index} is not what its log says: it counts {} commands \
+                 and {} acts and is at epoch {}, where {}, {} and {} are right",
+                is.0, is.1.seq, is.2, should.0, should.1.seq, should.2
+            ));
+        }
+        if !full && !index.is_multiple_of(DIGEST_EVERY) {
+            return Ok(());
+        }
+        let digest_of = |state: &State| {
+            state
+                .digest()
+                .map_err(|e| Violation(format!("a state has no digest: {e}")))
+        };
+        let digest = match entry.digest {
+            Some(digest) => digest,
+            None => *entry.digest.insert(digest_of(&entry.state)?),
+        };
+        if digest_of(member.state())? != digest {
+            return violation(format!(
+                "the state of member {id} at {index} is not what its log says"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Every message a member sends.
+    pub fn said(&mut self, message: &PeerMessage) -> Checked {
+        use MessageKind as K;
+        let (from, term) = (message.from, message.term);
+        match message.kind {
+            // They name a term that is only asked about, or none.
+            K::RequestPreVote | K::RequestPreVoteResponse | K::ReadIndex | K::ReadIndexResponse => {
+                return Ok(());
+            }
+            _ => {}
+        }
+        let newest = self.terms.entry(from).or_default();
+        if term < *newest {
+            return violation(format!(
+                "member {from} forgot term {newest}: it speaks in {term}"
+            ));
+        }
+        *newest = term;
+        let vote = match message.kind {
+            K::RequestVoteResponse if !message.reject => message.to,
+            K::RequestVote => from,
+            _ => return Ok(()),
+        };
+        let given = *self.votes.entry((from, term)).or_insert(vote);
+        if given != vote {
+            return violation(format!(
+                "member {from} voted in term {term} for {given}, and then for {vote}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// A client was told so.
+    pub fn acknowledged(&mut self, proposal: &Proposal, answered: &Answered) -> Checked {
+        let (id, command) = (proposal.id, &proposal.command);
+        let name = workload::name(command);
+        let Answered { outcome, index } = answered;
+        if !workload::fits(command, outcome) {
+            return violation(format!("{name} {id:?} was answered {outcome:?}"));
+        }
+        match self.outcomes.get(&id) {
+            None => {
+                return violation(format!("{name} {id:?} was acknowledged, and is in no log"));
+            }
+            Some((first, known)) if known != outcome || first > index => {
+                return violation(format!(
+                    "{name} {id:?} was answered {outcome:?} at {index}, and gave {known:?} at {first}"
+                ));
+            }
+            Some(_) => {}
+        }
+        self.newest = self.newest.max(*index);
+        let promise = Promise {
+            command: command.clone(),
+            outcome: outcome.clone(),
+        };
+        self.promises.insert(id, promise);
+        Ok(())
+    }
+
+    /// A client was told that nothing was changed.
+    pub fn denied(&mut self, id: ProposalId) -> Checked {
+        if let Some((index, _)) = self.outcomes.get(&id) {
+            return violation(format!(
+                "{id:?} was said to have changed nothing, and is in entry {index}"
+            ));
+        }
+        self.denied.insert(id);
+        Ok(())
+    }
+
+    /// A linearizable read that began when everything up to `floor` was acknowledged.
+    pub fn read<D: Disk + Clone>(&self, member: &Member<D>, floor: Index) -> Checked {
+        if member.applied() < floor {
+            return violation(format!(
+                "a read at member {} saw entry {}, and {floor} was acknowledged before it began",
+                member.id(),
+                member.applied()
+            ));
+        }
+        Ok(())
+    }
+
+    /// The state in the end, against what clients were promised. Without a look at `apply`.
+    pub fn settle(&self, state: &State) -> Checked {
+        state.check().map_err(Violation)?;
+        for (id, promise) in &self.promises {
+            let kept = match (&promise.command, &promise.outcome) {
+                (
+                    Command::CreateKey {
+                        tenant: asked,
+                        key_hash,
+                    },
+                    Outcome::Key { tenant, key },
+                ) => matches!(
+                    state.authenticate(key_hash),
+                    Some(Principal::Tenant { tenant: t, name, key: k })
+                        if t == *tenant && k == *key && name == *asked
+                ),
+                (Command::CreateToken { secret_hash, .. }, Outcome::Token(token)) => state
+                    .token(*token)
+                    .is_some_and(|t| t.secret_hash == *secret_hash),
+                _ => true,
+            };
+            if !kept {
+                let name = workload::name(&promise.command);
+                return violation(format!("{name} {id:?} was acknowledged, and is lost"));
+            }
+        }
+        let (mut cost, mut usages) = (0, 0);
+        for (_, totals) in state.usage() {
+            cost += i128::from(totals.cost.0);
+            usages += totals.requests;
+        }
+        if (usages, cost) != (self.usages, self.cost) {
+            return violation(format!(
+                "{usages} requests of {cost} were counted, where {} of {} were made",
+                self.usages, self.cost
+            ));
+        }
+        Ok(())
+    }
+}
