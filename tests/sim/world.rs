@@ -19,7 +19,7 @@ use std::time::Duration;
 use trireme_coordinator::planted::Bug;
 use trireme_coordinator::raft::member::{Input, ReadId};
 use trireme_coordinator::raft::types::MemberId;
-use trireme_coordinator::state::{ClusterId, Command, Proposal, ProposalId, State, apply};
+use trireme_coordinator::state::{ClusterId, Command, Outcome, Proposal, ProposalId, State, apply};
 use trireme_shared::ids::CoordinatorId;
 
 /// Virtual time since the world began.
