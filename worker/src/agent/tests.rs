@@ -20,6 +20,7 @@ use trireme_shared::wire::control::{
 };
 
 const WORKER: WorkerId = WorkerId(5);
+const HEARTBEATS_MAX: usize = 100;
 
 struct Coordinator {
     authority: Arc<ClusterAuthority>,
@@ -28,9 +29,12 @@ struct Coordinator {
 
 /// The coordinator's end of a worker's control stream.
 struct Control {
+    authority: Arc<ClusterAuthority>,
     connection: Connection,
     send: quinn::SendStream,
     reader: FrameReader,
+    /// Whether the worker said that it trusts the authority.
+    trusted: bool,
 }
 
 impl Coordinator {
@@ -80,9 +84,11 @@ impl Coordinator {
             assert_eq!(connection.peer(), Some(NodeId::Worker(WORKER)));
             let (send, recv) = connection.quic().accept_bi().await.unwrap();
             let mut control = Control {
+                authority: self.authority.clone(),
                 connection,
                 send,
                 reader: FrameReader::new(recv, CONTROL_FRAME_BYTES_MAX),
+                trusted: false,
             };
             match control.heard().await {
                 Some(ToCoordinator::Hello { inventory }) => {
@@ -102,8 +108,18 @@ impl Control {
             .await
             .unwrap();
     }
+    /// The next message but `Trusting`, which follows every coordinator's welcome, and is the same
+    /// for all.
     async fn heard(&mut self) -> Option<ToCoordinator> {
-        self.reader.next().await.unwrap()
+        loop {
+            match self.reader.next().await.unwrap() {
+                Some(ToCoordinator::Trusting { fingerprints }) => {
+                    assert_eq!(fingerprints, [self.authority.fingerprint().0]);
+                    self.trusted = true;
+                }
+                other => return other,
+            }
+        }
     }
     async fn welcome(&mut self) {
         self.welcome_to(1, &[]).await;
@@ -114,12 +130,23 @@ impl Control {
             worker: WORKER,
             term,
             coordinators: group.to_vec(),
-            authorities: Vec::new(),
+            authorities: vec![self.authority.certificate().to_vec()],
             removed: Vec::new(),
         };
         self.say(&welcome).await;
         let heartbeat = ToCoordinator::Heartbeat { ranks: Vec::new() };
         assert_eq!(self.heard().await, Some(heartbeat));
+    }
+
+    /// Reads heartbeats until the worker has said whom it trusts.
+    async fn until_trusted(&mut self) {
+        for _ in 0..HEARTBEATS_MAX {
+            if self.trusted {
+                return;
+            }
+            self.heard().await.unwrap();
+        }
+        panic!("the worker never said whom it trusts");
     }
 }
 
@@ -173,7 +200,6 @@ impl Control {
     /// Reads heartbeats until one satisfies `wanted`; the worker sends them for ever, so a wait
     /// that is not met ends by the read's own end.
     async fn until(&mut self, wanted: impl Fn(&[RankReport]) -> bool) {
-        const HEARTBEATS_MAX: usize = 100;
         for _ in 0..HEARTBEATS_MAX {
             match self.heard().await {
                 Some(ToCoordinator::Heartbeat { ranks }) if wanted(&ranks) => return,
@@ -280,6 +306,7 @@ async fn a_worker_joins_reconnects_with_what_it_saved_and_drains() {
     control.welcome().await;
     // The second heartbeat comes by the clock; by then the file is there.
     control.heard().await.unwrap();
+    control.until_trusted().await;
     let json = std::fs::read(worker.folder.join("worker.json")).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     assert_eq!(json["id"], 5);
@@ -426,11 +453,12 @@ async fn one_address_leads_to_the_whole_group_and_all_of_it_hears_the_same() {
             worker: WORKER,
             term: 3,
             coordinators: group.clone(),
-            authorities: Vec::new(),
+            authorities: vec![authority.certificate().to_vec()],
             removed: Vec::new(),
         })
         .await;
     second.until(has(9)).await;
+    second.until_trusted().await;
     worker.shutdown.cancel();
     goodbye(&mut first).await;
     goodbye(&mut second).await;
