@@ -26,10 +26,12 @@ pub enum Bug {
     DoubtDenied,
     /// A member that started again names its reads as before.
     ReadNameReused,
+    /// That a change of the members is committed is not kept over a restart.
+    ForgetMembers,
 }
 
 impl Bug {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::AckBeforeSync,
         Self::AnswerByPosition,
         Self::ApplyTwice,
@@ -41,6 +43,7 @@ impl Bug {
         Self::ReadWithoutQuorum,
         Self::DoubtDenied,
         Self::ReadNameReused,
+        Self::ForgetMembers,
     ];
 }
 

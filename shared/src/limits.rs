@@ -672,6 +672,10 @@ pub const RAFT_HEARTBEAT_TICKS: usize = 2;
 /// How often the leader compares the group's members with the state's wish for them.
 pub const RAFT_ROSTER_TICKS: u64 = 4;
 
+/// How long a member that was removed goes on voting, 3 s: those that do not know yet that the change is
+/// committed may need its vote to learn it, and an election takes one.
+pub const RAFT_REMOVED_TICKS: u64 = 60;
+
 /// Bytes of entries in one append message, with room to spare: four entries of the largest size.
 pub const RAFT_MESSAGE_BYTES_MAX: usize = 4 << 20;
 

@@ -48,4 +48,5 @@ bugs! {
     reading_without_a_quorum_is_caught: ReadWithoutQuorum,
     denying_what_is_in_doubt_is_caught: DoubtDenied,
     reusing_the_names_of_reads_is_caught: ReadNameReused,
+    forgetting_the_members_is_caught: ForgetMembers,
 }

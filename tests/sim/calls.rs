@@ -73,7 +73,7 @@ impl World {
         let reached = self.nodes.get(&to).is_some_and(|n| n.process.is_some())
             && !self.network.is_cut(id, to)
             && !self.network.is_cut(to, id);
-        if !reached && self.chance.happens(500) {
+        if !reached && self.chance.happens(800) {
             // There was no connection, and none could be made.
             if let Some(call) = self.running(id).and_then(|p| p.calls.get_mut(&call_id)) {
                 call.refused();

@@ -101,7 +101,7 @@ impl World {
             return Ok(());
         }
         let mut nodes: Vec<MemberId> = self.nodes.keys().copied().collect();
-        nodes.retain(|id| !self.is_removed(*id));
+        nodes.retain(|id| self.serves(*id));
         // Now and then it asks one that is down.
         if !self.chance.happens(30) {
             let nodes_of = &self.nodes;
@@ -131,11 +131,16 @@ impl World {
         };
         let asked = doing.asked.clone();
         let call = CallId(self.next_id());
-        if self.chance.happens(700) {
-            let patience = self.chance.millis(50, 4_000);
-            self.after(patience, Event::HangUp(node, call));
-        }
+        let patience = self.chance.millis(50, 6_000);
+        self.after(patience, Event::HangUp(node, call));
         self.call(node, number, call, asked)
+    }
+
+    /// Whether clients are told of that one.
+    fn serves(&self, id: MemberId) -> bool {
+        let id = u32::try_from(id).map(CoordinatorId);
+        let record = id.ok().and_then(|id| self.oracle.state().coordinator(id));
+        record.is_some_and(|c| !c.control.is_empty())
     }
 
     /// Whether the group has that one removed, by what was ever applied.

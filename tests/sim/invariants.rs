@@ -12,7 +12,7 @@ use trireme_coordinator::raft::member::{Answered, Member};
 use trireme_coordinator::raft::storage::Disk;
 use trireme_coordinator::raft::types::{EntryKind, Index, LogEntry, MemberId, Membership, Term};
 use trireme_coordinator::state::{
-    AuditHead, Command, Outcome, Principal, Proposal, ProposalId, State, apply,
+    AuditHead, Command, Outcome, Posting, Principal, Proposal, ProposalId, State, apply,
 };
 use trireme_shared::ids::Epoch;
 
@@ -35,6 +35,26 @@ struct Entry {
     members: Option<Membership>,
 }
 
+/// What of a state is compared at every step.
+#[derive(Debug, PartialEq, Eq)]
+struct Head<'a> {
+    commands: u64,
+    epoch: Epoch,
+    acts: AuditHead,
+    posting: Option<&'a Posting>,
+}
+
+impl<'a> Head<'a> {
+    fn of(state: &'a State) -> Self {
+        Self {
+            commands: state.commands(),
+            epoch: state.last_epoch(),
+            acts: state.audit_head(),
+            posting: state.postings().next_back(),
+        }
+    }
+}
+
 /// What an acknowledged command was promised.
 struct Promise {
     command: Command,
@@ -44,12 +64,19 @@ struct Promise {
 /// See the module.
 pub struct Oracle {
     bug: Option<Bug>,
+    /// One in so many indices at which members stop has its states compared in full, byte by byte; at
+    /// all of them their heads are: commands, epochs, the ledger's newest line, the chain of acts.
+    digest_every: u64,
     /// `log[0]` is the founder's snapshot, index 1.
     log: Vec<Entry>,
     leaders: BTreeMap<Term, MemberId>,
     /// The newest term each member spoke in.
     terms: BTreeMap<MemberId, Term>,
     votes: BTreeMap<(MemberId, Term), MemberId>,
+    /// The newest change of the members that each member applied.
+    changes: BTreeMap<MemberId, Index>,
+    /// The process that first used each name of a read.
+    reads: BTreeMap<(MemberId, u64), u64>,
     /// What came of every proposal in the log, and where it was first.
     outcomes: BTreeMap<ProposalId, (Index, Outcome)>,
     promises: BTreeMap<ProposalId, Promise>,
@@ -63,12 +90,9 @@ pub struct Oracle {
     pub newest: Index,
 }
 
-/// One in how many states a member stops at is compared in full.
-const DIGEST_EVERY: u64 = 16;
-
 impl Oracle {
     /// The founder's state is the one after entry 1.
-    pub fn new(founded: &State, bug: Option<Bug>) -> Self {
+    pub fn new(founded: &State, bug: Option<Bug>, digest_every: u64) -> Self {
         let founder = Entry {
             hash: 0,
             state: founded.clone(),
@@ -77,10 +101,13 @@ impl Oracle {
         };
         Self {
             bug,
+            digest_every,
             log: vec![founder],
             leaders: BTreeMap::new(),
             terms: BTreeMap::new(),
             votes: BTreeMap::new(),
+            changes: BTreeMap::new(),
+            reads: BTreeMap::new(),
             outcomes: BTreeMap::new(),
             promises: BTreeMap::new(),
             denied: BTreeSet::new(),
@@ -127,6 +154,9 @@ impl Oracle {
             // Missing ones came as a snapshot.
             if let Some(entry) = member.entry(index) {
                 self.take(id, index, &entry)?;
+                if entry.kind == EntryKind::Members {
+                    self.changes.insert(id, index);
+                }
             }
         }
         if applied > 0 && (applied != before || full) {
@@ -213,7 +243,7 @@ impl Oracle {
         index: Index,
         full: bool,
     ) -> Checked {
-        let id = member.id();
+        let (id, digest_every) = (member.id(), self.digest_every);
         let Some(entry) = self.entry(index) else {
             return violation(format!(
                 "member {id} has a state of {index}, and nobody applied it"
@@ -229,18 +259,14 @@ impl Oracle {
         } else {
             entry.members = Some(member.members().clone());
         }
-        let counts = |state: &State| -> (u64, AuditHead, Epoch) {
-            (state.commands(), state.audit_head(), state.last_epoch())
-        };
-        let (is, should) = (counts(member.state()), counts(&entry.state));
+        let (is, should) = (Head::of(member.state()), Head::of(&entry.state));
         if is != should {
             return violation(format!(
-                "the state of member {id} at {index} is not what its log says: it counts {} commands \
-                 and {} acts and is at epoch {}, where {}, {} and {} are right",
-                is.0, is.1.seq, is.2, should.0, should.1.seq, should.2
+                "the state of member {id} at {index} is not what its log says: {is:?} instead of \
+                 {should:?}"
             ));
         }
-        if !full && !index.is_multiple_of(DIGEST_EVERY) {
+        if !full && !index.is_multiple_of(digest_every) {
             return Ok(());
         }
         let digest_of = |state: &State| {
@@ -260,13 +286,36 @@ impl Oracle {
         Ok(())
     }
 
-    /// Every message a member sends.
-    pub fn said(&mut self, message: &PeerMessage) -> Checked {
+    /// A member that started again still knows who the members are: it may have told those that left,
+    /// and can have no more votes of theirs.
+    pub fn started<D: Disk + Clone>(&mut self, member: &Member<D>) -> Checked {
+        let (id, commit) = (member.id(), member.status().commit);
+        let change = self.changes.get(&id).copied().unwrap_or_default();
+        if commit < change {
+            return violation(format!(
+                "member {id} forgot that the members changed at {change}: it knows of {commit}"
+            ));
+        }
+        self.observe(member, member.applied(), true)
+    }
+
+    /// Every message that a process of a member sends.
+    pub fn said(&mut self, message: &PeerMessage, life: u64) -> Checked {
         use MessageKind as K;
         let (from, term) = (message.from, message.term);
         match message.kind {
+            K::ReadIndex => {
+                let name = message.entries.first().map_or(0, |e| hash_of(&e.data));
+                let first = *self.reads.entry((from, name)).or_insert(life);
+                if first != life {
+                    return violation(format!(
+                        "member {from} names a read as it did in life {first}, now is {life}"
+                    ));
+                }
+                return Ok(());
+            }
             // They name a term that is only asked about, or none.
-            K::RequestPreVote | K::RequestPreVoteResponse | K::ReadIndex | K::ReadIndexResponse => {
+            K::RequestPreVote | K::RequestPreVoteResponse | K::ReadIndexResponse => {
                 return Ok(());
             }
             _ => {}

@@ -31,8 +31,7 @@ impl World {
         }
         told!(self, "{id} starts, life {}", node.life);
         if let Some(process) = &node.process {
-            self.oracle
-                .observe(&process.member, process.member.applied(), true)?;
+            self.oracle.started(&process.member)?;
         }
         self.turn(id, true)
     }
@@ -54,6 +53,10 @@ impl World {
         let (mut installed, mut removed) = (false, false);
         for (after, output) in turn.outputs {
             match output {
+                Output::Send(message) if message.from != id => {
+                    let from = message.from;
+                    return violation(format!("member {id} speaks in the name of {from}"));
+                }
                 Output::Send(message) => self.send_raft(message, after)?,
                 Output::SendSnapshot { message, file } => self.send_snapshot(message, file)?,
                 Output::Answer(id, answer) => answers.push((id, answer)),
@@ -97,12 +100,7 @@ impl World {
         }
         self.after_turn(id, (old.term, old.leader) != (office.term, office.leader))?;
         if removed {
-            told!(self, "{id} was removed from the group and ends");
-            self.counts.retired += 1;
-            if let Some(node) = self.nodes.get_mut(&id) {
-                node.retired = true;
-            }
-            return self.die(id, "removed");
+            return self.retire(id);
         }
         self.wake(id);
         Ok(())
@@ -166,6 +164,16 @@ impl World {
                 false => node.disk.heal(),
             }
         }
+    }
+
+    /// It learned that it is no member any more: it ends, and never starts again.
+    pub fn retire(&mut self, id: MemberId) -> Checked {
+        if let Some(node) = self.nodes.get_mut(&id).filter(|n| !n.retired) {
+            told!(self, "{id} was removed from the group and ends");
+            node.retired = true;
+            self.counts.retired += 1;
+        }
+        self.die(id, "removed")
     }
 
     /// Ends a node's process on the spot.

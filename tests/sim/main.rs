@@ -166,6 +166,7 @@ fn a_seed_replays_byte_for_byte() {
 fn nightly() {
     let plan = Plan {
         storm: Duration::from_secs(20),
+        digest_every: 2,
         ..plan()
     };
     let (first, seeds) = match number("TRIREME_SIM_SEED") {

@@ -16,6 +16,8 @@ pub struct Plan {
     pub bug: Option<Bug>,
     pub trace: bool,
     pub storm: Duration,
+    /// See the oracle.
+    pub digest_every: u64,
 }
 
 impl Default for Plan {
@@ -24,6 +26,7 @@ impl Default for Plan {
             bug: None,
             trace: false,
             storm: Duration::from_secs(10),
+            digest_every: 8,
         }
     }
 }
@@ -41,7 +44,7 @@ pub struct Report {
 pub fn live(seed: u64, plan: Plan) -> Result<Report, Violation> {
     planted::plant(plan.bug);
     let lived = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(seed, plan.bug, plan.trace)?;
+        let mut world = World::new(seed, &plan)?;
         let lived = world.live(plan.storm);
         if plan.trace {
             eprintln!("{:>12.6} {lived:?}", world.now.as_secs_f64());

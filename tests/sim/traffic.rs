@@ -66,7 +66,7 @@ impl World {
     }
 
     pub fn send_raft(&mut self, message: PeerMessage, after: Duration) -> Checked {
-        self.oracle.said(&message)?;
+        self.oracle.said(&message, self.life(message.from))?;
         let bytes = encode_message(&message)
             .map_err(|e| Violation(format!("a message cannot be encoded: {e}")))?;
         self.mark(&[message.from, message.to, hash_of(&bytes)]);
@@ -111,6 +111,10 @@ impl World {
             .iter()
             .any(|list| list.contains(&from));
         if !counts && peer.is_ok_and(|peer| process.member.state().is_removed(peer)) {
+            // It is told so, if it hears.
+            if !self.network.is_cut(to, from) && self.chance.happens(300) {
+                self.after(Duration::from_millis(1), Event::Expel(from));
+            }
             return Ok(());
         }
         match packet {
@@ -150,7 +154,7 @@ impl World {
     }
 
     pub fn send_snapshot(&mut self, message: PeerMessage, file: SnapshotRef) -> Checked {
-        self.oracle.said(&message)?;
+        self.oracle.said(&message, self.life(message.from))?;
         let id = TransferId(self.next_id());
         told!(
             self,
@@ -190,7 +194,8 @@ impl World {
             .filter(|n| n.process.is_some())
             .map(|n| n.disk.clone())
         else {
-            self.transfers.remove(&id);
+            // The connection ended with its process.
+            self.transferred(id, false);
             return;
         };
         if transfer.pieces.is_none() {
@@ -234,9 +239,16 @@ impl World {
         }
         if piece == 0 {
             let meta = transfer.message.snapshot.clone().unwrap_or_default();
+            if !process.receiving.is_empty() {
+                // One at a time: this one waits.
+                let (from, packet) = (transfer.from, Packet::Piece(id, piece, last));
+                self.after(
+                    Duration::from_millis(50),
+                    Event::Arrive { from, to, packet },
+                );
+                return Ok(());
+            }
             transfer.to_life = Some(life);
-            // One at a time: the older one is given up.
-            process.receiving.clear();
             match SnapshotReceiver::create(disk.clone(), meta) {
                 Ok(receiver) => process.receiving.insert(id, receiver),
                 Err(_) => return self.refuse(id),

@@ -8,6 +8,7 @@ use crate::disk::SimDisk;
 use crate::invariants::{Checked, Oracle, Violation, violation};
 use crate::network::Network;
 use crate::node::{Answer, Job, Node, Process};
+use crate::scenario::Plan;
 use crate::storm::{Storm, Undo};
 use crate::traffic::{Packet, Transfer};
 use crate::workload::START_MS;
@@ -16,7 +17,6 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
 use std::time::Duration;
-use trireme_coordinator::planted::Bug;
 use trireme_coordinator::raft::member::{Input, ReadId};
 use trireme_coordinator::raft::types::MemberId;
 use trireme_coordinator::state::{ClusterId, Command, Outcome, Proposal, ProposalId, State, apply};
@@ -61,6 +61,8 @@ pub enum Event {
     Restart(MemberId),
     Stop(MemberId, u64),
     Flap(MemberId, u64),
+    /// Another one tells it that it was removed.
+    Expel(MemberId),
     Storm,
     Undo(Undo),
 }
@@ -135,12 +137,15 @@ macro_rules! told {
     };
 }
 
+/// Ten times what a seed takes: nobody may talk himself into a loop.
+const EVENTS_MAX: u64 = 3_000_000;
+
 /// Any PEM will do: nothing in the simulation speaks TLS.
 const AUTHORITY: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
 
 impl World {
     /// A world with coordinator 1, which is a group of its own.
-    pub fn new(seed: u64, bug: Option<Bug>, trace: bool) -> Result<Self, Violation> {
+    pub fn new(seed: u64, plan: &Plan) -> Result<Self, Violation> {
         let mut chance = Chance::new(seed);
         let fingerprint = Rc::new(Cell::new(Fingerprint::default()));
         let mut state = State::default();
@@ -177,12 +182,12 @@ impl World {
             sequence: 0,
             chance,
             fingerprint,
-            trace,
+            trace: plan.trace,
             nodes: BTreeMap::from([(1, node)]),
             network: Network::default(),
             transfers: BTreeMap::new(),
             clients: Vec::new(),
-            oracle: Oracle::new(&state, bug),
+            oracle: Oracle::new(&state, plan.bug, plan.digest_every),
             storm,
             last_id: 0,
             counts: Counts::default(),
@@ -241,6 +246,9 @@ impl World {
             };
             self.now = next.at;
             self.counts.events += 1;
+            if self.counts.events > EVENTS_MAX {
+                return violation("events without end");
+            }
             self.mark(&[self.now.as_nanos() as u64, next.sequence]);
             self.handle(next.event)?;
         }
@@ -298,6 +306,10 @@ impl World {
                 Ok(())
             }
             Event::Flap(id, times) => self.flap(id, times),
+            Event::Expel(id) => {
+                self.tell(id, Input::Expelled);
+                Ok(())
+            }
             Event::Storm => self.blow(),
             Event::Undo(undo) => {
                 self.undo(undo);

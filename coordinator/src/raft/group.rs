@@ -146,8 +146,6 @@ pub(super) enum Job {
     Input(Input),
     Propose(Proposal, oneshot::Sender<Result<Answered, NotProposed>>),
     Read(oneshot::Sender<()>),
-    /// Another member says that this one was removed.
-    Removed,
     Stop,
 }
 
@@ -543,12 +541,6 @@ impl Thread {
                     waiting.push(answer);
                 }
                 Job::Read(ready) => readers.push(ready),
-                Job::Removed => {
-                    if let Some(shared) = self.shared.upgrade() {
-                        shared.removed();
-                    }
-                    open = false;
-                }
                 Job::Stop => open = false,
             }
         }

@@ -22,7 +22,7 @@ use super::view::LogView;
 use crate::planted::{self, Bug};
 use crate::state::codec::{self as state_codec, CodecError};
 use crate::state::{Effect, Outcome, Proposal, ProposalId, State, apply};
-use raft::eraftpb::Entry;
+use raft::eraftpb::{Entry, EntryType};
 use raft::{Config, ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use std::collections::{BTreeMap, VecDeque};
 use trireme_shared::limits;
@@ -58,6 +58,8 @@ pub enum Input {
     Unreachable(MemberId),
     /// This member is about to stop: someone else should lead.
     StepDown,
+    /// Another member says that this one was removed.
+    Expelled,
 }
 
 /// What to do.
@@ -191,7 +193,8 @@ pub struct Member<D: Disk> {
     /// Snapshots on their way to others, which must stay until they have arrived.
     sending: BTreeMap<MemberId, SnapshotRef>,
     writing_snapshot: bool,
-    removed: bool,
+    /// The tick at which it ends, once it was removed.
+    leaves_at: Option<u64>,
     ballot_written: Ballot,
     /// When (in ticks) each other member was last heard.
     heard: BTreeMap<MemberId, u64>,
@@ -280,7 +283,7 @@ impl<D: Disk + Clone> Member<D> {
             current: recovered.snapshot,
             sending: BTreeMap::new(),
             writing_snapshot: false,
-            removed: false,
+            leaves_at: None,
             ballot_written: ballot,
             heard: BTreeMap::new(),
         };
@@ -312,7 +315,25 @@ impl<D: Disk + Clone> Member<D> {
         self.set_election_timeout();
         self.look_at_office(out);
         self.maybe_snapshot(out);
+        // Also where the change that removed it was begun before its last start.
+        if self.applied > 0 && !self.counts_among_members() {
+            self.leave();
+        }
+        if self.leaves_at.is_some_and(|at| self.ticks >= at) {
+            out(Output::Removed);
+        }
         Ok(())
+    }
+
+    /// It is no member any more, and ends in a while.
+    fn leave(&mut self) {
+        let at = self.ticks + limits::RAFT_REMOVED_TICKS;
+        self.leaves_at.get_or_insert(at);
+        if self.raw.raft.state == StateRole::Leader && !self.counts_among_members() {
+            // A leader that is no member has no progress of its own, and raft-rs panics for the lack.
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, 0);
+        }
     }
 
     fn take(&mut self, input: Input, out: &mut impl FnMut(Output)) -> Result<(), MemberError> {
@@ -359,6 +380,7 @@ impl<D: Disk + Clone> Member<D> {
                 }
             }
             Input::Unreachable(peer) => self.raw.report_unreachable(peer),
+            Input::Expelled => self.leave(),
             Input::StepDown => {
                 if let Some(heir) = self.heir() {
                     self.raw.transfer_leader(heir);
@@ -457,7 +479,16 @@ impl<D: Disk + Clone> Member<D> {
     fn drain(&mut self, out: &mut impl FnMut(Output)) -> Result<(), MemberError> {
         while self.raw.has_ready() {
             let mut ready = self.raw.ready();
-            self.send(ready.take_messages(), out);
+            let changes = |entries: &[Entry]| {
+                let mut kinds = entries.iter().map(Entry::get_entry_type);
+                kinds.any(|kind| kind != EntryType::EntryNormal)
+            };
+            // That the members changed is told once this member will not forget it.
+            let mut late = Vec::new();
+            match changes(ready.committed_entries()) {
+                true => late = ready.take_messages(),
+                false => self.send(ready.take_messages(), out),
+            }
             if ready.snapshot().get_metadata().index != 0 {
                 self.install(out)?;
             }
@@ -492,9 +523,10 @@ impl<D: Disk + Clone> Member<D> {
             if let Some(commit) = light.commit_index() {
                 self.raw.mut_store().ballot.commit = commit;
             }
-            self.send(light.take_messages(), out);
+            late.extend(light.take_messages());
             self.apply(committed, out)?;
             self.apply(light.take_committed_entries(), out)?;
+            self.send(late, out);
             self.raw.advance_apply();
         }
         Ok(())
@@ -520,6 +552,11 @@ impl<D: Disk + Clone> Member<D> {
             let Some(message) = PeerMessage::from_raft(message) else {
                 continue;
             };
+            // raft-rs passes a read on that came to a leader of before. Peers take nothing in another
+            // one's name; whoever reads asks again.
+            if message.from != self.config.id {
+                continue;
+            }
             if message.snapshot.is_none() {
                 out(Output::Send(message));
                 continue;
@@ -614,6 +651,7 @@ impl<D: Disk + Clone> Member<D> {
             return Ok(());
         }
         let mut effects = Vec::new();
+        let mut changed = false;
         for entry in entries {
             let entry = log_entry(&entry);
             let index = entry.index;
@@ -634,20 +672,35 @@ impl<D: Disk + Clone> Member<D> {
                     let conf = self.raw.apply_conf_change(&conf_change(&changes))?;
                     self.members = membership(&conf);
                     effects.push(Effect::Members);
-                    if changes.contains(&MemberChange::Remove(self.config.id)) {
-                        self.removed = true;
-                    }
+                    changed = true;
                 }
             }
             self.applied = index;
+        }
+        if changed {
+            self.keep_commit()?;
         }
         if !effects.is_empty() {
             out(Output::Effects(effects));
         }
         self.give_reads(out);
-        if self.removed && !self.counts_among_members() {
-            out(Output::Removed);
+        Ok(())
+    }
+
+    /// Commit indices are forgotten by a restart and learned again, but for this one: who forgot that the
+    /// members changed would ask the old ones for their votes, and they may be gone for good.
+    fn keep_commit(&mut self) -> Result<(), MemberError> {
+        let mut ballot = self.raw.store().ballot;
+        ballot.commit = ballot.commit.max(self.applied);
+        self.raw.mut_store().ballot = ballot;
+        if planted::is(Bug::ForgetMembers) {
+            return Ok(());
         }
+        self.wal.append(&Batch {
+            ballot: Some(ballot),
+            entries: Vec::new(),
+        })?;
+        self.ballot_written = ballot;
         Ok(())
     }
 
@@ -755,15 +808,20 @@ impl<D: Disk + Clone> Member<D> {
                 p.recent_active && p.matched + limits::RAFT_LEARNER_LAG_MAX >= last
             })
         };
-        let Some(changes) = roster::next_changes(&self.state, &self.members, caught_up) else {
+        let Some(mut changes) = roster::next_changes(&self.state, &self.members, caught_up) else {
             return Ok(());
         };
-        if changes.contains(&MemberChange::Remove(self.config.id)) {
-            // Whoever leads next removes this one.
+        let own = MemberChange::Remove(self.config.id);
+        if changes.contains(&own) {
+            // Whoever leads next removes this one; where nobody stays that could, the others come first.
             if let Some(heir) = self.heir() {
                 self.raw.transfer_leader(heir);
+                return Ok(());
             }
-            return Ok(());
+            changes.retain(|change| *change != own);
+            if changes.is_empty() {
+                return Ok(());
+            }
         }
         tracing::info!(?changes, "changing the group's members");
         let context = encode_changes(&changes)?;

@@ -49,6 +49,8 @@ pub(super) struct Peers {
     runtime: Handle,
     endpoint: Arc<OnceLock<Endpoint>>,
     outboxes: Mutex<BTreeMap<MemberId, Outbox>>,
+    /// One snapshot is received at a time: two leaders may send the same one, into the same file.
+    receiving: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Clone)]
@@ -74,6 +76,7 @@ impl Peers {
             runtime,
             endpoint: Arc::default(),
             outboxes: Mutex::default(),
+            receiving: Arc::default(),
         }
     }
 
@@ -153,8 +156,10 @@ impl Peers {
         let from = u64::from(peer.0);
         while let Ok((send, recv)) = connection.quic().accept_bi().await {
             let (jobs, book, disk) = (self.jobs.clone(), self.book.clone(), self.disk.clone());
+            let receiving = Arc::clone(&self.receiving);
             self.runtime.spawn(async move {
-                if let Err(reason) = receive(from, send, recv, jobs, book, disk).await {
+                let streams = (send, recv);
+                if let Err(reason) = receive(from, streams, jobs, book, disk, &receiving).await {
                     tracing::debug!(from, reason, "a stream of another member ended");
                 }
             });
@@ -209,7 +214,7 @@ impl Line {
                 Ok(()) => return,
                 Err(_) if held.is_some_and(|c: Connection| c.says_removed()) => {
                     // This member may have stopped before it got its own removal.
-                    let _ = self.jobs.send(Job::Removed).await;
+                    let _ = self.jobs.send(Job::Input(Input::Expelled)).await;
                     return;
                 }
                 Err(reason) => {
@@ -339,11 +344,11 @@ async fn stream_snapshot(
 
 async fn receive(
     from: MemberId,
-    mut send: quinn::SendStream,
-    recv: quinn::RecvStream,
+    (mut send, recv): (quinn::SendStream, quinn::RecvStream),
     jobs: mpsc::Sender<Job>,
     book: Book,
     disk: Folder,
+    receiving: &tokio::sync::Mutex<()>,
 ) -> Result<(), String> {
     let mut frames = FrameReader::new(recv, limits::RAFT_FRAME_BYTES_MAX);
     let opening = timeout(limits::CONTROL_DEADLINE, frames.next::<Opening>()).await;
@@ -376,6 +381,7 @@ async fn receive(
             if message.from != from {
                 return Err("it speaks in another member's name".into());
             }
+            let _alone = receiving.lock().await;
             let taken = take_snapshot(*message, frames.into_inner(), disk, &jobs).await;
             let answer = Arrived { ok: taken.is_ok() };
             let _ = write_frame(&mut send, &answer, limits::RAFT_FRAME_BYTES_MAX).await;

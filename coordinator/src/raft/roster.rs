@@ -34,16 +34,16 @@ pub(super) fn next_changes(
         }
     }
     let all = members.voters.iter().chain(&members.learners);
-    for id in all.copied().filter(|id| is_removed(state, *id)) {
-        changes.push(MemberChange::Remove(id));
-    }
-    // A group without voters could never change again.
-    let stays = |id: &&MemberId| !changes.contains(&MemberChange::Remove(**id));
-    let someone = members.voters.iter().any(|id| stays(&id))
+    let gone: Vec<MemberId> = all.copied().filter(|id| is_removed(state, *id)).collect();
+    // A group without voters could never change again: then the others come first.
+    let someone = members.voters.iter().any(|id| !gone.contains(id))
         || changes
             .iter()
             .any(|c| matches!(c, MemberChange::AddVoter(_)));
-    (someone && !changes.is_empty()).then_some(changes)
+    if someone {
+        changes.extend(gone.into_iter().map(MemberChange::Remove));
+    }
+    (!changes.is_empty()).then_some(changes)
 }
 
 /// Whether the state has this member removed.
