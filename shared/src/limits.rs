@@ -743,9 +743,13 @@ pub const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
 /// A sender of a snapshot that brings no byte for this long has broken off.
 pub const SNAPSHOT_SILENCE_MAX: Duration = Duration::from_secs(20);
 
-/// Least pause after each chunk of a snapshot: 1 MiB in 4 ms or more is at most 250 MB/s, and leaves
-/// the disk and the cores to commits.
-pub const SNAPSHOT_CHUNK_PAUSE: Duration = Duration::from_millis(4);
+/// What of a snapshot is sent at once, and the least pause after it: at most 64 MB/s, so that 4 GiB take a
+/// minute, and the cores and the network are there for commits in between.
+pub const SNAPSHOT_PIECE_BYTES: usize = 256 << 10;
+pub const SNAPSHOT_PIECE_PAUSE: Duration = Duration::from_millis(4);
+
+/// Pieces of a snapshot that have come and wait for the disk, of at most `SNAPSHOT_CHUNK_BYTES` each.
+pub const SNAPSHOT_PIECES_MAX: usize = 4;
 
 /// How long a coordinator that starts waits until its log is replayed: a snapshot and 64 MiB or two of
 /// log, on a machine that is busy with much else.

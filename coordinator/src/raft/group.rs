@@ -9,6 +9,7 @@
 
 use super::book::Book;
 use super::forward::{Forwarded, Forwarder};
+use super::leisure;
 use super::member::{
     Answered, Input, Member, MemberConfig, MemberError, MemberStatus, NotProposed, Output, ReadId,
 };
@@ -576,13 +577,20 @@ impl Thread {
             Output::Installed => installed = true,
             Output::WriteSnapshot(meta, state) => {
                 let (disk, jobs) = (shared.disk.clone(), shared.jobs.clone());
-                runtime.spawn_blocking(move || {
+                let write = move || {
                     let written = snapshots::write(disk, &meta, &state);
                     let written = written.inspect_err(|error| {
                         tracing::error!(%error, "a snapshot was not written");
                     });
                     let _ = jobs.blocking_send(Job::Input(Input::SnapshotWritten(written.ok())));
-                });
+                };
+                if let Err(error) = leisure::run("snapshot", write) {
+                    tracing::error!(%error, "a snapshot was not written");
+                    let jobs = shared.jobs.clone();
+                    runtime.spawn(async move {
+                        let _ = jobs.send(Job::Input(Input::SnapshotWritten(None))).await;
+                    });
+                }
             }
             Output::Removed => removed = true,
         };

@@ -8,10 +8,12 @@
 use super::book::Book;
 use super::codec::PeerMessage;
 use super::group::Job;
+use super::leisure;
 use super::member::Input;
 use super::snapshots;
 use super::storage::{Folder, SnapshotReceiver, SnapshotRef, SnapshotSource};
 use super::types::MemberId;
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -314,7 +316,7 @@ async fn stream_snapshot(
         .await
         .map_err(|e| text(&e))?;
     let mut source = SnapshotSource::open(disk, file).map_err(|e| text(&e))?;
-    let mut chunk = vec![0; limits::SNAPSHOT_CHUNK_BYTES];
+    let mut chunk = vec![0; limits::SNAPSHOT_PIECE_BYTES];
     loop {
         let began = Instant::now();
         let fill = move || {
@@ -331,7 +333,7 @@ async fn stream_snapshot(
         }
         send.write_all(&chunk[..read]).await.map_err(|e| text(&e))?;
         // At most half of the time goes into a snapshot; commits have the rest.
-        sleep(began.elapsed().max(limits::SNAPSHOT_CHUNK_PAUSE)).await;
+        sleep(began.elapsed().max(limits::SNAPSHOT_PIECE_PAUSE)).await;
     }
     let _ = send.finish();
     let answer =
@@ -397,31 +399,39 @@ async fn take_snapshot(
     disk: Folder,
     jobs: &mpsc::Sender<Job>,
 ) -> Result<(), String> {
+    fn text(error: impl std::fmt::Display) -> String {
+        error.to_string()
+    }
     let meta = message.snapshot.clone().ok_or("it announced no snapshot")?;
     tracing::info!(index = meta.index, "receiving a snapshot");
-    let mut receiver = SnapshotReceiver::create(disk.clone(), meta).map_err(|e| e.to_string())?;
-    receiver.write(&early).map_err(|e| e.to_string())?;
+    let (chunks, mut queue) = mpsc::channel::<Bytes>(limits::SNAPSHOT_PIECES_MAX);
+    let write = move || {
+        let mut receiver = SnapshotReceiver::create(disk.clone(), meta).map_err(text)?;
+        receiver.write(&early).map_err(text)?;
+        while let Some(bytes) = queue.blocking_recv() {
+            receiver.write(&bytes).map_err(text)?;
+        }
+        let file = receiver.finish().map_err(text)?;
+        let state = snapshots::read(&disk, &file).map_err(text)?;
+        Ok::<_, String>((file, state))
+    };
+    let written = leisure::run("snapshot", write).map_err(text)?;
     loop {
         let chunk = timeout(
             limits::SNAPSHOT_SILENCE_MAX,
             recv.read_chunk(limits::SNAPSHOT_CHUNK_BYTES, true),
         );
         let chunk = chunk.await.map_err(|_| "its snapshot stalled".to_owned())?;
-        let Some(chunk) = chunk.map_err(|e| e.to_string())? else {
+        let Some(chunk) = chunk.map_err(text)? else {
             break;
         };
-        let write = move || receiver.write(&chunk.bytes).map(|()| receiver);
-        let written = tokio::task::spawn_blocking(write).await;
-        receiver = written
-            .map_err(|e| e.to_string())?
-            .map_err(|e| e.to_string())?;
+        if chunks.send(chunk.bytes).await.is_err() {
+            // The writer says why.
+            break;
+        }
     }
-    let read = tokio::task::spawn_blocking(move || {
-        let file = receiver.finish().map_err(|e| e.to_string())?;
-        let state = snapshots::read(&disk, &file).map_err(|e| e.to_string())?;
-        Ok::<_, String>((file, state))
-    });
-    let (file, state) = read.await.map_err(|e| e.to_string())??;
+    drop(chunks);
+    let (file, state) = written.await.map_err(text)??;
     let state = Box::new(state);
     let input = Input::SnapshotArrived {
         message,

@@ -241,7 +241,6 @@ impl State {
     }
 
     /// A state with that many postings of one tenant, for measuring.
-    #[cfg(any(test, feature = "planted-bugs"))]
     pub fn with_ledger_rows(rows: u64) -> Self {
         use trireme_shared::ids::{KeyId, RequestId, TenantId, Tokens};
         let mut state = Self::default();

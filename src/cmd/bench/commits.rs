@@ -1,11 +1,9 @@
 //! `cluster bench commits`: how fast a group of coordinators commits, beside what the disk can do.
 
-use crate::failure::Failure;
+use super::in_a_new_folder;
 use crate::term;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
-use indicatif::ProgressBar;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 use trireme_coordinator::raft::bench::{CommitBench, CommitReport};
@@ -35,35 +33,15 @@ pub struct CommitsArgs {
 
 impl CommitsArgs {
     pub fn run(self) -> Result<()> {
-        let folder = self
-            .dir
-            .join(format!(".trireme-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot make {}", folder.display()))?;
-        let bench = CommitBench {
-            folder: folder.clone(),
-            members: self.members,
-            clients: self.clients,
-            duration: Duration::from_secs(self.seconds),
-        };
-        let spinner = match std::io::stderr().is_terminal() {
-            true => ProgressBar::new_spinner(),
-            false => ProgressBar::hidden(),
-        };
-        spinner.enable_steady_tick(Duration::from_millis(100));
-        let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-        let report = runtime.block_on(bench.run(&|doing| spinner.set_message(doing.to_owned())));
-        spinner.finish_and_clear();
-        runtime.shutdown_timeout(Duration::from_secs(1));
-        let removed = std::fs::remove_dir_all(&folder);
-        let report = report.map_err(|error| {
-            Failure::new(
-                "the group could not be measured",
-                "see that --dir can be written",
-            )
-            .because(error)
+        let report = in_a_new_folder(&self.dir, async |folder, tell| {
+            let bench = CommitBench {
+                folder,
+                members: self.members,
+                clients: self.clients.clone(),
+                duration: Duration::from_secs(self.seconds),
+            };
+            bench.run(tell).await
         })?;
-        removed.with_context(|| format!("cannot remove {}", folder.display()))?;
         if self.json {
             return term::json(&json(&report));
         }

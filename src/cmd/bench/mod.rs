@@ -1,12 +1,18 @@
 //! `cluster bench`: numbers, of any OpenAI-compatible server of this machine's own engine, or of a group
 //! of coordinators.
 
+mod catch_up;
 mod commits;
 mod engine;
 mod serve;
 
-use anyhow::Result;
+use crate::failure::Failure;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(Args)]
 #[command(
@@ -25,6 +31,8 @@ enum BenchCommand {
     Engine(engine::EngineArgs),
     /// Measure a group of coordinators in this process: commands/s through commit, and how long one takes
     Commits(commits::CommitsArgs),
+    /// Measure commits while a new member of the group is sent a large snapshot
+    CatchUp(catch_up::CatchUpArgs),
 }
 
 impl BenchArgs {
@@ -33,6 +41,57 @@ impl BenchArgs {
             BenchCommand::Serve(args) => args.run(),
             BenchCommand::Engine(args) => args.run(),
             BenchCommand::Commits(args) => args.run(),
+            BenchCommand::CatchUp(args) => args.run(),
         }
     }
+}
+
+/// A folder for this run, removed with all that is in it.
+struct NewFolder(PathBuf);
+
+impl NewFolder {
+    /// In `parent`.
+    fn make(parent: &Path) -> Result<Self> {
+        let folder = parent.join(format!(".trireme-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(Self(folder))
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for NewFolder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            crate::term::out(format!("cannot remove {}: {error}", self.0.display()));
+        }
+    }
+}
+
+/// Measures a group in a new folder in `parent`; a spinner tells what it is at.
+fn in_a_new_folder<T>(
+    parent: &Path,
+    measure: impl AsyncFnOnce(PathBuf, &(dyn Fn(&str) + Sync)) -> Result<T, String>,
+) -> Result<T> {
+    let folder = NewFolder::make(parent)?;
+    let spinner = match std::io::stderr().is_terminal() {
+        true => ProgressBar::new_spinner(),
+        false => ProgressBar::hidden(),
+    };
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let tell = |doing: &str| spinner.set_message(doing.to_owned());
+    let report = runtime.block_on(measure(folder.path().to_owned(), &tell));
+    spinner.finish_and_clear();
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    report.map_err(|error| {
+        Failure::new(
+            "the group could not be measured",
+            "see that --dir can be written",
+        )
+        .because(error)
+    })
 }

@@ -1,22 +1,20 @@
-//! How fast a group commits, beside what its disk can do: for `cluster bench commits`.
+//! How fast a group commits, beside what its disk can do: for `cluster bench commits`; `catch_up` is for
+//! `cluster bench catch-up`.
 //!
 //! Three members in this process, each with a thread, a log and a QUIC endpoint of its own, talk over
 //! loopback as three processes would. What a command costs is compared in the same run with a bare write
 //! and `fdatasync` of as many bytes into a preallocated file in the same folder.
 
+pub mod catch_up;
+mod members;
+
 use super::group::Group;
-use super::member::Member;
-use super::snapshots;
-use super::storage::{Folder, LogId, Wal};
-use crate::state::{ClusterId, Command, State};
+use crate::state::{Command, State};
+use members::Bench;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use trireme_shared::identity::{ClusterAuthority, NodeId, NodeIdentity};
-use trireme_shared::ids::CoordinatorId;
-use trireme_shared::transport::{Endpoint, Protocol};
-use trireme_shared::wire::control::CoordinatorAddress;
 
 /// What to measure.
 pub struct CommitBench {
@@ -63,7 +61,12 @@ impl CommitBench {
     /// In words, where the folder or the network of this machine cannot be used.
     pub async fn run(&self, tell: &(dyn Fn(&str) + Sync)) -> Result<CommitReport, String> {
         tell("starting the members");
-        let groups = start(&self.folder, self.members).await?;
+        let bench = Bench::bind(&self.folder, self.members)?;
+        let mut groups = Vec::new();
+        for id in 1..=self.members {
+            groups.push(bench.start(id, Some(&State::default()))?);
+        }
+        bench.bootstrap(&groups[0]).await?;
         let leader = leader(&groups).await?;
         tell("one client and the disk, in turn");
         let paired = in_turn(&groups[leader], &self.folder, self.duration).await?;
@@ -131,71 +134,6 @@ fn small(client: u64, n: u64) -> Command {
         tenant: "bench".into(),
         key_hash,
     }
-}
-
-async fn start(folder: &Path, members: u32) -> Result<Vec<Group>, String> {
-    let text = |e: &dyn std::fmt::Display| e.to_string();
-    let authority = ClusterAuthority::new("bench").map_err(|e| text(&e))?;
-    let voters: Vec<u64> = (1..=u64::from(members)).collect();
-    let mut endpoints = Vec::new();
-    for id in 1..=members {
-        let node = NodeId::Coordinator(CoordinatorId(id));
-        let identity = NodeIdentity::issue(&authority, node).map_err(|e| text(&e))?;
-        let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-        let endpoint = Endpoint::bind(listen, &identity, &[Protocol::Raft, Protocol::Group]);
-        endpoints.push(endpoint.map_err(|e| text(&e))?);
-    }
-    let addresses: Vec<CoordinatorAddress> = (1..)
-        .zip(&endpoints)
-        .map(|(id, endpoint)| CoordinatorAddress {
-            id: CoordinatorId(id),
-            control: endpoint.local_addr().to_string(),
-        })
-        .collect();
-    let mut groups = Vec::new();
-    for (id, endpoint) in (1..=members).zip(endpoints) {
-        let path = folder.join(format!("member-{id}"));
-        std::fs::create_dir_all(&path).map_err(|e| text(&e))?;
-        let open = || {
-            let disk = Folder::open(&path).map_err(|e| text(&e))?;
-            Wal::open(disk, LogId([id as u8; 16])).map_err(|e| text(&e))
-        };
-        let (mut wal, _) = open()?;
-        Member::found(&mut wal, &voters, &State::default()).map_err(|e| text(&e))?;
-        drop(wal);
-        let (wal, recovered) = open()?;
-        let file = recovered
-            .snapshot
-            .clone()
-            .ok_or("the first snapshot is missing")?;
-        let state = snapshots::read(wal.disk(), &file).map_err(|e| text(&e))?;
-        let group = Group::start(CoordinatorId(id), wal, recovered, state);
-        let group = group.map_err(|e| text(&e))?;
-        group.seeds(&addresses);
-        group.announce_address(&endpoint.local_addr().to_string());
-        group.attach(&endpoint);
-        let serving = group.clone();
-        tokio::spawn(async move {
-            while let Some(connection) = endpoint.accept().await {
-                let group = serving.clone();
-                tokio::spawn(async move {
-                    match connection.protocol() {
-                        Protocol::Raft => group.serve_raft(&connection).await,
-                        _ => group.serve_group(&connection).await,
-                    }
-                });
-            }
-        });
-        groups.push(group);
-    }
-    let bootstrap = Command::Bootstrap {
-        name: "bench".into(),
-        cluster: ClusterId([1; 16]),
-        authority_pem: authority.to_pem(),
-        admin_key_hash: [0; 32],
-    };
-    groups[0].propose(bootstrap).await.map_err(|e| text(&e))?;
-    Ok(groups)
 }
 
 async fn leader(groups: &[Group]) -> Result<usize, String> {
