@@ -14,4 +14,5 @@ pub mod telemetry;
 #[cfg(test)]
 mod test_folder;
 pub mod transport;
+pub mod wall_clock;
 pub mod wire;

@@ -110,6 +110,10 @@ pub const REMOVED_NODES_MAX: usize = 65_536;
 /// How long a cluster's own CA holds.
 pub const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 
+/// How often a wait for a moment looks at the clock on the wall, which jumps where a machine was suspended
+/// or its clock is set.
+pub const WALL_CLOCK_LOOK: Duration = Duration::from_secs(15);
+
 /// How far the clocks of two nodes may differ when a new certificate is used at once.
 pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
 

@@ -3,6 +3,7 @@
 
 #[path = "../harness/mod.rs"]
 mod harness;
+mod rotation;
 
 use harness::{Cluster, DEADLINE, processes, run, wait_for};
 use serde_json::json;

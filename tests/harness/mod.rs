@@ -79,6 +79,11 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut probe: impl FnMut() -> Op
 impl Cluster {
     /// `cluster up --no-demo` on a free port with these further arguments, waited for until ready.
     pub fn up(args: &[&str]) -> Self {
+        Self::up_in(&[], args)
+    }
+
+    /// The same with these variables in the environment of all its processes.
+    pub fn up_in(environment: &[(&str, &str)], args: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let ready_file = dir.path().join("ready.json");
         let output = std::fs::File::create(dir.path().join("up.out")).expect("a log file");
@@ -88,6 +93,7 @@ impl Cluster {
             .arg("--ready-file")
             .arg(&ready_file)
             .args(args)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a second handle"))
             .stderr(output)
@@ -149,12 +155,16 @@ impl Cluster {
         self.get_as(path, self.api_key())
     }
     pub fn get_as(&self, path: &str, key: &str) -> Answer {
+        self.try_get_as(path, key).expect("the endpoint answers")
+    }
+    /// The same, where the endpoint may be down.
+    pub fn try_get_as(&self, path: &str, key: &str) -> Result<Answer, ureq::Error> {
         let answer = self
             .agent
             .get(format!("{}{path}", self.base()))
             .header("authorization", format!("Bearer {key}"))
             .call();
-        read(answer)
+        answer.map(read)
     }
     pub fn post(&self, path: &str, body: &Value) -> Answer {
         self.post_raw(path, body.to_string().as_bytes(), &[])
@@ -174,7 +184,7 @@ impl Cluster {
         for (name, value) in headers.iter().filter(|(_, v)| !v.is_empty()) {
             request = request.header(*name, *value);
         }
-        read(request.send(body))
+        read(request.send(body).expect("the endpoint answers"))
     }
     /// A POST that must succeed.
     pub fn ask(&self, path: &str, body: &Value) -> Value {
@@ -234,8 +244,7 @@ fn agent() -> ureq::Agent {
         .into()
 }
 
-fn read(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Answer {
-    let mut response = answer.expect("the endpoint answers");
+fn read(mut response: ureq::http::Response<ureq::Body>) -> Answer {
     let headers = response
         .headers()
         .iter()

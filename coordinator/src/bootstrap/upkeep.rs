@@ -5,14 +5,15 @@ use super::enter::own_identity;
 use crate::raft::group::{Group, Kind};
 use crate::state::{Command, Outcome};
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 use tokio::sync::watch;
-use tokio::time::{Duration, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use trireme_shared::api::CoordinatorReport;
 use trireme_shared::identity::{NodeId, NodeIdentity};
 use trireme_shared::limits;
 use trireme_shared::transport::Endpoint;
+use trireme_shared::wall_clock;
 
 /// The tasks, and what they need.
 #[derive(Clone)]
@@ -83,11 +84,9 @@ impl Upkeep {
         let mut changes = self.authorities.clone();
         let mut identity = self.identity.clone();
         loop {
-            let due = identity.renew_at().duration_since(SystemTime::now());
-            let due = due.unwrap_or(Duration::ZERO);
             let changed = tokio::select! {
                 changed = changes.changed() => changed.is_ok(),
-                () = sleep(due) => true,
+                () = wall_clock::wait_until(identity.renew_at()) => true,
             };
             if !changed {
                 return std::future::pending().await;

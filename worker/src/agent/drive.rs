@@ -79,7 +79,7 @@ impl Agent {
                     }
                 }
                 _ = heartbeat.tick(), if self.control.is_up() => self.report(&mut now),
-                () = sleep_until(self.renewal.due()), if self.control.is_up() => self.renew(),
+                () = self.renewal.due(), if self.control.is_up() => self.renew(),
                 () = changed(&mut now.state) => {
                     let kind = now.state.as_ref().map(|state| discriminant(&*state.borrow()));
                     if kind != now.reported {

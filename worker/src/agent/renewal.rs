@@ -5,9 +5,9 @@ use crate::WorkerError;
 use quinn::rustls::pki_types::CertificateDer;
 use std::path::PathBuf;
 use std::time::SystemTime;
-use tokio::time::Instant;
 use trireme_shared::identity::{KeyRequest, NodeIdentity};
 use trireme_shared::limits::RENEW_RETRY_INTERVAL;
+use trireme_shared::wall_clock;
 use trireme_shared::wire::control::ToCoordinator;
 
 pub struct Renewal {
@@ -16,26 +16,27 @@ pub struct Renewal {
     /// The key of the newest request under way.
     asked: Option<KeyRequest>,
     /// When to ask (again).
-    due: Instant,
+    due: SystemTime,
 }
 
 impl Renewal {
     pub fn new(identity: NodeIdentity, data_dir: PathBuf) -> Self {
         Self {
-            due: half_life(&identity),
+            due: identity.renew_at(),
             identity,
             data_dir,
             asked: None,
         }
     }
 
-    pub fn due(&self) -> Instant {
-        self.due
+    /// Waits until it is time to `ask`.
+    pub async fn due(&self) {
+        wall_clock::wait_until(self.due).await;
     }
 
     /// What to say to a coordinator, with a fresh key. Asked again later if no answer comes.
     pub fn ask(&mut self) -> Result<ToCoordinator, WorkerError> {
-        self.due = Instant::now() + RENEW_RETRY_INTERVAL;
+        self.due = SystemTime::now() + RENEW_RETRY_INTERVAL;
         let request = KeyRequest::generate()?;
         let csr = request.csr().to_vec();
         self.asked = Some(request);
@@ -70,7 +71,7 @@ impl Renewal {
             Ok(identity) => self.keep(identity).map(Some),
             // The one that signed this certificate is not trusted any more: time for a new one.
             Err(error) => {
-                self.due = Instant::now();
+                self.due = SystemTime::now();
                 Err(error.into())
             }
         }
@@ -87,16 +88,10 @@ impl Renewal {
 
     fn keep(&mut self, identity: NodeIdentity) -> Result<NodeIdentity, WorkerError> {
         identity.save(&self.data_dir)?;
-        self.due = half_life(&identity);
+        self.due = identity.renew_at();
         self.identity = identity.clone();
         Ok(identity)
     }
-}
-
-/// When half of the certificate's life is over.
-fn half_life(identity: &NodeIdentity) -> Instant {
-    let left = identity.renew_at().duration_since(SystemTime::now());
-    Instant::now() + left.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -121,7 +116,7 @@ mod tests {
         let (me, other) = (NodeId::Worker(WorkerId(1)), NodeId::Worker(WorkerId(2)));
         let identity = NodeIdentity::issue(&authority, me).unwrap();
         let mut renewal = Renewal::new(identity, folder.clone());
-        assert!(renewal.due() > Instant::now());
+        assert!(renewal.due > SystemTime::now());
         let ca = || vec![authority.certificate().to_vec()];
         let signed = |csr: &[u8], node| {
             let signed = authority.sign_csr(csr, node, NODE_CERTIFICATE_LIFETIME);
