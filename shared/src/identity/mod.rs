@@ -82,6 +82,24 @@ impl NodeId {
     }
 }
 
+/// A node's certificate as the group keeps it: for audits, and to know when a rotated CA may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CertificateMark {
+    pub fingerprint: Fingerprint,
+    /// Seconds since 1970; the certificate's own end.
+    pub expires_at: u64,
+}
+
+impl CertificateMark {
+    pub fn of(certificate: &CertificateDer<'_>) -> Result<Self, IdentityError> {
+        let ends = parse_certificate(certificate)?.validity().not_after;
+        Ok(Self {
+            fingerprint: Fingerprint::of(certificate),
+            expires_at: u64::try_from(ends.timestamp()).unwrap_or(0),
+        })
+    }
+}
+
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
