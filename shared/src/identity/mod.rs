@@ -19,7 +19,7 @@ mod request;
 mod token;
 
 pub use atomic_file::write_atomic;
-pub use authority::{ClusterAuthority, Fingerprint};
+pub use authority::{ClusterAuthority, Fingerprint, check_csr};
 pub use node::NodeIdentity;
 pub use request::KeyRequest;
 pub use token::{JoinToken, SecretHash};
