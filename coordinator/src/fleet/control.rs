@@ -310,6 +310,7 @@ impl<'a> Registration<'a> {
             connection: id,
         };
         fleet.feed_locked(&mut driven, event);
+        fleet.shared.hello.notify_one();
         Self {
             fleet,
             worker,

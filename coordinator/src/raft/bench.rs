@@ -133,7 +133,8 @@ fn small(client: u64, n: u64) -> Command {
     }
 }
 
-async fn start(folder: &Path, members: u32) -> Result<Vec<Group>, String> {
+/// A group over loopback, with a log of each member in `folder`.
+pub(crate) async fn start(folder: &Path, members: u32) -> Result<Vec<Group>, String> {
     let text = |e: &dyn std::fmt::Display| e.to_string();
     let authority = ClusterAuthority::new("bench").map_err(|e| text(&e))?;
     let voters: Vec<u64> = (1..=u64::from(members)).collect();
@@ -198,7 +199,7 @@ async fn start(folder: &Path, members: u32) -> Result<Vec<Group>, String> {
     Ok(groups)
 }
 
-async fn leader(groups: &[Group]) -> Result<usize, String> {
+pub(crate) async fn leader(groups: &[Group]) -> Result<usize, String> {
     let mut leadership = groups[0].leadership();
     let known = leadership.wait_for(|l| l.leader.is_some());
     let known = known.await.map_err(|_| "the group ended")?;
