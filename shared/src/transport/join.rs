@@ -26,15 +26,16 @@ use wincode::{SchemaRead, SchemaWrite};
 
 /// The joiner's frame. Never logged; it has no `Debug`.
 #[derive(SchemaRead, SchemaWrite)]
-struct JoinRequest {
+pub struct JoinRequest {
     token: TokenRecordId,
     secret: [u8; 32],
     /// PKCS#10, DER.
     csr: Vec<u8>,
 }
 
+/// The coordinator's frame.
 #[derive(Debug, SchemaRead, SchemaWrite)]
-enum JoinAnswer {
+pub enum JoinAnswer {
     Granted {
         /// The node's certificate, DER.
         certificate: Vec<u8>,
