@@ -16,7 +16,8 @@ use trireme_shared::plan::{DeploymentSpec, ModelRef};
 #[command(
     after_help = "Example:\n  cluster deploy smollm2 --tp 2\n  cluster deploy hf://org/repo/model.gguf --name \
                         m --pp 2 --replicas 2\n  cluster status --watch                shows it load\n\nIt needs \
-                        tp x pp x replicas workers. Deploying a name again replaces what it names."
+                        tp x pp x replicas workers. Deploying a name again replaces what it names; \
+                        `cluster undeploy NAME` ends it."
 )]
 pub struct DeployArgs {
     #[command(flatten)]

@@ -17,6 +17,7 @@ mod plan;
 mod restore;
 mod status;
 mod token;
+mod undeploy;
 mod up;
 
 use crate::client::Client;
@@ -83,6 +84,8 @@ enum Command {
     Join(join::JoinArgs),
     /// Serve a model on a running cluster
     Deploy(deploy::DeployArgs),
+    /// Stop serving a model
+    Undeploy(undeploy::UndeployArgs),
     /// Show coordinators, workers and what is being served
     Status(status::StatusArgs),
     /// Show which worker holds which layers, heads and columns
@@ -123,6 +126,7 @@ impl Cli {
             Command::Coordinator(args) => args.run(),
             Command::Join(args) => args.run(),
             Command::Deploy(args) => args.run(),
+            Command::Undeploy(args) => args.run(),
             Command::Key(args) => args.run(),
             Command::Status(args) => args.run(),
             Command::Plan(args) => args.run(),

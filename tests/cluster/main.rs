@@ -113,6 +113,24 @@ fn the_ready_file_and_the_client_commands_tell_the_same() {
         "each rank reads its own bytes: {bytes}"
     );
     assert!(!client(&["chat", "Say hello."]).trim().is_empty());
+    let log = client(&["audit", "export"]);
+    let file = cluster.dir.path().join("audit.jsonl");
+    let verify = || client(&["audit", "verify", file.to_str().expect("a path")]);
+    std::fs::write(&file, &log).expect("a file");
+    assert!(verify().contains("the cluster's log"));
+    let (_, cut) = log.split_once('\n').expect("more than one record");
+    std::fs::write(&file, cut).expect("a file");
+    let refused = run(&[
+        "audit",
+        "verify",
+        file.to_str().expect("a path"),
+        "--coordinator",
+        &base,
+        "--api-key",
+        cluster.admin_key(),
+    ]);
+    assert!(!refused.0.success(), "the oldest line is missing");
+    assert!(refused.2.contains("begins with record 2"), "{}", refused.2);
     let created: serde_json::Value =
         serde_json::from_str(&client(&["token", "create", "--json"])).expect("JSON");
     let token = created["token"].as_str().expect("a token");
@@ -130,6 +148,11 @@ fn the_ready_file_and_the_client_commands_tell_the_same() {
             assert!(!log.contains(secret), "{name} holds {secret:?}");
         }
     }
+
+    client(&["undeploy", cluster.model()]);
+    let status: serde_json::Value =
+        serde_json::from_str(&client(&["status", "--json"])).expect("JSON");
+    assert_eq!(status["deployments"], json!([]));
 }
 
 fn logs(cluster: &Cluster) -> Vec<(String, String)> {

@@ -8,6 +8,9 @@
 //! length fields set to the numbers that break arithmetic. A failure prints its target, seed and round.
 #![allow(clippy::print_stdout)]
 
+mod files;
+mod network;
+
 use peak_alloc::PeakAlloc;
 use std::io::Read;
 use trireme_coordinator::raft::codec::{self, MessageKind, PeerMessage};
@@ -19,9 +22,6 @@ use trireme_coordinator::state::{
     Account, ClusterId, Command, Origin, Proposal, ProposalId, State, apply,
 };
 use trireme_shared::identity::JoinToken;
-use trireme_shared::wire::codec::decode;
-use trireme_shared::wire::control::{ToCoordinator, ToWorker};
-use trireme_shared::wire::generate::{GenerateEvent, GenerateRequest};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -183,25 +183,8 @@ fn targets() -> Vec<Target> {
         .iter()
         .map(|p| state_codec::encode(p).expect("it encodes"))
         .collect();
-    let wire =
-        |value: &ToCoordinator| trireme_shared::wire::codec::encode(value).expect("it encodes");
-    let frames = vec![
-        wire(&ToCoordinator::Heartbeat { ranks: Vec::new() }),
-        wire(&ToCoordinator::Renew { csr: vec![1; 300] }),
-        wire(&ToCoordinator::Goodbye),
-    ];
     let token = format!("{}.j7.{}", "ab".repeat(32), "cd".repeat(32)).into_bytes();
-    vec![
-        Target {
-            name: "wire frames",
-            examples: frames,
-            decode: |bytes| {
-                let _ = decode::<ToCoordinator>(bytes);
-                let _ = decode::<ToWorker>(bytes);
-                let _ = decode::<GenerateRequest>(bytes);
-                let _ = decode::<GenerateEvent>(bytes);
-            },
-        },
+    let mut targets = vec![
         Target {
             name: "Raft messages",
             examples: messages(),
@@ -230,7 +213,12 @@ fn targets() -> Vec<Target> {
         },
         Target {
             name: "states",
-            examples: vec![state_codec::encode_state(&state()).expect("it encodes")],
+            examples: vec![
+                state_codec::encode_state(&state()).expect("it encodes"),
+                // As earlier releases wrote them.
+                include_bytes!("../../coordinator/src/state/fixtures/state-v1.bin").to_vec(),
+                include_bytes!("../../coordinator/src/state/fixtures/state-v2.bin").to_vec(),
+            ],
             decode: |bytes| drop(state_codec::decode_state(bytes)),
         },
         Target {
@@ -248,7 +236,10 @@ fn targets() -> Vec<Target> {
             examples: vec![token],
             decode: |bytes| drop(String::from_utf8_lossy(bytes).parse::<JoinToken>()),
         },
-    ]
+    ];
+    targets.extend(network::targets());
+    targets.extend(files::targets());
+    targets
 }
 
 fn mutated(example: &[u8], other: &[u8], chance: &mut Chance) -> Vec<u8> {

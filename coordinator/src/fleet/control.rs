@@ -4,7 +4,7 @@
 //! and only while the state knows it; a newer connection of a worker ends the older one.
 
 use super::reconcile::{ConnectionId, Event};
-use super::{Fleet, Line, unix_now};
+use super::{Fleet, Line};
 use crate::placement::{Candidate, thread_speed};
 use crate::raft::group::Terms;
 use crate::state::{Command, Origin, Outcome, ProposalId, TokenRole};
@@ -13,7 +13,7 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use trireme_shared::identity::{Fingerprint, NodeId};
+use trireme_shared::identity::{CertificateMark, NodeId};
 use trireme_shared::ids::WorkerId;
 use trireme_shared::limits;
 use trireme_shared::transport::join::{Admission, Denied, JoinAsked, serve_join};
@@ -111,17 +111,18 @@ async fn admit(fleet: &Fleet, asked: JoinAsked, from: SocketAddr) -> Result<Admi
     })
 }
 
-/// Keeps the fingerprint of the certificate a worker shows, for audits and later revocation.
+/// Keeps what the group must know of the certificate a worker shows: a CA that is being replaced goes
+/// only when no certificate of its own is left.
 fn note_certificate(fleet: &Fleet, worker: WorkerId, connection: &Connection) {
-    if let Some(fingerprint) = connection.peer_fingerprint() {
+    if let Some(certificate) = connection.peer_certificate() {
         let fleet = fleet.clone();
         // Not awaited: a group without a leader must not hold up its workers.
-        tokio::spawn(async move { note(&fleet, worker, fingerprint).await });
+        tokio::spawn(async move { note(&fleet, worker, certificate).await });
     }
 }
 
-async fn note(fleet: &Fleet, worker: WorkerId, fingerprint: Fingerprint) {
-    let fingerprint = fingerprint.to_string();
+async fn note(fleet: &Fleet, worker: WorkerId, certificate: CertificateMark) {
+    let fingerprint = certificate.fingerprint.to_string();
     let known = fleet.shared.group.read(|s| {
         let record = s.worker(worker);
         let shown = record.and_then(|w| w.certificate.as_ref());
@@ -131,8 +132,7 @@ async fn note(fleet: &Fleet, worker: WorkerId, fingerprint: Fingerprint) {
         let command = Command::PutCertificate {
             node: NodeId::Worker(worker),
             fingerprint,
-            // At the latest: the certificate's own end counts.
-            expires_at: unix_now() + limits::NODE_CERTIFICATE_LIFETIME.as_secs(),
+            expires_at: certificate.expires_at,
         };
         if let Err(error) = fleet.shared.group.propose(command).await {
             tracing::warn!(%worker, %error, "its certificate was not noted");
@@ -251,7 +251,8 @@ impl Listener<'_> {
         let (authority, _) = self.fleet.signer().map_err(|e| e.to_string())?;
         let certificate = authority.sign_csr(csr, node, validity);
         let certificate = certificate.map_err(|e| e.to_string())?;
-        note(self.fleet, self.worker, Fingerprint::of(&certificate)).await;
+        let mark = CertificateMark::of(&certificate).map_err(|e| e.to_string())?;
+        note(self.fleet, self.worker, mark).await;
         tracing::info!(worker = %self.worker, "a new certificate");
         let answer = ToWorker::Certificate {
             certificate: certificate.to_vec(),
@@ -309,6 +310,7 @@ impl<'a> Registration<'a> {
             connection: id,
         };
         fleet.feed_locked(&mut driven, event);
+        fleet.shared.hello.notify_one();
         Self {
             fleet,
             worker,

@@ -22,6 +22,8 @@ use trireme_shared::wire::generate::{
     FailureKind, FinishReason, GenerateEvent, GenerateRequest, Sampling,
 };
 
+mod joining_tests;
+
 /// How a pretended driver ends the stream that meets its trap.
 #[derive(Clone, Copy, Debug)]
 enum Trap {
@@ -158,23 +160,24 @@ impl World {
 
     /// Joins and connects one more worker, as a remote one would.
     async fn add_worker(&mut self) {
+        let token = self.token().await;
+        let joined = join::join(&[&self.control], &token).await.unwrap();
+        let identity = joined.identity;
+        assert!(identity.trusts(self.authority.fingerprint()));
+        let (plot, control) = (Arc::clone(&self.plot), self.control.clone());
+        self.tasks.spawn(pretend(identity, plot, control));
+    }
+
+    /// For one worker.
+    async fn token(&self) -> JoinToken {
         let request = TokenRequest {
             role: api::TokenRole::Worker,
             provider: None,
             uses: 1,
             ttl_seconds: 60,
         };
-        let made = self
-            .fleet
-            .create_token(Terms::default(), request)
-            .await
-            .unwrap();
-        let token: JoinToken = made.token.parse().unwrap();
-        let joined = join::join(&[&self.control], &token).await.unwrap();
-        let identity = joined.identity;
-        assert!(identity.trusts(self.authority.fingerprint()));
-        let (plot, control) = (Arc::clone(&self.plot), self.control.clone());
-        self.tasks.spawn(pretend(identity, plot, control));
+        let made = self.fleet.create_token(Terms::default(), request).await;
+        made.unwrap().token.parse().unwrap()
     }
 
     async fn ready(&self, replicas: usize) {

@@ -4,7 +4,8 @@
 //! handed to workers is in the state first. `follow` feeds what the state and the group tell,
 //! `reconcile` (with `slot`) decides, `control` talks with workers, `dispatch`, `carry`, `progress` and
 //! `drivers` move sequences, `models` opens what is to be planned, `admin` and `status` serve the
-//! admin API, `trust` says which authorities and nodes count. All of it runs on every coordinator; `reconcile` knows what the leader alone does.
+//! admin API, `trust` says which authorities and nodes count, `inventory` keeps what workers offer. All of it
+//! runs on every coordinator; `reconcile` knows what the leader alone does.
 
 pub mod dispatch;
 pub mod reconcile;
@@ -14,6 +15,7 @@ mod carry;
 mod control;
 mod drivers;
 mod follow;
+mod inventory;
 mod models;
 mod progress;
 mod slot;
@@ -28,7 +30,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use trireme_shared::api::CoordinatorReport;
 use trireme_shared::ids::{DeploymentId, Epoch, WorkerId};
@@ -81,6 +83,8 @@ struct Shared {
     routes: watch::Sender<Vec<Route>>,
     /// Set once workers can be reached.
     endpoint: OnceLock<Endpoint>,
+    /// A worker has said what it offers.
+    hello: Notify,
     drivers: drivers::Drivers,
     /// One permit for each sequence that is carried.
     carrying: Arc<Semaphore>,
@@ -121,6 +125,7 @@ impl Fleet {
             driven: Mutex::default(),
             routes: watch::Sender::default(),
             endpoint: OnceLock::new(),
+            hello: Notify::new(),
             drivers: drivers::Drivers::default(),
             carrying: Arc::new(Semaphore::new(limits::DISPATCH_TASKS_MAX)),
         };
@@ -146,6 +151,7 @@ impl Fleet {
             () = shutdown.cancelled() => {}
             () = carry::serve(self.clone(), queue) => {}
             () = self.follow() => {}
+            () = self.keep_inventories() => {}
             () = self.tick() => {}
         }
     }

@@ -1,6 +1,7 @@
 //! What the admin API shows of the fleet.
 
 use super::{Fleet, Line};
+use crate::state::WorkerRecord;
 use std::collections::BTreeSet;
 use std::time::Instant;
 use trireme_shared::api::{CoordinatorReport, DeploymentReport, WorkerReport};
@@ -17,18 +18,16 @@ impl Fleet {
 
     /// All that have joined, and what this coordinator knows of them.
     pub fn workers(&self) -> Vec<WorkerReport> {
-        let joined: Vec<_> = self
-            .shared
-            .group
-            .read(|s| s.workers().map(|w| w.id).collect());
+        let of = |w: &WorkerRecord| (w.id, w.inventory.clone());
+        let joined: Vec<_> = self.shared.group.read(|s| s.workers().map(of).collect());
         let driven = self.lock();
-        let report = |id| {
+        let report = |(id, stored)| {
             let known = driven.inventories.get(&id);
             WorkerReport {
                 id,
                 connected: driven.lines.contains_key(&id),
                 address: known.map(|(a, _)| a.clone()).unwrap_or_default(),
-                inventory: known.map(|(_, i)| i.clone()),
+                inventory: known.map(|(_, i)| i.clone()).or(stored),
             }
         };
         joined.into_iter().map(report).collect()

@@ -23,14 +23,15 @@ use wincode::{SchemaRead, SchemaWrite};
 
 /// One question a stream.
 #[derive(SchemaRead, SchemaWrite)]
-enum Question {
+pub enum Question {
     /// An encoded proposal.
     Propose(Vec<u8>),
     Status,
 }
 
+/// To one question.
 #[derive(SchemaRead, SchemaWrite)]
-enum Answer {
+pub enum Answer {
     Applied {
         outcome: Outcome,
         index: Index,

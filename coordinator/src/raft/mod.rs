@@ -20,3 +20,7 @@ pub mod snapshots;
 pub mod storage;
 pub mod types;
 mod view;
+
+// What the fuzz targets decode.
+pub use forward::{Answer, Question};
+pub use peers::Opening;

@@ -30,7 +30,7 @@ use wincode::{SchemaRead, SchemaWrite};
 
 /// The first frame of a stream.
 #[derive(SchemaRead, SchemaWrite)]
-enum Opening {
+pub enum Opening {
     /// Frames of `PeerMessage` follow. `control` is where the sender listens.
     Messages { control: String },
     /// The bytes of the snapshot file that `message` announces follow; one frame of `Arrived` answers.

@@ -29,9 +29,14 @@ pub(super) const VERSION: u16 = 1;
 /// How long a worker's certificate held when there was no renewal.
 const CERTIFICATE_SECONDS: u64 = 30 * 86_400;
 
-/// A version 1 state is one value: its tables are read as wholes.
-const CONFIG: Configuration<true, { 1 << 30 }> =
-    Configuration::default().with_preallocation_size_limit::<{ 1 << 30 }>();
+/// A version 1 state is one value: its tables are read as wholes. What a table may ask for at once is a
+/// compile-time parameter of wincode, so there is one for each size of state: 16 times its bytes, as on
+/// the wire.
+const SMALL_BYTES: usize = 64 << 10;
+const MEDIUM_BYTES: usize = 4 << 20;
+type Small = Configuration<true, { 16 * SMALL_BYTES }>;
+type Medium = Configuration<true, { 16 * MEDIUM_BYTES }>;
+type Large = Configuration<true, { 1 << 30 }>;
 
 #[derive(SchemaRead)]
 enum CommandV1 {
@@ -273,8 +278,12 @@ pub(super) fn decode_command(index: u64, base: u64, bytes: &[u8]) -> Result<Prop
 
 /// `body` is what follows the version.
 pub(super) fn decode_state(body: &[u8]) -> Result<State, CodecError> {
-    let old: StateV1 = wincode::config::deserialize_exact(body, CONFIG)
-        .map_err(|e| CodecError::Damaged(e.to_string()))?;
+    let old = match body.len() {
+        ..=SMALL_BYTES => wincode::config::deserialize_exact(body, Small::new()),
+        ..=MEDIUM_BYTES => wincode::config::deserialize_exact(body, Medium::new()),
+        _ => wincode::config::deserialize_exact(body, Large::new()),
+    };
+    let old: StateV1 = old.map_err(|e| CodecError::Damaged(e.to_string()))?;
     convert(old)
 }
 

@@ -14,6 +14,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY};
+use x509_parser::prelude::FromDer;
 
 /// The SHA-256 of a CA certificate's DER bytes: what a join token pins. Shown as lower-case hex.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -154,9 +157,7 @@ impl ClusterAuthority {
         node: NodeId,
         validity: Duration,
     ) -> Result<CertificateDer<'static>, IdentityError> {
-        let request =
-            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr))
-                .map_err(|error| IdentityError::Request(error.to_string()))?;
+        let request = checked(csr)?;
         let mut params = CertificateParams::new(vec![node.dns_name()])?;
         params
             .distinguished_name
@@ -178,6 +179,25 @@ impl ClusterAuthority {
         let signed = params.signed_by(&request.public_key, &self.issuer)?;
         Ok(signed.der().clone())
     }
+}
+
+/// Whether `ClusterAuthority::sign_csr` would sign this request, to be known before anything is spent
+/// on its sender: it parses, its signature is good, and its key is of the one kind that nodes have.
+pub fn check_csr(csr: &[u8]) -> Result<(), IdentityError> {
+    checked(csr).map(drop)
+}
+
+fn checked(csr: &[u8]) -> Result<CertificateSigningRequestParams, IdentityError> {
+    let bad = |error: &dyn fmt::Display| IdentityError::Request(error.to_string());
+    let (_, parsed) = X509CertificationRequest::from_der(csr).map_err(|e| bad(&e))?;
+    let key = &parsed.certification_request_info.subject_pki.algorithm;
+    let curve = key.parameters.as_ref().and_then(|p| p.as_oid().ok());
+    // The certificate is made for this kind, whatever the request's key is of.
+    if key.algorithm != OID_KEY_TYPE_EC_PUBLIC_KEY || curve != Some(OID_EC_P256) {
+        return Err(bad(&"its key is not of ECDSA P-256"));
+    }
+    CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr))
+        .map_err(|e| bad(&e))
 }
 
 impl fmt::Debug for ClusterAuthority {

@@ -19,7 +19,7 @@ mod request;
 mod token;
 
 pub use atomic_file::write_atomic;
-pub use authority::{ClusterAuthority, Fingerprint};
+pub use authority::{ClusterAuthority, Fingerprint, check_csr};
 pub use node::NodeIdentity;
 pub use request::KeyRequest;
 pub use token::{JoinToken, SecretHash};
@@ -79,6 +79,24 @@ impl NodeId {
             _ => None,
         }
         .ok_or_else(|| IdentityError::Certificate("it names no Trireme node".into()))
+    }
+}
+
+/// A node's certificate as the group keeps it: for audits, and to know when a rotated CA may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CertificateMark {
+    pub fingerprint: Fingerprint,
+    /// Seconds since 1970; the certificate's own end.
+    pub expires_at: u64,
+}
+
+impl CertificateMark {
+    pub fn of(certificate: &CertificateDer<'_>) -> Result<Self, IdentityError> {
+        let ends = parse_certificate(certificate)?.validity().not_after;
+        Ok(Self {
+            fingerprint: Fingerprint::of(certificate),
+            expires_at: u64::try_from(ends.timestamp()).unwrap_or(0),
+        })
     }
 }
 

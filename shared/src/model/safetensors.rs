@@ -69,18 +69,20 @@ impl<'de> Deserialize<'de> for Header {
 
 /// Reads and checks the header of the file at `path`.
 pub fn open(path: &Path) -> Result<Vec<SafeTensor>, ManifestError> {
-    read(path).map_err(|reason| ManifestError::new(path, reason))
-}
-
-fn read(path: &Path) -> Result<Vec<SafeTensor>, String> {
-    const CUT: &str = "is cut short or damaged: fetch it again";
-    let unreadable = |e: std::io::Error| format!("cannot be read: {e}");
-    let mut file = File::open(path).map_err(unreadable)?;
+    let fail = |reason: String| ManifestError::new(path, reason);
+    let unreadable = |e: std::io::Error| fail(format!("cannot be read: {e}"));
+    let file = File::open(path).map_err(unreadable)?;
     let meta = file.metadata().map_err(unreadable)?;
     if !meta.is_file() {
-        return Err("is not a regular file".into());
+        return Err(fail("is not a regular file".into()));
     }
-    let file_bytes = meta.len();
+    read(file, meta.len()).map_err(fail)
+}
+
+/// The same from any reader that holds `file_bytes` bytes; the error is why it is not valid.
+pub fn read(mut file: impl Read, file_bytes: u64) -> Result<Vec<SafeTensor>, String> {
+    const CUT: &str = "is cut short or damaged: fetch it again";
+    let unreadable = |e: std::io::Error| format!("cannot be read: {e}");
     if file_bytes < 8 {
         return Err(CUT.into());
     }

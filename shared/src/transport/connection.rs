@@ -1,7 +1,7 @@
 //! A connection as the rest of the system holds it.
 
 use super::{Protocol, close_code, tls};
-use crate::identity::{Fingerprint, NodeId};
+use crate::identity::{CertificateMark, NodeId};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -47,9 +47,10 @@ impl Connection {
     }
 
     /// Of the certificate that the peer showed; `None` where `peer` is.
-    pub fn peer_fingerprint(&self) -> Option<Fingerprint> {
+    pub fn peer_certificate(&self) -> Option<CertificateMark> {
         self.0.peer?;
-        tls::certificates(&self.0.quic).first().map(Fingerprint::of)
+        let shown = tls::certificates(&self.0.quic);
+        CertificateMark::of(shown.first()?).ok()
     }
 
     pub fn protocol(&self) -> Protocol {

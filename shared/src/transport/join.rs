@@ -11,6 +11,7 @@ use super::tls::Expect;
 use super::{Connection, Endpoint, Protocol, TransportError, close_code};
 use crate::identity::{
     ClusterAuthority, IdentityError, JoinToken, KeyRequest, NodeId, NodeIdentity, SecretHash,
+    check_csr,
 };
 use crate::ids::TokenRecordId;
 use crate::limits;
@@ -25,15 +26,16 @@ use wincode::{SchemaRead, SchemaWrite};
 
 /// The joiner's frame. Never logged; it has no `Debug`.
 #[derive(SchemaRead, SchemaWrite)]
-struct JoinRequest {
+pub struct JoinRequest {
     token: TokenRecordId,
     secret: [u8; 32],
     /// PKCS#10, DER.
     csr: Vec<u8>,
 }
 
+/// The coordinator's frame.
 #[derive(Debug, SchemaRead, SchemaWrite)]
-enum JoinAnswer {
+pub enum JoinAnswer {
     Granted {
         /// The node's certificate, DER.
         certificate: Vec<u8>,
@@ -224,7 +226,7 @@ where
     let (mut send, mut recv) = accepted.map_err(WireError::from)?;
     let request = read_frame::<JoinRequest>(&mut recv, limits::JOIN_FRAME_BYTES_MAX).await?;
     let request = request.ok_or(WireError::Truncated)?;
-    let decided = match admit(request.asked()).await {
+    let decided = match admitted(&request, admit).await {
         Ok(admission) => admission.sign(&request.csr),
         Err(Denied::Refused(reason)) => Err(JoinError::Refused(reason)),
         Err(Denied::Unavailable(reason)) => Err(JoinError::Unavailable(reason)),
@@ -241,6 +243,16 @@ where
     // Closing before the answer arrived would throw it away.
     let _ = send.stopped().await;
     decided
+}
+
+/// A request that cannot be signed is refused before its token is looked at, and so costs no use of it.
+async fn admitted<F, Fut>(request: &JoinRequest, admit: F) -> Result<Admission, Denied>
+where
+    F: FnOnce(JoinAsked) -> Fut,
+    Fut: Future<Output = Result<Admission, Denied>>,
+{
+    check_csr(&request.csr).map_err(|error| Denied::Refused(error.to_string()))?;
+    admit(request.asked()).await
 }
 
 impl JoinRequest {

@@ -36,15 +36,9 @@ use trireme_shared::transport::{Connection, Endpoint, Protocol};
 /// See [`crate::run`].
 pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<(), WorkerError> {
     sweep_shared_memory();
-    let identity = tokio::select! {
-        identity = enrol::enrol(&config) => identity?,
+    let (identity, worker) = tokio::select! {
+        enrolled = enrol::enrol(&config) => enrolled?,
         () = shutdown.cancelled() => return Ok(()),
-    };
-    let NodeId::Worker(worker) = identity.node() else {
-        return Err(WorkerError::Start(format!(
-            "the token made this node {}, not a worker: ask for a worker token",
-            identity.node()
-        )));
     };
     let accept = [Protocol::Generate, Protocol::Link];
     let endpoint = Endpoint::bind(config.listen, &identity, &accept)?;

@@ -376,9 +376,78 @@ async fn a_refused_worker_says_why_and_ends() {
         _ = accepting => panic!("a stranger was let in"),
     }
     let other_token = Worker::start("refused", stranger.address(), token(&theirs));
-    let error = other_token.task.await.unwrap().unwrap_err().to_string();
-    assert!(error.contains("--data-dir"), "{error}");
+    let accepting = stranger.endpoint.accept();
+    tokio::select! {
+        ended = other_token.task => {
+            let error = ended.unwrap().unwrap_err().to_string();
+            assert!(error.contains("another cluster"), "{error}");
+            assert!(error.contains("--data-dir"), "{error}");
+        }
+        _ = accepting => panic!("a stranger was let in"),
+    }
     std::fs::remove_dir_all(&worker.folder).unwrap();
+}
+
+/// A script that starts the worker still has the token of its first start.
+#[tokio::test]
+async fn a_token_of_a_ca_that_was_replaced_does_not_keep_a_worker_of_the_cluster_out() {
+    let authority = cluster();
+    let first = token(&authority);
+    let coordinator = Coordinator::start(&authority, loopback()).await;
+    let worker = Worker::start("replaced", coordinator.address(), first.clone());
+    let mut control = coordinator.next_worker().await;
+    control.welcome().await;
+    worker.shutdown.cancel();
+    goodbye(&mut control).await;
+    worker.task.await.unwrap().unwrap();
+
+    // What a rotation leaves behind, here and there.
+    let newer = Arc::new(authority.successor().unwrap());
+    let renewed = NodeIdentity::issue(&newer, NodeId::Worker(WORKER)).unwrap();
+    renewed.save(&worker.folder).unwrap();
+    coordinator.endpoint.close().await;
+    let coordinator = Coordinator::start(&newer, loopback()).await;
+    let again = Worker::start("replaced", coordinator.address(), first);
+    let asked = coordinator.endpoint.accept().await.unwrap();
+    assert_eq!(asked.protocol(), Protocol::Control);
+    let mut control = coordinator.next_worker().await;
+    control.welcome().await;
+    again.shutdown.cancel();
+    goodbye(&mut control).await;
+    again.task.await.unwrap().unwrap();
+    std::fs::remove_dir_all(&again.folder).unwrap();
+}
+
+#[tokio::test]
+async fn a_coordinators_certificate_is_no_workers() {
+    let authority = cluster();
+    let coordinator = Coordinator::start(&authority, loopback()).await;
+    let worker = Worker::start("role", coordinator.address(), token(&authority));
+    let connection = coordinator.endpoint.accept().await.unwrap();
+    let node = NodeId::Coordinator(CoordinatorId(2));
+    let admit = async |_| {
+        Ok(Admission {
+            node,
+            authority: authority.clone(),
+            authorities: vec![authority.certificate().clone()],
+            coordinators: Vec::new(),
+        })
+    };
+    serve_join(&connection, admit).await.unwrap();
+    let error = worker.task.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("ask for a worker token"), "{error}");
+    assert!(
+        NodeIdentity::load(&worker.folder).unwrap().is_none(),
+        "kept"
+    );
+
+    // Nor is one that is there already, whatever the token.
+    let theirs = NodeIdentity::issue(&authority, node).unwrap();
+    theirs.save(&worker.folder).unwrap();
+    let again = Worker::start("role", coordinator.address(), token(&authority));
+    let error = again.task.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("no worker"), "{error}");
+    std::fs::remove_dir_all(&again.folder).unwrap();
 }
 
 #[tokio::test]

@@ -20,20 +20,21 @@ use trireme_shared::limits::{
 };
 
 const HELLO_MAGIC: [u8; 4] = *b"TLH1";
-pub(super) const HELLO_BYTES: usize = 33;
+/// Of a greeting.
+pub const HELLO_BYTES: usize = 33;
 /// What the accepting rank answers.
 pub(super) const ANSWER: [u8; 4] = *b"TLA1";
 
 /// What a stream is for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Hello {
+pub struct Hello {
     pub nonce: [u8; 16],
     pub epoch: Epoch,
     pub link: LinkSpec,
 }
 
 impl Hello {
-    pub(super) fn encode(&self) -> [u8; HELLO_BYTES] {
+    pub fn encode(&self) -> [u8; HELLO_BYTES] {
         let mut out = [0; HELLO_BYTES];
         out[0..4].copy_from_slice(&HELLO_MAGIC);
         out[4..20].copy_from_slice(&self.nonce);
@@ -44,7 +45,8 @@ impl Hello {
         out
     }
 
-    fn decode(raw: &[u8; HELLO_BYTES]) -> Option<Self> {
+    /// `None` where it is no greeting.
+    pub fn decode(raw: &[u8; HELLO_BYTES]) -> Option<Self> {
         if raw[0..4] != HELLO_MAGIC {
             return None;
         }

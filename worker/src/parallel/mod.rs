@@ -9,7 +9,7 @@ pub mod bench;
 pub mod channel;
 pub mod collective;
 pub mod frame;
-mod incoming;
+pub mod incoming;
 pub mod mesh;
 pub mod quic;
 pub mod ring;

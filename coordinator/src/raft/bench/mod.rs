@@ -61,12 +61,7 @@ impl CommitBench {
     /// In words, where the folder or the network of this machine cannot be used.
     pub async fn run(&self, tell: &(dyn Fn(&str) + Sync)) -> Result<CommitReport, String> {
         tell("starting the members");
-        let bench = Bench::bind(&self.folder, self.members)?;
-        let mut groups = Vec::new();
-        for id in 1..=self.members {
-            groups.push(bench.start(id, Some(&State::default()))?);
-        }
-        bench.bootstrap(&groups[0]).await?;
+        let groups = start(&self.folder, self.members).await?;
         let leader = leader(&groups).await?;
         tell("one client and the disk, in turn");
         let paired = in_turn(&groups[leader], &self.folder, self.duration).await?;
@@ -136,7 +131,16 @@ fn small(client: u64, n: u64) -> Command {
     }
 }
 
-async fn leader(groups: &[Group]) -> Result<usize, String> {
+/// A group over loopback, with a log of each member in `folder`.
+pub(crate) async fn start(folder: &Path, members: u32) -> Result<Vec<Group>, String> {
+    let bench = Bench::bind(folder, members)?;
+    let all = (1..=members).map(|id| bench.start(id, Some(&State::default())));
+    let groups = all.collect::<Result<Vec<_>, _>>()?;
+    bench.bootstrap(&groups[0]).await?;
+    Ok(groups)
+}
+
+pub(crate) async fn leader(groups: &[Group]) -> Result<usize, String> {
     let mut leadership = groups[0].leadership();
     let known = leadership.wait_for(|l| l.leader.is_some());
     let known = known.await.map_err(|_| "the group ended")?;

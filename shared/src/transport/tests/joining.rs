@@ -151,3 +151,47 @@ async fn a_joiner_asks_on_until_somebody_decides() {
     assert_eq!(first[0], second[0], "one attempt");
     assert_ne!(first[1].attempt, first[0].attempt, "another attempt");
 }
+
+/// A joiner's certificate signing requests that nobody can sign: cut short, forged, and with keys of
+/// another kind.
+fn unsignable() -> Vec<Vec<u8>> {
+    let request = |key: rcgen::KeyPair| {
+        let params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.serialize_request(&key).unwrap().der().to_vec()
+    };
+    let good = request(rcgen::KeyPair::generate().unwrap());
+    crate::identity::check_csr(&good).unwrap();
+    let mut forged = good.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    let of = |kind| request(rcgen::KeyPair::generate_for(kind).unwrap());
+    vec![
+        Vec::new(),
+        good[..good.len() / 2].to_vec(),
+        forged,
+        of(&rcgen::PKCS_ED25519),
+        of(&rcgen::PKCS_ECDSA_P384_SHA384),
+    ]
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_signed_does_not_reach_the_token() {
+    let authority = Arc::new(cluster());
+    let coordinator = node(&authority, COORDINATOR, &[Protocol::Join]);
+    let address = coordinator.local_addr().to_string();
+    let token = token(&authority, 1);
+    let server = register(&coordinator, &authority, vec![(token.clone(), Ok(WORKER))]);
+    for csr in unsignable() {
+        let connection = careless(&address, None, Protocol::Join).await;
+        let (mut send, mut recv) = connection.quic().open_bi().await.unwrap();
+        // As `JoinRequest` is laid out.
+        let request = (token.id(), token.secret(), csr);
+        write_frame(&mut send, &request, MAX).await.unwrap();
+        let _ = send.finish();
+        let answer = recv.read_to_end(MAX).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.contains("certificate request"), "{answer}");
+    }
+    join(&[&address], &token).await.unwrap();
+    coordinator.close().await;
+    assert_eq!(server.await.unwrap().len(), 1, "only the good one asked");
+}
