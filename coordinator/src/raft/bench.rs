@@ -8,7 +8,7 @@ use super::group::Group;
 use super::member::Member;
 use super::snapshots;
 use super::storage::{Folder, LogId, Wal};
-use crate::state::{ClusterId, Command, State};
+use crate::state::{ClusterId, Command, KeySettings, State};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -130,6 +130,7 @@ fn small(client: u64, n: u64) -> Command {
     Command::CreateKey {
         tenant: "bench".into(),
         key_hash,
+        settings: KeySettings::default(),
     }
 }
 
