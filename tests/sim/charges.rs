@@ -96,7 +96,10 @@ impl Charges {
         let mut report = Report::new(life);
         let line = state.key(key).map_or(key, |key| key.line);
         let subjects = [Subject::Tenant(tenant), Subject::Key(line)];
-        for subject in subjects.into_iter().filter(|_| chance.happens(600)) {
+        for subject in subjects {
+            if chance.happens(400) {
+                continue;
+            }
             report.asks.push(Ask {
                 subject,
                 least: amounts(chance, 15_000),
@@ -167,7 +170,10 @@ impl Charges {
         if chance.happens(700) {
             let tokens = chance.below(60);
             request.counts.completion.0 += tokens;
-            for provider in PROVIDERS.into_iter().filter(|_| chance.happens(500)) {
+            for provider in PROVIDERS {
+                if chance.happens(500) {
+                    continue;
+                }
                 let provider = provider.map(str::to_owned);
                 let known = request.work.iter_mut().find(|w| w.provider == provider);
                 match known {

@@ -58,7 +58,7 @@ fn told(chance: &mut Chance, now_ms: u64) -> Progress {
         model: ["a", "b"][(attempt % 2) as usize].into(),
         began_at_ms: now_ms - chance.below(5_000),
         // Every third stands for an attempt at one of few requests.
-        idempotency: (attempt % 3 == 0).then(|| hash((attempt % 4) as u8)),
+        idempotency: attempt.is_multiple_of(3).then(|| hash((attempt % 4) as u8)),
         counts: Counts::new(chance.below(200), chance.below(200), chance.below(100)),
         work,
     }

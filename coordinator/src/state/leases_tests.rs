@@ -289,9 +289,10 @@ fn rates_and_slots_are_of_all_gateways_together() {
 
 #[test]
 fn budgets_hold_for_the_month_and_for_keys() {
-    let mut settings = TenantSettings::default();
-    settings.monthly_budget = Some(NanoUsd(1_000));
-    let mut member = house(settings);
+    let mut member = house(TenantSettings {
+        monthly_budget: Some(NanoUsd(1_000)),
+        ..TenantSettings::default()
+    });
     let budget = |amount: i64| KeySettings {
         monthly_budget: Some(NanoUsd(amount)),
         ..KeySettings::default()
