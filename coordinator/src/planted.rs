@@ -28,10 +28,18 @@ pub enum Bug {
     ReadNameReused,
     /// That a change of the members is committed is not kept over a restart.
     ForgetMembers,
+    /// What a retry delivered is added to what was settled before.
+    CountTwiceOnRetry,
+    /// What is there is lent without a look at what is lent already.
+    CheckThenIncrement,
+    /// The leases of a gateway that is gone stay lent.
+    LeaseNotReturned,
+    /// A charge is divided in floating point.
+    FloatRounding,
 }
 
 impl Bug {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::AckBeforeSync,
         Self::AnswerByPosition,
         Self::ApplyTwice,
@@ -44,6 +52,10 @@ impl Bug {
         Self::DoubtDenied,
         Self::ReadNameReused,
         Self::ForgetMembers,
+        Self::CountTwiceOnRetry,
+        Self::CheckThenIncrement,
+        Self::LeaseNotReturned,
+        Self::FloatRounding,
     ];
 }
 

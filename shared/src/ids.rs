@@ -68,6 +68,22 @@ number_id!(
     Tokens(u64), ""
 );
 number_id!(
+    /// One run of a coordinator's gateway; the state gives it, and never twice.
+    GatewayLife(u64), "g"
+);
+number_id!(
+    /// A settled request, counted from 1 in the order of settlement.
+    RequestNumber(u64), "n"
+);
+number_id!(
+    /// One movement of money, counted from 1.
+    PostingId(u64), "p"
+);
+number_id!(
+    /// Hundredths of a percent.
+    BasisPoints(u32), ""
+);
+number_id!(
     /// Money, in thousand-millionths of a US dollar. Never a float.
     NanoUsd(i64), ""
 );

@@ -431,6 +431,44 @@ pub const PROPOSAL_WINDOW: u64 = 131_072;
 /// keep, and a bound on what a peer's snapshot may make us read.
 pub const STATE_BYTES_MAX: u64 = 4 << 30;
 
+/// Settled requests kept one by one, some 250 bytes each: at 100 a second half a day's, at 10,000 a second
+/// 400 seconds', far longer than any report of one is late. Sums of them are kept beyond that.
+pub const REQUEST_ROWS_MAX: usize = 4_000_000;
+
+/// Postings kept one by one, some 100 bytes each; older ones stand in the opening balances.
+pub const LEDGER_POSTINGS_MAX: usize = 4_000_000;
+
+/// How long usage is kept by the hour: a month and its statement. By the day it is kept for ever.
+pub const USAGE_HOURS_KEPT: u64 = 40 * 24;
+
+/// Attempts under one idempotency key that are charged once together. A client that retries for
+/// longer is not retrying: a further attempt is a request of its own.
+pub const REQUEST_ATTEMPTS_MAX: usize = 16;
+
+/// Providers whose work on one request is told apart: a replica of 64 ranks, each of another one.
+pub const REQUEST_PROVIDERS_MAX: usize = 64;
+
+/// Items of one report of a gateway; at 300 bytes each it fits `RAFT_ENTRY_BYTES_MAX`.
+pub const REPORT_ITEMS_MAX: usize = 2_048;
+
+/// How long a gateway's life lasts that is not renewed. Gateways renew every second: a change of the
+/// leader, 2 s, and a retry or two fit in.
+pub const GATEWAY_LEASE: Duration = Duration::from_secs(10);
+
+/// How much later than that its leases are taken back: the gateway stops using them by its own clock,
+/// which may run slower.
+pub const GATEWAY_LEASE_SKEW: Duration = Duration::from_secs(5);
+
+/// A lease is at most one part in so many of what is left, so that other gateways find some too; but
+/// always what its request needs.
+pub const LEASE_PARTS: u64 = 8;
+
+/// Largest limit on requests or tokens that can be set; beyond it none is needed.
+pub const RATE_LIMIT_MAX: u64 = 1_000_000_000_000;
+
+/// Largest weight in fair queuing.
+pub const WEIGHT_MAX: u32 = 1_000;
+
 /// Audit records kept in the state, some 40 MB; older ones live on in exports, which the chain of
 /// hashes ties to these.
 pub const AUDIT_RECORDS_MAX: u64 = 100_000;

@@ -119,8 +119,6 @@ fn cores_are_pure() {
         "coordinator/src/raft/view.rs",
         "coordinator/src/fleet/progress.rs",
         "coordinator/src/gateway/stop.rs",
-        "coordinator/src/billing/price.rs",
-        "coordinator/src/billing/usage.rs",
         "shared/src/model/partition.rs",
         "worker/src/agent/core.rs",
         "worker/src/agent/links.rs",

@@ -19,9 +19,11 @@ use trireme_coordinator::raft::storage::{SnapshotRef, record};
 use trireme_coordinator::raft::types::{Ballot, EntryKind, LogEntry, Membership, SnapshotMeta};
 use trireme_coordinator::state::codec as state_codec;
 use trireme_coordinator::state::{
-    Account, ClusterId, Command, Origin, Proposal, ProposalId, State, apply,
+    Account, Amounts, Ask, ClusterId, Command, Counts, Ended, Final, KeySettings, Origin, Progress,
+    Proposal, ProposalId, Report, Return, State, Subject, Work, apply,
 };
 use trireme_shared::identity::JoinToken;
+use trireme_shared::ids::{GatewayLife, KeyId, NanoUsd, RequestId, TenantId, Tokens};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -65,6 +67,48 @@ fn meta() -> SnapshotMeta {
     }
 }
 
+fn report() -> Report {
+    let (tenant, key) = (TenantId(1), KeyId(1));
+    let some = Amounts {
+        money: NanoUsd(1_000),
+        requests: 2,
+        tokens: Tokens(300),
+        slots: 1,
+    };
+    let progress = Progress {
+        request: RequestId::parse("req_fuzz").expect("a request's id"),
+        caller_id: RequestId::parse("mine"),
+        tenant,
+        key,
+        model: "m".into(),
+        began_at_ms: 1_700_000_000_000,
+        idempotency: Some([9; 32]),
+        counts: Counts::new(10, 4, 5),
+        work: vec![Work {
+            provider: Some("hosts".into()),
+            units: 30,
+        }],
+    };
+    let subject = Subject::Tenant(tenant);
+    Report {
+        asks: vec![Ask {
+            subject,
+            least: some,
+            most: some,
+        }],
+        returns: vec![Return {
+            subject,
+            unneeded: some,
+        }],
+        finals: vec![Final {
+            progress: progress.clone(),
+            ended: Ended::Finished,
+        }],
+        progress: vec![progress],
+        ..Report::new(GatewayLife(1))
+    }
+}
+
 fn proposals() -> Vec<Proposal> {
     let commands = [
         Command::Bootstrap {
@@ -76,7 +120,9 @@ fn proposals() -> Vec<Proposal> {
         Command::CreateKey {
             tenant: "acme".into(),
             key_hash: [3; 32],
+            settings: KeySettings::default(),
         },
+        Command::Report { report: report() },
         Command::RecordAct {
             what: "fuzz".into(),
             detail: "a detail".into(),

@@ -49,4 +49,8 @@ bugs! {
     denying_what_is_in_doubt_is_caught: DoubtDenied,
     reusing_the_names_of_reads_is_caught: ReadNameReused,
     forgetting_the_members_is_caught: ForgetMembers,
+    counting_twice_on_a_retry_is_caught: CountTwiceOnRetry,
+    checking_then_incrementing_is_caught: CheckThenIncrement,
+    not_returning_a_lease_is_caught: LeaseNotReturned,
+    rounding_in_floating_point_is_caught: FloatRounding,
 }

@@ -8,15 +8,17 @@
 //! TRIREME_SIM_TRACE=1 it tells what happens meanwhile.
 //!
 //! `world` is time and events, `node` and `life` a process and its disk, `network` and `traffic` what
-//! is between them, `client`, `calls` and `workload` what is asked of them, `storm` what befalls them,
-//! `invariants` what must be true all the same, `scenario` a seed's life, `bugs` the proof that all
+//! is between them, `client`, `calls`, `workload` and `charges` what is asked of them, `storm` what befalls them,
+//! `invariants` and `billing` what must be true all the same, `scenario` a seed's life, `bugs` the proof that all
 //! this finds what is wrong.
 #![allow(clippy::print_stdout)]
 
+mod billing;
 mod bugs;
 mod call;
 mod calls;
 mod chance;
+mod charges;
 mod client;
 mod disk;
 mod invariants;

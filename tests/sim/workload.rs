@@ -1,17 +1,16 @@
 //! What clients ask, and what an answer to it must look like.
 //!
-//! Every command is told from every other: keys and tokens by their hash, usage by its cost, plans by
-//! their nonce. What an answer must be exactly is the oracle's to say; here is what it can be at all,
+//! Every command is told from every other: keys and tokens by their hash, plans by their nonce
+//! (`charges` has those about money). What an answer must be exactly is the oracle's to say; here is what it can be at all,
 //! without a look at the state machine.
 
 use crate::chance::Chance;
-use trireme_coordinator::billing::DEFAULT_PRICES;
+use crate::charges::Charges;
 use trireme_coordinator::state::{
-    Command, Origin, Outcome, Proposal, ProposalId, Refusal, State, TokenRole, UsageRecord,
+    Command, KeySettings, Origin, Outcome, Proposal, ProposalId, Refusal, State, TokenRole,
 };
 use trireme_shared::ids::{
-    DeploymentId, Epoch, KeyId, NanoUsd, Rank, Replica, RequestId, Stage, TenantId, TokenRecordId,
-    Tokens, WorkerId,
+    DeploymentId, Epoch, KeyId, Rank, Replica, Stage, TenantId, TokenRecordId, WorkerId,
 };
 use trireme_shared::model::{RankShare, Span};
 use trireme_shared::plan::{DeploymentSpec, LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
@@ -27,17 +26,19 @@ const TENANTS: [&str; 4] = ["acme", "bell", "cray", "dune"];
 pub struct Knowledge {
     keys: Vec<(TenantId, KeyId)>,
     tokens: Vec<TokenRecordId>,
+    charges: Charges,
 }
 
 impl Knowledge {
     /// The next command. `state` is the replica of the node that is asked: it may be behind.
-    pub fn next(&self, chance: &mut Chance, state: &State) -> Command {
+    pub fn next(&mut self, chance: &mut Chance, state: &State) -> Command {
         let deployments: Vec<DeploymentId> = state.deployments().map(|d| d.id).collect();
         let deployment = chance.pick(&deployments);
         match chance.below(100) {
             0..=19 => Command::CreateKey {
                 tenant: TENANTS[chance.below(4) as usize].into(),
                 key_hash: chance.bytes(),
+                settings: KeySettings::default(),
             },
             20..=29 => Command::CreateToken {
                 secret_hash: chance.bytes(),
@@ -59,10 +60,10 @@ impl Knowledge {
                 Some(id) => commit_plan(chance, state, id),
                 None => put_deployment(chance),
             },
-            63..=92 => match chance.pick(&self.keys) {
-                Some((tenant, key)) => usage(chance, tenant, key, deployment),
-                None => act(chance),
-            },
+            63..=92 => {
+                let command = self.charges.next(chance, state, &self.keys, &TENANTS);
+                command.unwrap_or_else(|| act(chance))
+            }
             _ => act(chance),
         }
     }
@@ -101,7 +102,6 @@ fn put_deployment(chance: &mut Chance) -> Command {
     let replicas = 1 + chance.below(2) as u16;
     Command::PutDeployment {
         spec: spec(MODELS[chance.below(3) as usize], replicas),
-        price: DEFAULT_PRICES,
     }
 }
 
@@ -144,27 +144,6 @@ fn commit_plan(chance: &mut Chance, state: &State, id: DeploymentId) -> Command 
     }
 }
 
-fn usage(
-    chance: &mut Chance,
-    tenant: TenantId,
-    key: KeyId,
-    deployment: Option<DeploymentId>,
-) -> Command {
-    let request = format!("req_{:024x}", chance.next());
-    Command::RecordUsage {
-        usage: UsageRecord {
-            request: RequestId::parse(&request).unwrap_or_else(RequestId::random),
-            tenant,
-            key,
-            deployment: deployment.unwrap_or(DeploymentId(1)),
-            prompt: Tokens(chance.below(512)),
-            cached: Tokens(0),
-            completion: Tokens(chance.below(128)),
-            cost: NanoUsd(1 + chance.below(1 << 40) as i64),
-        },
-    }
-}
-
 /// A new proposal. `clock_ms` is what the node's wall clock is off by.
 pub fn propose(
     chance: &mut Chance,
@@ -194,21 +173,35 @@ pub fn fits(command: &Command, outcome: &Outcome) -> bool {
         (Command::CreateKey { .. }, O::Refused(why)) => {
             matches!(why, Refusal::TooOld | Refusal::UnknownBase)
         }
-        (Command::RecordUsage { .. }, O::Refused(Refusal::UnknownKey(_))) => false,
         (_, O::Refused(_)) => true,
         (Command::CreateKey { .. }, O::Key { .. })
         | (Command::CreateToken { .. }, O::Token(_))
         | (Command::JoinCoordinator { .. }, O::Coordinator(_))
         | (Command::JoinWorker { .. }, O::Worker(_))
         | (Command::PutDeployment { .. }, O::Deployment(_))
-        | (Command::CommitPlan { .. }, O::Planned(_)) => true,
+        | (Command::CommitPlan { .. }, O::Planned(_))
+        | (Command::RotateKey { .. }, O::Key { .. })
+        | (Command::PutTenant { .. }, O::Tenant(_))
+        | (Command::OpenGateway { .. }, O::Gateway(_)) => true,
+        (
+            Command::Credit { .. } | Command::Refund { .. } | Command::Payout { .. },
+            O::Posting(_),
+        ) => true,
+        (Command::Report { report }, O::Reported { answers }) => answers.len() == report.asks.len(),
         (
             Command::CreateKey { .. }
             | Command::CreateToken { .. }
             | Command::JoinCoordinator { .. }
             | Command::JoinWorker { .. }
             | Command::PutDeployment { .. }
-            | Command::CommitPlan { .. },
+            | Command::CommitPlan { .. }
+            | Command::RotateKey { .. }
+            | Command::PutTenant { .. }
+            | Command::OpenGateway { .. }
+            | Command::Credit { .. }
+            | Command::Refund { .. }
+            | Command::Payout { .. }
+            | Command::Report { .. },
             _,
         ) => false,
         (_, outcome) => *outcome == O::Done,
@@ -224,7 +217,18 @@ pub fn name(command: &Command) -> &'static str {
         Command::PutDeployment { .. } => "PutDeployment",
         Command::RemoveDeployment { .. } => "RemoveDeployment",
         Command::CommitPlan { .. } => "CommitPlan",
-        Command::RecordUsage { .. } => "RecordUsage",
+        Command::PutTenant { .. } => "PutTenant",
+        Command::UpdateKey { .. } => "UpdateKey",
+        Command::RotateKey { .. } => "RotateKey",
+        Command::PutPrice { .. } => "PutPrice",
+        Command::SetFee { .. } => "SetFee",
+        Command::Credit { .. } => "Credit",
+        Command::Refund { .. } => "Refund",
+        Command::Payout { .. } => "Payout",
+        Command::OpenGateway { .. } => "OpenGateway",
+        Command::Report { .. } => "Report",
+        Command::CloseGateway { .. } => "CloseGateway",
+        Command::ReapGateway { .. } => "ReapGateway",
         Command::RecordAct { .. } => "RecordAct",
         Command::JoinCoordinator { .. } => "JoinCoordinator",
         Command::PutCoordinator { .. } => "PutCoordinator",

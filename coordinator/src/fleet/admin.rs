@@ -5,10 +5,9 @@
 //! secret is handed out only if it is the one whose hash is in the state.
 
 use super::{Fleet, FleetError, models, unix_now};
-use crate::billing::DEFAULT_PRICES;
 use crate::placement;
 use crate::raft::group::{Group, Terms};
-use crate::state::{Command, Outcome, Principal, Refusal, TokenRole};
+use crate::state::{Command, KeySettings, Outcome, Refusal, TokenRole};
 use sha2::{Digest, Sha256};
 use trireme_shared::api::{
     self, DeploymentReport, KeyCreated, KeyRequest, TokenCreated, TokenReport, TokenRequest,
@@ -37,10 +36,7 @@ impl Fleet {
             // Every worker then refuses a file that is not this one.
             spec.model.sha256 = opened.sha256;
         }
-        let command = Command::PutDeployment {
-            spec: spec.clone(),
-            price: DEFAULT_PRICES,
-        };
+        let command = Command::PutDeployment { spec: spec.clone() };
         let _at_hand = self.keep_at_hand(spec.model.clone(), opened.manifest);
         let id = match self.act(terms, command).await? {
             Outcome::Deployment(id) => id,
@@ -165,13 +161,15 @@ impl Fleet {
         let command = Command::CreateKey {
             tenant: request.tenant,
             key_hash: hash,
+            settings: KeySettings::default(),
         };
         let (tenant, key_id) = match self.act(terms, command).await? {
             Outcome::Key { tenant, key } => (tenant, key),
             other => return Err(unexpected(other)),
         };
-        let stored = self.group().read(|s| s.authenticate(&hash));
-        if !matches!(stored, Some(Principal::Tenant { key, .. }) if key == key_id) {
+        // Whether or not it works already, or its tenant is suspended.
+        let stored = self.group().read(|s| s.key_of(&hash).map(|key| key.id));
+        if stored != Some(key_id) {
             return Err(FleetError::Earlier(format!(
                 "this was done by an earlier try, whose key ({key_id}) was not kept: make another"
             )));

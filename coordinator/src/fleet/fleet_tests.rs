@@ -3,7 +3,6 @@
 
 use super::dispatch::{DispatchError, Dispatcher, GenerationStream, SequenceRequest};
 use super::*;
-use crate::billing::DEFAULT_PRICES;
 use crate::placement::tests::{manifest, spec};
 use crate::raft::group::Terms;
 use crate::scratch::{Scratch, group_of_one};
@@ -131,10 +130,7 @@ impl World {
         };
         tasks.spawn(serving);
         let spec = spec(tp, 1, replicas);
-        let put = Command::PutDeployment {
-            spec: spec.clone(),
-            price: DEFAULT_PRICES,
-        };
+        let put = Command::PutDeployment { spec: spec.clone() };
         let at_hand = fleet.keep_at_hand(spec.model, manifest());
         let Outcome::Deployment(deployment) = group.propose(put).await.unwrap() else {
             panic!("not deployed");
@@ -541,11 +537,8 @@ fn tokens_and_keys_are_made_shown_once_and_revoked() {
             .unwrap();
         assert_eq!(key.key.len(), "sk-tr-".len() + 40);
         let hash: [u8; 32] = Sha256::digest(key.key.as_bytes()).into();
-        let known = world.fleet.shared.group.read(|s| s.authenticate(&hash));
-        assert!(matches!(
-            known,
-            Some(crate::state::Principal::Tenant { .. })
-        ));
+        let known = world.fleet.shared.group.read(|s| s.authenticate(&hash, 0));
+        assert!(matches!(known, Ok(crate::state::Principal::Tenant { .. })));
         let tenant = String::new();
         let nameless = world
             .fleet

@@ -6,9 +6,10 @@
 use super::error::ApiError;
 use super::usage::Payer;
 use crate::raft::group::Group;
-use crate::state::Principal;
+use crate::state::{KeyFault, Principal};
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
+use std::time::{SystemTime, UNIX_EPOCH};
 use trireme_shared::ids::RequestId;
 
 /// The key that was presented.
@@ -31,9 +32,17 @@ fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
 
 fn principal(group: &Group, headers: &HeaderMap) -> Result<Principal, ApiError> {
     let hash: [u8; 32] = Sha256::digest(bearer(headers)?.as_bytes()).into();
-    group
-        .read(|state| state.authenticate(&hash))
-        .ok_or_else(|| ApiError::unauthorized("This API key is not known here."))
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = since.map_or(0, |since| since.as_secs());
+    let found = group.read(|state| state.authenticate(&hash, now));
+    found.map_err(|fault| match fault {
+        KeyFault::Unknown => ApiError::unauthorized("This API key is not known here."),
+        KeyFault::Expired => ApiError::unauthorized("This API key has expired."),
+        KeyFault::Revoked => ApiError::unauthorized("This API key was revoked."),
+        KeyFault::Suspended => {
+            ApiError::forbidden("This account is suspended: ask whoever runs this cluster.")
+        }
+    })
 }
 
 /// The tenant behind a request to `/v1`.

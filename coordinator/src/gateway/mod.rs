@@ -22,6 +22,7 @@ mod body;
 mod envelope;
 pub mod error;
 mod health;
+mod life;
 mod metrics;
 pub mod openai;
 mod server;

@@ -4,6 +4,7 @@
 //! cut off, as is one that stops reading its answer, and a drain lets running requests end within
 //! `limits::DRAIN_DEADLINE` and their usage become durable before `serve` returns.
 
+use super::life::Life;
 use super::metrics::Metrics;
 use super::stall::StallGuard;
 use super::texts::Texts;
@@ -52,6 +53,7 @@ pub struct GatewayState {
     pub(super) dispatcher: Dispatcher,
     pub(super) fleet: Fleet,
     pub(super) group: Group,
+    pub(super) life: Life,
     pub(super) texts: Texts,
     pub(super) metrics: Metrics,
     /// Long prompts being tokenised.
@@ -64,6 +66,7 @@ impl GatewayState {
         Ok(Self {
             dispatcher: parts.dispatcher,
             fleet: parts.fleet,
+            life: Life::new(parts.group.clone()),
             group: parts.group,
             texts: Texts::new(parts.cache_dir),
             metrics: Metrics::new()?,

@@ -6,12 +6,13 @@
 //! bounded number of requests until it is done.
 
 use super::error::ApiError;
+use super::life::Life;
 use super::metrics::Metrics;
 use super::server::Permit;
-use crate::raft::group::Group;
-use crate::state::{Deployment, UsageRecord};
+use crate::state::{Counts, Deployment, Ended, Final, Outcome, Progress, Report, State};
 use serde_json::{Value, json};
-use trireme_shared::ids::{KeyId, NanoUsd, RequestId, TenantId, Tokens};
+use std::time::{SystemTime, UNIX_EPOCH};
+use trireme_shared::ids::{GatewayLife, KeyId, NanoUsd, RequestId, TenantId, Tokens};
 use trireme_shared::limits;
 
 /// Token counts and cost of one request.
@@ -44,15 +45,15 @@ pub struct Payer {
     pub key: KeyId,
 }
 
-/// Counts one request's tokens and records them once.
+/// Counts one request's tokens and has them settled once.
 pub struct Meter {
-    group: Group,
+    life: Life,
     metrics: Metrics,
     payer: Payer,
     deployment: Deployment,
-    prompt: Tokens,
-    cached: Tokens,
-    completion: Tokens,
+    /// Milliseconds since 1970.
+    began_at_ms: u64,
+    counts: Counts,
     /// Tokens reach the client as they are generated, so a broken answer is billed for them.
     streaming: bool,
     settled: bool,
@@ -61,21 +62,21 @@ pub struct Meter {
 
 impl Meter {
     pub fn new(
-        group: Group,
+        life: Life,
         metrics: Metrics,
         payer: Payer,
         deployment: Deployment,
         streaming: bool,
         permit: Permit,
     ) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
-            group,
+            life,
             metrics,
             payer,
             deployment,
-            prompt: Tokens(0),
-            cached: Tokens(0),
-            completion: Tokens(0),
+            began_at_ms: since.map_or(0, |since| since.as_millis() as u64),
+            counts: Counts::default(),
             streaming,
             settled: false,
             permit,
@@ -84,32 +85,24 @@ impl Meter {
 
     /// A prompt entered a batch.
     pub fn prompt(&mut self, tokens: Tokens, cached: Tokens) {
-        self.prompt.0 += tokens.0;
-        self.cached.0 += cached.0.min(tokens.0);
+        self.counts.prompt.0 += tokens.0;
+        self.counts.cached.0 += cached.0.min(tokens.0);
     }
 
     pub fn completion(&mut self, tokens: Tokens) {
-        self.completion.0 += tokens.0;
+        self.counts.completion.0 += tokens.0;
     }
 
-    fn usage(&self, completion: Tokens) -> Usage {
-        Usage {
-            prompt: self.prompt,
-            cached: self.cached,
-            completion,
-            cost: self
-                .deployment
-                .price
-                .cost(self.prompt, self.cached, completion),
-        }
-    }
-
-    /// Makes the record durable and gives the final counts.
+    /// Makes the final counts durable and gives them, and what they cost.
     pub async fn settle(&mut self) -> Result<Usage, ApiError> {
-        let usage = self.usage(self.completion);
         // In a task of its own: a client that leaves now must not leave half a record.
-        match self.record(usage).await {
-            Ok(true) => Ok(usage),
+        match self.record(self.counts, Ended::Finished).await {
+            Ok(Some(cost)) => Ok(Usage {
+                prompt: self.counts.prompt,
+                cached: self.counts.cached,
+                completion: self.counts.completion,
+                cost,
+            }),
             _ => Err(ApiError::internal(
                 "the usage of this request could not be recorded; see the coordinator's log.",
             )),
@@ -121,39 +114,42 @@ impl Meter {
         self.settled = true;
     }
 
-    fn record(&mut self, usage: Usage) -> tokio::task::JoinHandle<bool> {
+    /// What was charged, once it is.
+    fn record(&mut self, counts: Counts, ended: Ended) -> tokio::task::JoinHandle<Option<NanoUsd>> {
         self.settled = true;
-        let record = UsageRecord {
-            request: self.payer.request.clone(),
+        // Callers may use an id twice; a request is settled once.
+        let request = RequestId::random();
+        let progress = Progress {
+            request,
+            caller_id: Some(self.payer.request.clone()),
             tenant: self.payer.tenant,
             key: self.payer.key,
-            deployment: self.deployment.id,
-            prompt: usage.prompt,
-            cached: usage.cached,
-            completion: usage.completion,
-            cost: usage.cost,
+            model: self.deployment.spec.model.name.clone(),
+            began_at_ms: self.began_at_ms,
+            idempotency: None,
+            counts,
+            work: Vec::new(),
         };
-        let group = self.group.clone();
+        let life = self.life.clone();
         let metrics = self.metrics.clone();
-        let model = self.deployment.spec.model.name.clone();
         let permit = self.permit.clone();
+        let id = self.payer.request.clone();
         tokio::spawn(async move {
-            let request = record.request.clone();
-            let cost = u64::try_from(record.cost.0).unwrap_or(0);
-            let work = group.record_usage(record);
+            let model = progress.model.clone();
+            let work = settle(&life, Final { progress, ended });
             let done = tokio::time::timeout(limits::USAGE_COMMIT_DEADLINE, work).await;
             let recorded = match done {
-                Ok(Ok(())) => {
-                    metrics.billed(&model, cost);
-                    true
+                Ok(Ok(cost)) => {
+                    metrics.billed(&model, u64::try_from(cost.0).unwrap_or(0));
+                    Some(cost)
                 }
                 Ok(Err(error)) => {
-                    tracing::error!(request_id = %request, %error, "usage was not recorded");
-                    false
+                    tracing::error!(request_id = %id, %error, "usage was not recorded");
+                    None
                 }
                 Err(_) => {
-                    tracing::error!(request_id = %request, "usage was not recorded in time");
-                    false
+                    tracing::error!(request_id = %id, "usage was not recorded in time");
+                    None
                 }
             };
             // Last: who waits for all permits then sees all records and their metrics.
@@ -163,18 +159,35 @@ impl Meter {
     }
 }
 
+/// Settles a request and gives what it was charged.
+async fn settle(life: &Life, last: Final) -> Result<NanoUsd, String> {
+    let request = last.progress.request.clone();
+    let report = Report {
+        finals: vec![last],
+        ..Report::new(GatewayLife(0))
+    };
+    let outcome = life.report(report).await.map_err(|e| e.to_string())?;
+    if let Outcome::Refused(why) = outcome {
+        return Err(why.to_string());
+    }
+    let charged = |state: &State| state.request_by_id(&request).map(|row| row.charged);
+    let charged = life.group().read(charged);
+    charged.ok_or_else(|| "its key does not exist".to_owned())
+}
+
 impl Drop for Meter {
     fn drop(&mut self) {
         // Without a runtime the process is ending, and so has the state.
-        if self.settled || self.prompt.0 == 0 || tokio::runtime::Handle::try_current().is_err() {
+        if self.settled
+            || self.counts.prompt.0 == 0
+            || tokio::runtime::Handle::try_current().is_err()
+        {
             return;
         }
-        let delivered = if self.streaming {
-            self.completion
-        } else {
-            Tokens(0)
-        };
-        let usage = self.usage(delivered);
-        drop(self.record(usage));
+        let mut delivered = self.counts;
+        if !self.streaming {
+            delivered.completion = Tokens(0);
+        }
+        drop(self.record(delivered, Ended::Disconnected));
     }
 }

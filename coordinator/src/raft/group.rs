@@ -17,7 +17,7 @@ use super::peers::Peers;
 use super::snapshots;
 use super::storage::{Folder, Recovered, Wal};
 use super::types::Index;
-use crate::state::{Command, Effect, Origin, Outcome, Proposal, ProposalId, State, UsageRecord};
+use crate::state::{Command, Effect, Origin, Outcome, Proposal, ProposalId, State};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -370,15 +370,6 @@ impl Group {
     /// The state as it is now, to keep.
     pub fn snapshot(&self) -> State {
         self.read(State::clone)
-    }
-
-    /// Makes usage durable. Call it once per request: each call counts.
-    pub async fn record_usage(&self, usage: UsageRecord) -> Result<(), GroupError> {
-        let outcome = self.propose(Command::RecordUsage { usage }).await?;
-        if let Outcome::Refused(why) = outcome {
-            tracing::warn!(%why, "usage was not counted");
-        }
-        Ok(())
     }
 
     /// The newest entry in the state; tells of each batch.

@@ -1,5 +1,6 @@
 //! `apply`: the only function that changes the state.
 
+use super::billing::{self, Reason};
 use super::cluster::Cluster;
 use super::proposals::Admission;
 use super::{Applied, Command, Effect, Outcome, Proposal, Refusal, State};
@@ -28,6 +29,9 @@ pub fn apply(state: &mut State, proposal: &Proposal) -> Applied {
         Ok((outcome, effects)) => Applied { outcome, effects },
         Err(why) => unchanged(Outcome::Refused(why)),
     };
+    if !matches!(applied.outcome, Outcome::Refused(_)) {
+        state.now_ms = state.now_ms.max(proposal.at_ms);
+    }
     state.audit.record(proposal, &applied.outcome);
     state
         .proposals
@@ -35,10 +39,12 @@ pub fn apply(state: &mut State, proposal: &Proposal) -> Applied {
     applied
 }
 
-type Changed = Result<(Outcome, Vec<Effect>), Refusal>;
+pub(super) type Changed = Result<(Outcome, Vec<Effect>), Refusal>;
 
 fn change(state: &mut State, proposal: &Proposal) -> Changed {
     let now = proposal.at_ms / 1_000;
+    // Of the proposers' clocks the one furthest ahead: for money and limits time never goes back.
+    let now_ms = state.now_ms.max(proposal.at_ms);
     let with = |outcome: Outcome, effect: Effect| (outcome, vec![effect]);
     match &proposal.command {
         Command::Bootstrap {
@@ -100,8 +106,8 @@ fn change(state: &mut State, proposal: &Proposal) -> Changed {
             let outcome = state.workers.put_inventory(*worker, inventory)?;
             Ok(with(outcome, Effect::Workers))
         }
-        Command::PutDeployment { spec, price } => {
-            let (id, respecified) = state.deployments.put(spec, *price, now);
+        Command::PutDeployment { spec } => {
+            let (id, respecified) = state.deployments.put(spec, now);
             let mut effects = vec![Effect::Deployments];
             if respecified {
                 // Plans of another spec are not plans of this one. The epoch goes on growing.
@@ -116,18 +122,66 @@ fn change(state: &mut State, proposal: &Proposal) -> Changed {
             Ok((outcome, vec![Effect::Deployments, Effect::Plans]))
         }
         Command::CommitPlan { plan, previous } => commit_plan(state, plan, *previous),
-        Command::CreateKey { tenant, key_hash } => Ok(with(
-            state.tenants.create_key(tenant, key_hash, now)?,
+        Command::PutTenant { name, settings } => billing::put_tenant(state, name, settings, now_ms),
+        Command::CreateKey {
+            tenant,
+            key_hash,
+            settings,
+        } => {
+            let made = state.tenants.create_key(tenant, key_hash, settings, now)?;
+            Ok(with(made, Effect::Keys))
+        }
+        Command::UpdateKey { key, settings } => Ok(with(
+            state.tenants.update_key(*key, settings)?,
             Effect::Keys,
         )),
-        Command::RecordUsage { usage } => {
-            let known = state.tenants.keys.get(&usage.key);
-            if known.is_none_or(|key| key.tenant != usage.tenant) {
-                return Err(Refusal::UnknownKey(usage.key));
-            }
-            let outcome = state.ledger.record_usage(usage, proposal.at_ms)?;
-            Ok((outcome, Vec::new()))
+        Command::RevokeKey { key } => Ok(with(state.tenants.revoke_key(*key, now)?, Effect::Keys)),
+        Command::RotateKey {
+            key,
+            key_hash,
+            overlap,
+        } => {
+            let made = state.tenants.rotate_key(*key, key_hash, *overlap, now)?;
+            Ok(with(made, Effect::Keys))
         }
+        Command::PutPrice {
+            model,
+            effective_from,
+            list,
+        } => {
+            let from = *effective_from;
+            let outcome = state.prices.put(model, from, *list, now_ms / 1_000)?;
+            Ok(with(outcome, Effect::Prices))
+        }
+        Command::SetFee { fee } => Ok(with(state.prices.set_fee(*fee)?, Effect::Prices)),
+        Command::Credit {
+            tenant,
+            amount,
+            reason,
+        } => {
+            let reason = Reason::of(proposal, reason)?;
+            billing::credit(state, *tenant, *amount, reason, now_ms)
+        }
+        Command::Refund {
+            request,
+            amount,
+            reason,
+        } => {
+            let reason = Reason::of(proposal, reason)?;
+            billing::refund(state, request, *amount, reason, now_ms)
+        }
+        Command::Payout {
+            provider,
+            amount,
+            reason,
+        } => {
+            let reason = Reason::of(proposal, reason)?;
+            billing::payout(state, provider, *amount, reason, now_ms)
+        }
+        Command::OpenGateway { coordinator } => billing::open_gateway(state, *coordinator, now_ms),
+        Command::Report { report } => billing::report(state, report, now_ms),
+        Command::CloseGateway { life } => billing::close_gateway(state, *life, now_ms),
+        Command::ReapGateway { life } => billing::reap_gateway(state, *life, now_ms),
         Command::AddAuthority { pem } => Ok(with(state.identity.add(pem)?, Effect::Authorities)),
         Command::SignWith { fingerprint } => Ok(with(
             state.identity.sign_with(fingerprint)?,

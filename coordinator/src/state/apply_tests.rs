@@ -2,11 +2,16 @@
 //! change nothing, effects say what to look at.
 
 use super::*;
-use crate::billing::DEFAULT_PRICES;
-use crate::state::{ClusterId, Origin, Principal, ProposalId, TokenRole, UsageRecord};
-use trireme_shared::ids::{
-    DeploymentId, KeyId, NanoUsd, Rank, Replica, RequestId, Stage, TenantId, Tokens,
+use crate::state::{
+    Amounts, Ask, ClusterId, Counts, Ended, Final, KeyFault, KeySettings, Limits, Origin,
+    PriceList, Principal, Progress, ProposalId, Report, Return, Subject, TenantSettings, TokenRole,
+    Work,
 };
+use trireme_shared::ids::{
+    BasisPoints, DeploymentId, GatewayLife, KeyId, NanoUsd, Rank, Replica, RequestId, Stage,
+    TenantId, Tokens,
+};
+use trireme_shared::limits;
 use trireme_shared::plan::{DeploymentSpec, LinkPolicy, ModelRef};
 use trireme_shared::wire::control::Inventory;
 
@@ -83,7 +88,6 @@ pub(crate) fn spec(name: &str, tp: u16, pp: u16, replicas: u16) -> DeploymentSpe
 pub(crate) fn put(name: &str, replicas: u16) -> Command {
     Command::PutDeployment {
         spec: spec(name, 1, 1, replicas),
-        price: DEFAULT_PRICES,
     }
 }
 
@@ -170,21 +174,75 @@ pub(crate) fn key(tenant: &str, byte: u8) -> Command {
     Command::CreateKey {
         tenant: tenant.into(),
         key_hash: hash(byte),
+        settings: KeySettings::default(),
     }
 }
 
-pub(crate) fn usage(key: u32) -> Command {
-    let usage = UsageRecord {
-        request: RequestId::parse("same-for-all").unwrap(),
+pub(crate) fn credit(tenant: u32, amount: i64) -> Command {
+    Command::Credit {
+        tenant: TenantId(tenant),
+        amount: NanoUsd(amount),
+        reason: "paid".into(),
+    }
+}
+
+pub(crate) fn open_gateway(coordinator: u32) -> Command {
+    Command::OpenGateway {
+        coordinator: CoordinatorId(coordinator),
+    }
+}
+
+/// Of request `n` of tenant 1's key 1, for which 10 prompt tokens, 4 of them cached, and 5 more were
+/// delivered: 440 nano-dollars by the default prices.
+pub(crate) fn told(n: u64) -> Progress {
+    Progress {
+        request: RequestId::parse(&format!("req_{n}")).unwrap(),
+        caller_id: None,
         tenant: TenantId(1),
-        key: KeyId(key),
-        deployment: DeploymentId(1),
-        prompt: Tokens(10),
-        cached: Tokens(4),
-        completion: Tokens(5),
-        cost: NanoUsd(600),
-    };
-    Command::RecordUsage { usage }
+        key: KeyId(1),
+        model: "a".into(),
+        began_at_ms: 1_000,
+        idempotency: None,
+        counts: Counts::new(10, 4, 5),
+        work: vec![Work {
+            provider: Some("hosts".into()),
+            units: 30,
+        }],
+    }
+}
+
+pub(crate) fn ended(progress: Progress) -> Final {
+    let ended = Ended::Finished;
+    Final { progress, ended }
+}
+
+pub(crate) fn report(life: u64, with: impl FnOnce(&mut Report)) -> Command {
+    let mut report = Report::new(GatewayLife(life));
+    with(&mut report);
+    Command::Report { report }
+}
+
+/// Settles request `n`.
+pub(crate) fn usage(life: u64, n: u64) -> Command {
+    report(life, |r| r.finals.push(ended(told(n))))
+}
+
+/// Money, requests, tokens, slots.
+pub(crate) fn amounts(money: i64, requests: u64, tokens: u64, slots: u64) -> Amounts {
+    Amounts {
+        money: NanoUsd(money),
+        requests,
+        tokens: Tokens(tokens),
+        slots,
+    }
+}
+
+pub(crate) fn ask(subject: Subject, least: Amounts, most: Amounts) -> Ask {
+    Ask {
+        subject,
+        least,
+        most,
+    }
 }
 
 pub(crate) fn inventory(worker: u32) -> Command {
@@ -209,6 +267,20 @@ pub(crate) fn certificate(node: NodeId) -> Command {
         node,
         fingerprint: "ab".repeat(32),
         expires_at: 9_000,
+    }
+}
+
+pub(crate) fn limited() -> TenantSettings {
+    TenantSettings {
+        monthly_budget: Some(NanoUsd(1_000_000_000)),
+        weight: 3,
+        limits: Limits {
+            requests_per_minute: Some(60),
+            tokens_per_minute: Some(Tokens(6_000)),
+            tokens_per_day: Some(Tokens(1_000_000)),
+            concurrency: Some(10),
+        },
+        ..TenantSettings::default()
     }
 }
 
@@ -251,9 +323,64 @@ pub(crate) fn filled() -> Member {
         key("acme", 10),
         key("acme", 11),
         key("zeta", 12),
-        usage(1),
-        usage(1),
-        usage(2),
+        Command::PutTenant {
+            name: "acme".into(),
+            settings: limited(),
+        },
+        Command::RotateKey {
+            key: KeyId(2),
+            key_hash: hash(13),
+            overlap: 60,
+        },
+        Command::UpdateKey {
+            key: KeyId(4),
+            settings: KeySettings {
+                name: "laptop".into(),
+                models: Some(vec!["a".into(), "b".into()]),
+                ..KeySettings::default()
+            },
+        },
+        Command::RevokeKey { key: KeyId(3) },
+        Command::PutPrice {
+            model: "b".into(),
+            effective_from: 0,
+            list: PriceList {
+                minimum: NanoUsd(7),
+                ..crate::state::DEFAULT_PRICES
+            },
+        },
+        Command::SetFee {
+            fee: BasisPoints(2_500),
+        },
+        credit(1, 1_000_000),
+        open_gateway(1),
+        usage(1, 1),
+        usage(1, 2),
+        report(1, |r| {
+            let mut last = told(3);
+            last.idempotency = Some(hash(77));
+            last.caller_id = RequestId::parse("mine");
+            r.finals.push(ended(last));
+            r.progress.push(told(4));
+            let some = amounts(5_000, 3, 100, 2);
+            r.asks.push(ask(Subject::Tenant(TenantId(1)), some, some));
+        }),
+        report(1, |r| {
+            r.returns.push(Return {
+                subject: Subject::Tenant(TenantId(1)),
+                unneeded: amounts(1_000, 1, 10, 1),
+            });
+        }),
+        Command::Refund {
+            request: RequestId::parse("req_2").unwrap(),
+            amount: NanoUsd(40),
+            reason: "slow".into(),
+        },
+        Command::Payout {
+            provider: "hosts".into(),
+            amount: NanoUsd(100),
+            reason: "November".into(),
+        },
         Command::AddAuthority { pem: pem(1) },
         Command::RecordAct {
             what: "backup".into(),
@@ -284,9 +411,9 @@ fn keys_belong_to_tenants_and_authenticate_by_hash() {
         key: id,
     };
     let state = &member.state;
-    assert_eq!(state.authenticate(&hash(10)), Some(principal));
-    assert_eq!(state.authenticate(&hash(200)), Some(Principal::Admin));
-    assert_eq!(state.authenticate(&hash(12)), None);
+    assert_eq!(state.authenticate(&hash(10), 0), Ok(principal));
+    assert_eq!(state.authenticate(&hash(200), 0), Ok(Principal::Admin));
+    assert_eq!(state.authenticate(&hash(12), 0), Err(KeyFault::Unknown));
     let again = member.refused(bootstrap_command());
     assert_eq!(again, Refusal::AlreadyBootstrapped);
 }
@@ -329,7 +456,72 @@ fn a_refusal_changes_nothing_but_the_memory_of_it() {
         commit(1, "a", 9, None),
         commit(9, "a", 0, None),
         key("new tenant", 10),
-        usage(9),
+        Command::PutTenant {
+            name: "acme".into(),
+            settings: TenantSettings {
+                weight: 0,
+                ..limited()
+            },
+        },
+        Command::UpdateKey {
+            key: KeyId(9),
+            settings: KeySettings::default(),
+        },
+        Command::RevokeKey { key: KeyId(9) },
+        Command::RotateKey {
+            key: KeyId(3),
+            key_hash: hash(99),
+            overlap: 1,
+        },
+        Command::RotateKey {
+            key: KeyId(1),
+            key_hash: hash(10),
+            overlap: 1,
+        },
+        Command::PutPrice {
+            model: "a".into(),
+            effective_from: 50,
+            list: crate::state::DEFAULT_PRICES,
+        },
+        Command::SetFee {
+            fee: BasisPoints(10_001),
+        },
+        credit(9, 1),
+        credit(1, 0),
+        credit(1, i64::MIN),
+        credit(1, -2_000_000_000_000_000),
+        credit(1, i64::MAX),
+        Command::Credit {
+            tenant: TenantId(1),
+            amount: NanoUsd(1),
+            reason: String::new(),
+        },
+        Command::Refund {
+            request: RequestId::parse("req_2").unwrap(),
+            amount: NanoUsd(401),
+            reason: "slow".into(),
+        },
+        Command::Refund {
+            request: RequestId::parse("req_4").unwrap(),
+            amount: NanoUsd(1),
+            reason: "not settled".into(),
+        },
+        Command::Payout {
+            provider: "hosts".into(),
+            amount: NanoUsd(1_000_000),
+            reason: "more than it has".into(),
+        },
+        open_gateway(9),
+        usage(9, 9),
+        report(1, |r| {
+            r.progress = vec![told(5); limits::REPORT_ITEMS_MAX + 1];
+        }),
+        Command::CloseGateway {
+            life: GatewayLife(9),
+        },
+        Command::ReapGateway {
+            life: GatewayLife(9),
+        },
         Command::AddAuthority { pem: pem(2) },
         Command::AddAuthority { pem: String::new() },
         Command::SignWith {
@@ -386,5 +578,10 @@ fn effects_say_what_to_look_at() {
         [Effect::Plans]
     );
     assert_eq!(member.apply(key("acme", 1)).effects, [Effect::Keys]);
-    assert_eq!(member.apply(usage(1)).effects, []);
+    let priced = Command::SetFee {
+        fee: BasisPoints(1),
+    };
+    assert_eq!(member.apply(priced).effects, [Effect::Prices]);
+    assert_eq!(member.apply(open_gateway(1)).effects, []);
+    assert_eq!(member.apply(usage(1, 1)).effects, []);
 }

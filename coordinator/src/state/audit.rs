@@ -6,9 +6,11 @@
 //! key and no hash of one. Neighbour: `apply` records each act as it takes effect, so that an act
 //! that is not recorded did not happen.
 
+pub use super::acts::sign_with;
+use super::acts::{act, told};
 use super::codec::{stored, stored_value};
 use super::table::Table;
-use super::{Command, Outcome, Proposal};
+use super::{Outcome, Proposal};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use trireme_shared::limits;
@@ -90,91 +92,6 @@ impl Audit {
         verify(lines, Some(self.head))
             .map(|_| ())
             .map_err(|fault| fault.to_string())
-    }
-}
-
-/// Who did what, for acts that are recorded: all that come from somebody (`origin`) and change who
-/// may do what or what is served, and joins and reports of acts from wherever.
-fn act(proposal: &Proposal) -> Option<(String, String)> {
-    let origin = proposal.origin.as_ref().map(|o| o.who.clone());
-    let unknown = || "unknown".to_owned();
-    let what = match &proposal.command {
-        Command::JoinCoordinator { token, .. } => {
-            let who = origin.unwrap_or_else(|| format!("token {token}"));
-            return Some((who, format!("join as a coordinator with token {token}")));
-        }
-        Command::JoinWorker { token, .. } => {
-            let who = origin.unwrap_or_else(|| format!("token {token}"));
-            return Some((who, format!("join as a worker with token {token}")));
-        }
-        Command::RecordAct { what, detail } => {
-            let text = if detail.is_empty() {
-                what.clone()
-            } else {
-                format!("{what}: {detail}")
-            };
-            return Some((origin.unwrap_or_else(unknown), text));
-        }
-        Command::PutCoordinator { .. }
-        | Command::PutInventory { .. }
-        | Command::CommitPlan { .. }
-        | Command::RecordUsage { .. } => return None,
-        Command::Bootstrap { name, cluster, .. } => format!("set up cluster {name} ({cluster})"),
-        Command::PromoteCoordinator { id } => format!("let coordinator {id} vote"),
-        Command::RemoveCoordinator { id } => format!("remove coordinator {id}"),
-        Command::CreateToken {
-            role,
-            provider,
-            uses,
-            expires_at,
-            ..
-        } => {
-            let role = format!("{role:?}").to_lowercase();
-            let of = provider.as_ref().map(|p| format!(" of provider {p}"));
-            let of = of.unwrap_or_default();
-            format!("create a {role} token{of}, {uses} uses, expires at {expires_at}")
-        }
-        Command::RevokeToken { id } => format!("revoke token {id}"),
-        Command::RemoveWorker { id } => format!("remove worker {id}"),
-        Command::PutCertificate {
-            node, expires_at, ..
-        } => format!("certify {node} until {expires_at}"),
-        // Not its source: an address may hold a password.
-        Command::PutDeployment { spec, .. } => format!(
-            "deploy {}, tensor parallel {}, pipeline parallel {}, {} replicas",
-            spec.model.name, spec.tensor_parallel, spec.pipeline_parallel, spec.replicas
-        ),
-        Command::RemoveDeployment { id } => format!("remove deployment {id}"),
-        Command::CreateKey { tenant, .. } => format!("create a key for tenant {tenant}"),
-        Command::AddAuthority { pem } => format!("trust authority {}", authority(pem)),
-        Command::SignWith { fingerprint } => sign_with(fingerprint),
-        Command::RetireAuthority { fingerprint } => format!("retire authority {fingerprint}"),
-        Command::Refound { cluster, name, .. } => {
-            format!("found cluster {name} ({cluster}) anew from a backup")
-        }
-    };
-    origin.map(|who| (who, what))
-}
-
-/// How the act of `Command::SignWith` is told: a rotation of the CA looks up when it was.
-pub fn sign_with(fingerprint: &str) -> String {
-    format!("sign with authority {fingerprint}")
-}
-
-fn authority(pem: &str) -> String {
-    super::cluster::fingerprint(pem).unwrap_or_else(|_| "that is none".into())
-}
-
-fn told(outcome: &Outcome) -> String {
-    match outcome {
-        Outcome::Done => "done".into(),
-        Outcome::Coordinator(id) => format!("coordinator {id}"),
-        Outcome::Token(id) => format!("token {id}"),
-        Outcome::Worker(id) => format!("worker {id}"),
-        Outcome::Deployment(id) => format!("deployment {id}"),
-        Outcome::Planned(epoch) => format!("epoch {epoch}"),
-        Outcome::Key { tenant, key } => format!("key {key} of tenant {tenant}"),
-        Outcome::Refused(why) => format!("refused: {why}"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::state::apply::tests::{Member, filled, pem};
-use crate::state::{Origin, State};
+use crate::state::{Command, Origin, State};
 
 fn export(state: &State) -> Vec<String> {
     state.audit_records().map(to_json_line).collect()
@@ -86,12 +86,25 @@ fn acts_are_recorded_and_daily_work_is_not() {
         "revoke token j3",
         "deploy a, tensor parallel 1, pipeline parallel 1, 2 replicas",
         "create a key for tenant acme",
+        "set tenant acme: active, credit 1000000000000000, budget 1000000000, weight 3, requests a \
+         minute 60, tokens a minute 6000, tokens a day 1000000, at once 10",
+        "replace key k2, which works for 60 more seconds",
+        "set key k4: named \"laptop\", expires at none, inference true, billing true, models a b, \
+         budget none, requests a minute none, tokens a minute none, tokens a day none, at once none",
+        "revoke key k3",
+        "price b from 0 on: input 20000000, cached input 5000000, output 60000000 a million tokens, \
+         at least 7 a request",
+        "set the platform's fee to 2500 basis points",
+        "credit tenant t1 with 1000000: paid",
+        "refund 40 of request req_2: slow",
+        "pay 100 out to provider hosts: November",
         "backup: to a file",
     ] {
         assert!(whats.contains(&expected), "{expected} in {whats:#?}");
     }
-    // Usage, plans, inventories and addresses are none; of the rest one each.
-    assert_eq!(whats.len(), 26 - 3 - 2 - 1 - 1);
+    // Gateways, plans, inventories and addresses are none; of the rest one each.
+    let commands = member.state.commands() as usize;
+    assert_eq!(whats.len(), commands - 5 - 2 - 1 - 1);
     let record = member.state.audit_records().last().unwrap();
     assert_eq!(
         (record.who.as_str(), record.from.as_str()),
@@ -124,10 +137,9 @@ fn no_secret_no_key_and_no_hash_of_one_is_written_down() {
             spec.model.source = "https://user:password@host/m".into();
             spec
         },
-        price: crate::billing::DEFAULT_PRICES,
     });
     let text = export(&member.state).concat();
-    for n in [1u8, 2, 3, 10, 11, 12, 200] {
+    for n in [1u8, 2, 3, 10, 11, 12, 13, 77, 200] {
         assert!(!text.contains(&hex::encode([n; 32])), "{n}");
     }
     assert!(!text.contains("password"));

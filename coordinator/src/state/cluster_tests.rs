@@ -4,7 +4,7 @@ use super::*;
 use crate::state::apply::tests::{
     Member, bootstrap_command, commit, filled, fingerprint, hash, join, pem, token,
 };
-use crate::state::{Command, Effect, Principal, TokenRole};
+use crate::state::{Command, Effect, KeyFault, Principal, TokenRole};
 use trireme_shared::identity::NodeId;
 use trireme_shared::ids::{CoordinatorId, Epoch, WorkerId};
 
@@ -74,13 +74,13 @@ fn a_restored_state_is_another_cluster_that_serves_the_same() {
     assert_eq!((state.tokens().count(), state.plans().count()), (0, 0));
     let authorities: Vec<_> = state.trusted_authorities().collect();
     assert!(authorities.len() == 1 && authorities[0].pem == pem(5));
-    assert_eq!(state.authenticate(&hash(200)), Some(Principal::Admin));
+    assert_eq!(state.authenticate(&hash(200), 0), Ok(Principal::Admin));
     assert!(state.deployments().eq(before.deployments()));
     assert!(state.usage().eq(before.usage()));
     assert!(state.postings().eq(before.postings()));
     assert_eq!(
-        state.authenticate(&hash(10)),
-        before.authenticate(&hash(10))
+        state.authenticate(&hash(10), 0),
+        before.authenticate(&hash(10), 0)
     );
     assert_eq!(state.last_epoch(), before.last_epoch());
     assert_eq!(state.audit_head().seq, before.audit_head().seq + 2);
@@ -90,9 +90,12 @@ fn a_restored_state_is_another_cluster_that_serves_the_same() {
     let planned = member.ask(commit(1, "a", 0, None));
     assert_eq!(planned, Outcome::Planned(Epoch(before.last_epoch().0 + 1)));
     member.ask(refound(9, Some(hash(201))));
-    assert_eq!(member.state.authenticate(&hash(200)), None);
     assert_eq!(
-        member.state.authenticate(&hash(201)),
-        Some(Principal::Admin)
+        member.state.authenticate(&hash(200), 0),
+        Err(KeyFault::Unknown)
+    );
+    assert_eq!(
+        member.state.authenticate(&hash(201), 0),
+        Ok(Principal::Admin)
     );
 }

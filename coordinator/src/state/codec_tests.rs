@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::state::apply::tests::{
-    Member, bootstrap_command, commit, filled, inventory, join, put, usage,
+    Member, bootstrap_command, commit, credit, filled, inventory, join, key, put, usage,
 };
 use crate::state::{ClusterId, Command};
 use std::time::Instant;
@@ -16,7 +16,9 @@ fn proposals_survive_encoding_and_strange_bytes_are_refused() {
         put("a", 1),
         commit(1, "a", 0, None),
         join(1, 1),
-        usage(1),
+        usage(1, 1),
+        credit(1, 5),
+        key("acme", 1),
         inventory(1),
         Command::RecordAct {
             what: "a".into(),
@@ -137,8 +139,8 @@ fn a_disk_that_takes_no_more_is_an_error() {
 fn a_clone_is_not_changed_by_what_comes_after() {
     let mut member = filled();
     let (clone, digest) = (member.state.clone(), member.state.digest().unwrap());
-    for _ in 0..100 {
-        member.ask(usage(1));
+    for n in 0..100 {
+        member.ask(usage(1, 10 + n));
     }
     assert_eq!(clone.digest().unwrap(), digest);
     assert_ne!(member.state.digest().unwrap(), digest);
@@ -165,13 +167,14 @@ fn measure_a_state_of_a_million_ledger_rows() {
         ..Member::default()
     };
     let begun = Instant::now();
-    for _ in 0..100_000 {
-        assert_eq!(member.ask(usage(1)), crate::state::Outcome::Done);
+    for n in 0..100_000 {
+        let outcome = member.ask(usage(1, n));
+        assert!(matches!(outcome, crate::state::Outcome::Reported { .. }));
     }
     let applied = begun.elapsed() / 100_000;
     eprintln!(
         "{ROWS} rows, {} MB: clone {cloned:?}, encode {encoded:?}, decode {decoded:?}; \
-         a usage record then takes {applied:?}",
+         a settlement then takes {applied:?}",
         bytes.len() / 1_000_000
     );
 }

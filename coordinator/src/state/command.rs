@@ -2,12 +2,16 @@
 //! coordinators: enum variants are only ever appended (`codec` has the encoding).
 
 use super::cluster::ClusterId;
-use super::deployments::PriceList;
-use super::ledger::UsageRecord;
+use super::grants::{Answer, Ask};
+use super::leases::{Amounts, Subject};
+use super::prices::PriceList;
+use super::requests::{Final, Progress};
+use super::settings::{KeySettings, TenantSettings};
 use super::tokens::TokenRole;
 use trireme_shared::identity::NodeId;
 use trireme_shared::ids::{
-    CoordinatorId, DeploymentId, Epoch, KeyId, TenantId, TokenRecordId, WorkerId,
+    BasisPoints, CoordinatorId, DeploymentId, Epoch, GatewayLife, KeyId, NanoUsd, PostingId,
+    RequestId, TenantId, TokenRecordId, WorkerId,
 };
 use trireme_shared::plan::{DeploymentSpec, ReplicaPlan};
 use trireme_shared::wire::control::Inventory;
@@ -106,7 +110,6 @@ pub enum Command {
     /// Creates or replaces the deployment of `spec.model.name`.
     PutDeployment {
         spec: DeploymentSpec,
-        price: PriceList,
     },
     RemoveDeployment {
         id: DeploymentId,
@@ -117,13 +120,77 @@ pub enum Command {
         plan: Box<ReplicaPlan>,
         previous: Option<Epoch>,
     },
+    /// Makes the tenant of that name, or gives it other settings.
+    PutTenant {
+        name: String,
+        settings: TenantSettings,
+    },
     /// Makes a key for the tenant of that name, and the tenant if there is none.
     CreateKey {
         tenant: String,
         key_hash: [u8; 32],
+        settings: KeySettings,
     },
-    RecordUsage {
-        usage: UsageRecord,
+    /// Gives a key other settings; its limits and its budget are its whole line's.
+    UpdateKey {
+        key: KeyId,
+        settings: KeySettings,
+    },
+    RevokeKey {
+        key: KeyId,
+    },
+    /// Makes a key that takes another one's place, with its settings.
+    RotateKey {
+        key: KeyId,
+        key_hash: [u8; 32],
+        /// Seconds for which both work.
+        overlap: u64,
+    },
+    /// Prices of a model from a second on.
+    PutPrice {
+        /// The name it is asked for by.
+        model: String,
+        /// Seconds since 1970, after now; 0 is the next second.
+        effective_from: u64,
+        list: PriceList,
+    },
+    /// What the platform keeps of every charge from now on.
+    SetFee {
+        fee: BasisPoints,
+    },
+    /// Money that a tenant paid in; below zero, that is taken back from it.
+    Credit {
+        tenant: TenantId,
+        amount: NanoUsd,
+        reason: String,
+    },
+    /// Gives part of a request's charge back, at the platform's expense.
+    Refund {
+        request: RequestId,
+        amount: NanoUsd,
+        reason: String,
+    },
+    /// Part of a provider's earnings was paid to it.
+    Payout {
+        provider: String,
+        amount: NanoUsd,
+        reason: String,
+    },
+    /// A coordinator's gateway begins a life, and those it had before end.
+    OpenGateway {
+        coordinator: CoordinatorId,
+    },
+    /// What a gateway has to say; it also renews its life.
+    Report {
+        report: Report,
+    },
+    /// A gateway ends its life: what it lent goes back, its requests are settled as last told.
+    CloseGateway {
+        life: GatewayLife,
+    },
+    /// Ends a life that was not renewed in time.
+    ReapGateway {
+        life: GatewayLife,
     },
     /// A second CA that all nodes shall trust; it does not sign yet.
     AddAuthority {
@@ -152,6 +219,38 @@ pub enum Command {
     },
 }
 
+/// What a gateway asks for, gives back and tells of its requests, `limits::REPORT_ITEMS_MAX` items at
+/// most. What it tells may come twice and in any order; what it asks for and gives back counts each
+/// time, so that a retry must be the same proposal.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
+pub struct Report {
+    pub life: GatewayLife,
+    pub asks: Vec<Ask>,
+    pub returns: Vec<Return>,
+    pub progress: Vec<Progress>,
+    pub finals: Vec<Final>,
+}
+
+impl Report {
+    /// Nothing but that it lives.
+    pub fn new(life: GatewayLife) -> Self {
+        Self {
+            life,
+            asks: Vec::new(),
+            returns: Vec::new(),
+            progress: Vec::new(),
+            finals: Vec::new(),
+        }
+    }
+}
+
+/// What a gateway was lent and does not need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
+pub struct Return {
+    pub subject: Subject,
+    pub unneeded: Amounts,
+}
+
 /// What `apply` did.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub enum Outcome {
@@ -161,7 +260,17 @@ pub enum Outcome {
     Worker(WorkerId),
     Deployment(DeploymentId),
     Planned(Epoch),
-    Key { tenant: TenantId, key: KeyId },
+    Key {
+        tenant: TenantId,
+        key: KeyId,
+    },
+    Tenant(TenantId),
+    Posting(PostingId),
+    Gateway(GatewayLife),
+    Reported {
+        /// One for each ask, in their order.
+        answers: Vec<Answer>,
+    },
     Refused(Refusal),
 }
 
@@ -178,7 +287,10 @@ pub enum Effect {
     Tokens,
     Deployments,
     Plans,
+    /// Tenants and their keys.
     Keys,
+    /// Price lists and the platform's fee.
+    Prices,
     /// Its connections must end at once.
     Removed(NodeId),
 }
@@ -247,10 +359,36 @@ pub enum Refusal {
     PlanMismatch(String),
     #[error("this key exists already")]
     KeyExists,
-    #[error("key {0} does not belong to that tenant")]
+    #[error("key {0} does not exist")]
     UnknownKey(KeyId),
-    #[error("a request cannot cost less than nothing")]
-    NegativeCost,
+    #[error("key {0} was revoked or has expired: create another")]
+    KeyEnded(KeyId),
+    #[error("tenant {0} does not exist")]
+    UnknownTenant(TenantId),
+    #[error("a limit, a weight, a budget or a credit is out of range")]
+    LimitRange,
+    #[error("a price cannot be below zero")]
+    NegativePrice,
+    #[error("prices can be set from a second to come only: those in force are not changed")]
+    PriceInForce,
+    #[error("the platform's fee is at most 10,000 basis points")]
+    FeeRange,
+    #[error("an amount of money is missing, or has the wrong sign")]
+    NoAmount,
+    #[error("say why the money is moved")]
+    NoReason,
+    #[error("so much is not there, or is lent to requests under way: try less")]
+    Overdraft,
+    #[error("request {0} is not known, or is kept no longer")]
+    UnknownRequest(RequestId),
+    #[error("no more can be refunded than was charged and is not refunded yet")]
+    RefundTooLarge,
+    #[error("gateway {0} has ended: open another")]
+    GatewayGone(GatewayLife),
+    #[error("gateway {0} lives")]
+    GatewayAlive(GatewayLife),
+    #[error("a report has more items than it may: send them in several")]
+    ReportTooLong,
     #[error("an account's balance would be out of range")]
     BalanceRange,
 }

@@ -3,23 +3,14 @@
 use super::codec::stored;
 use super::table::Table;
 use super::{Outcome, Refusal};
-use trireme_shared::ids::{DeploymentId, NanoUsd};
+use trireme_shared::ids::DeploymentId;
 use trireme_shared::plan::DeploymentSpec;
 use wincode::{SchemaRead, SchemaWrite};
-
-/// Money for a million tokens of each kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
-pub struct PriceList {
-    pub input: NanoUsd,
-    pub cached_input: NanoUsd,
-    pub output: NanoUsd,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub struct Deployment {
     pub id: DeploymentId,
     pub spec: DeploymentSpec,
-    pub price: PriceList,
     /// Seconds since 1970, for `/v1/models`.
     pub created_at: u64,
 }
@@ -39,12 +30,7 @@ impl Deployments {
     }
 
     /// Creates or replaces; tells the number and whether plans of the old spec are none of the new.
-    pub fn put(
-        &mut self,
-        spec: &DeploymentSpec,
-        price: PriceList,
-        now: u64,
-    ) -> (DeploymentId, bool) {
+    pub fn put(&mut self, spec: &DeploymentSpec, now: u64) -> (DeploymentId, bool) {
         let name = &spec.model.name;
         let (id, created_at) = match self.named(name) {
             Some(existing) => (existing.id, existing.created_at),
@@ -54,7 +40,6 @@ impl Deployments {
         let deployment = Deployment {
             id,
             spec: spec.clone(),
-            price,
             created_at,
         };
         let replaced = self.rows.insert(id, deployment);

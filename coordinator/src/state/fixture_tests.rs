@@ -1,7 +1,7 @@
 //! States of every version as some release wrote them: this build reads them all.
 
 use super::apply::tests::filled;
-use super::{Account, Origin, Outcome, State, TokenRole, codec, import};
+use super::{Account, Origin, Outcome, State, Subject, TokenRole, codec, import};
 use crate::scratch::Scratch;
 use std::path::PathBuf;
 use trireme_shared::identity::NodeId;
@@ -61,7 +61,7 @@ fn records_of_version_1(state: &State, more: u32) {
     let names: Vec<_> = state.tenants().map(|t| t.name.as_str()).collect();
     assert_eq!(names, ["acme", "zeta"]);
     for key in [10, 11, 12] {
-        assert!(state.authenticate(&[key; 32]).is_some());
+        assert!(state.authenticate(&[key; 32], 0).is_ok());
     }
     assert_eq!(state.removed().count(), 0);
 }
@@ -78,7 +78,7 @@ fn a_state_of_version_1_goes_on() {
         [(Replica(0), Epoch(3), 1), (Replica(1), Epoch(2), 1)]
     );
     assert_eq!(old.last_epoch(), Epoch(3));
-    let counted: Vec<_> = old.usage().map(|(k, t)| (k.1, t.requests)).collect();
+    let counted: Vec<_> = old.usage().map(|(k, t)| (k.key, t.requests)).collect();
     assert_eq!(counted, [(KeyId(1), 2), (KeyId(2), 1)]);
     // Its totals stand in the ledger.
     let acme = Account::Tenant(TenantId(1));
@@ -122,7 +122,7 @@ fn a_journal_of_version_1_is_read() {
         3,
         "the fourth found the token used up"
     );
-    let counted: Vec<_> = state.usage().map(|(k, t)| (k.1, t.requests)).collect();
+    let counted: Vec<_> = state.usage().map(|(k, t)| (k.key, t.requests)).collect();
     assert_eq!(counted, [(KeyId(1), 3), (KeyId(2), 1)]);
     let plans: Vec<_> = state.plans().map(|p| (p.deployment, p.epoch)).collect();
     assert_eq!(plans, [(DeploymentId(2), Epoch(4))]);
@@ -158,10 +158,18 @@ fn a_state_of_version_2_is_read() {
     assert_eq!(state.plans().count(), 2);
     assert_eq!(state.last_epoch(), Epoch(2));
     assert_eq!(state.tenants().count(), 2);
-    assert_eq!(state.postings().count(), 3);
+    // A credit, three requests of 440, a refund, a payout.
+    assert_eq!(state.postings().count(), 6);
     let acme = Account::Tenant(TenantId(1));
-    assert_eq!(state.balance(&acme), NanoUsd(-1_800));
-    assert_eq!((state.commands(), state.audit_head().seq), (26, 19));
+    assert_eq!(state.balance(&acme), NanoUsd(1_000_000 - 3 * 440 + 40));
+    assert_eq!(state.requests().count(), 3);
+    assert_eq!(state.open_requests().count(), 1);
+    let lent = state.lent(Subject::Tenant(TenantId(1)));
+    assert_eq!((lent.money, lent.slots), (NanoUsd(4_000), 1));
+    assert_eq!(state.key(KeyId(4)).unwrap().replaces, Some(KeyId(2)));
+    assert_eq!(state.price("b", 1).minimum, NanoUsd(7));
+    assert_eq!((state.fee().0, state.now_ms()), (2_500, 999));
+    assert_eq!((state.commands(), state.audit_head().seq), (37, 28));
     let last = state.audit_records().last().unwrap();
     assert_eq!(last.what, "backup: to a file");
     let Origin { who, from } = filled().origin.unwrap();

@@ -76,14 +76,17 @@ pub(super) fn replay(database: &Database) -> Result<Replayed, String> {
             return Err(format!("command {} is missing", last + 1));
         }
         last = index.value();
-        let proposal = match codec::decode(bytes.value()) {
+        let replayed = match codec::decode(bytes.value()) {
+            Ok(proposal) => {
+                apply(&mut state, &proposal);
+                Ok(())
+            }
             Err(CodecError::Version {
                 found: v1::VERSION, ..
-            }) => v1::decode_command(last, state.commands(), bytes.value()),
-            decoded => decoded,
+            }) => v1::replay(&mut state, last, bytes.value()),
+            Err(error) => Err(error),
         };
-        let proposal = proposal.map_err(|e| format!("its command {last}: {e}"))?;
-        apply(&mut state, &proposal);
+        replayed.map_err(|e| format!("its command {last}: {e}"))?;
     }
     Ok(Replayed { state, last })
 }

@@ -10,17 +10,29 @@
 //! Neighbours: `journal` stores proposals and applies them; `gateway` reads keys and deployments;
 //! `fleet` reads and proposes everything else.
 
+mod acts;
 pub mod apply;
 pub mod audit;
+mod billing;
 pub mod cluster;
 pub mod codec;
 pub mod command;
 pub mod deployments;
+pub mod grants;
 pub mod import;
+pub mod leases;
 pub mod ledger;
 pub mod members;
+mod meters;
 mod plans;
+pub mod prices;
 mod proposals;
+mod read;
+pub mod requests;
+pub mod rollups;
+mod sample;
+pub mod settings;
+mod settle;
 mod table;
 pub mod tenants;
 pub mod tokens;
@@ -30,19 +42,25 @@ pub mod workers;
 pub use apply::apply;
 pub use audit::{AuditHead, AuditRecord};
 pub use cluster::{Authority, AuthorityStage, Cluster, ClusterId};
-pub use command::{Applied, Command, Effect, Origin, Outcome, Proposal, ProposalId, Refusal};
-pub use deployments::{Deployment, PriceList};
-pub use ledger::{Account, Posting, UsageKey, UsageRecord, UsageTotals};
+pub use command::{
+    Applied, Command, Effect, Origin, Outcome, Proposal, ProposalId, Refusal, Report, Return,
+};
+pub use deployments::Deployment;
+pub use grants::{Answer, Ask, Left, Shortage};
+pub use leases::{Amounts, Gateway, Subject};
+pub use ledger::{Account, Posting, PostingKind};
 pub use members::{Certificate, CoordinatorRecord};
-pub use tenants::{ApiKey, Principal, Tenant};
+pub use prices::{DEFAULT_PRICES, PriceList};
+pub use requests::{Counts, Ended, Final, OpenRequest, Progress, RequestRow, Work};
+pub use rollups::{UsageKey, UsageTotals};
+pub use settings::{KeySettings, Limits, Payment, Scopes, TenantSettings, TenantStatus};
+pub use tenants::{ApiKey, KeyFault, Principal, Tenant};
 pub use tokens::{TokenRecord, TokenRole};
 pub use workers::WorkerRecord;
 
 use codec::{CodecError, stored};
 use trireme_shared::identity::NodeId;
-use trireme_shared::ids::{
-    CoordinatorId, DeploymentId, Epoch, NanoUsd, Replica, TokenRecordId, WorkerId,
-};
+use trireme_shared::ids::{CoordinatorId, DeploymentId, Epoch, Replica, TokenRecordId, WorkerId};
 use trireme_shared::plan::ReplicaPlan;
 
 /// Everything the group must not lose. Only ordered tables and integers, so that equal states encode
@@ -56,7 +74,13 @@ pub struct State {
     deployments: deployments::Deployments,
     plans: plans::Plans,
     tenants: tenants::Tenants,
+    prices: prices::Prices,
     ledger: ledger::Ledger,
+    requests: requests::Requests,
+    rollups: rollups::Rollups,
+    leases: leases::Leases,
+    /// The newest time that a proposal brought, milliseconds since 1970.
+    now_ms: u64,
     audit: audit::Audit,
     proposals: proposals::Window,
 }
@@ -69,20 +93,25 @@ stored!(State {
     deployments,
     plans,
     tenants,
+    prices,
     ledger,
+    requests,
+    rollups,
+    leases,
+    now_ms,
     audit,
     proposals
 });
 
 impl State {
-    /// Looks up the SHA-256 of a presented key.
-    pub fn authenticate(&self, key_hash: &[u8; 32]) -> Option<Principal> {
+    /// Looks up the SHA-256 of a presented key; `now` in seconds since 1970.
+    pub fn authenticate(&self, key_hash: &[u8; 32], now: u64) -> Result<Principal, KeyFault> {
         if let Some(cluster) = self.cluster()
             && same_bytes(&cluster.admin_key_hash, key_hash)
         {
-            return Some(Principal::Admin);
+            return Ok(Principal::Admin);
         }
-        self.tenants.of_key(key_hash)
+        self.tenants.of_key(key_hash, now)
     }
 
     /// Proposals applied so far: what a new proposal takes as its `base`.
@@ -172,29 +201,6 @@ impl State {
         self.plans.last_epoch
     }
 
-    pub fn tenants(&self) -> impl Iterator<Item = &Tenant> {
-        self.tenants.rows.values()
-    }
-
-    /// Totals in the order of their keys.
-    pub fn usage(&self) -> impl Iterator<Item = (&UsageKey, &UsageTotals)> {
-        self.ledger.usage.iter()
-    }
-
-    /// Oldest first.
-    pub fn postings(&self) -> impl DoubleEndedIterator<Item = &Posting> {
-        self.ledger.postings.values()
-    }
-
-    /// Zero for an account without postings.
-    pub fn balance(&self, account: &Account) -> NanoUsd {
-        self.ledger.balance(account)
-    }
-
-    pub fn balances(&self) -> impl Iterator<Item = (&Account, NanoUsd)> {
-        self.ledger.balances.iter().map(|(a, b)| (a, *b))
-    }
-
     /// The newest records, oldest first.
     pub fn audit_records(&self) -> impl DoubleEndedIterator<Item = &AuditRecord> {
         self.audit.records.values()
@@ -226,7 +232,11 @@ impl State {
         self.deployments.check()?;
         self.plans.check()?;
         self.tenants.check()?;
+        self.prices.check()?;
         self.ledger.check()?;
+        self.requests.check()?;
+        self.leases.check()?;
+        self.check_billing()?;
         self.audit.check()?;
         self.proposals.check()?;
         let gone = |id: &&WorkerId| self.is_removed(NodeId::Worker(**id));
@@ -238,30 +248,6 @@ impl State {
             Some(plan) => Err(format!("{} has a plan and is gone", plan.deployment)),
             None => Ok(()),
         }
-    }
-
-    /// A state with that many postings of one tenant, for measuring.
-    pub fn with_ledger_rows(rows: u64) -> Self {
-        use trireme_shared::ids::{KeyId, RequestId, TenantId, Tokens};
-        let mut state = Self::default();
-        let made = state.tenants.create_key("acme", &[1; 32], 1);
-        made.expect("the first key");
-        for row in 0..rows {
-            let request = format!("req_{row:024x}");
-            let usage = UsageRecord {
-                request: RequestId::parse(&request).expect("a request's id"),
-                tenant: TenantId(1),
-                key: KeyId(1),
-                deployment: DeploymentId(1),
-                prompt: Tokens(row % 512),
-                cached: Tokens(0),
-                completion: Tokens(row % 128),
-                cost: NanoUsd((row % 10_000) as i64),
-            };
-            let counted = state.ledger.record_usage(&usage, row);
-            counted.expect("sums stay in range");
-        }
-        state
     }
 }
 
@@ -277,6 +263,7 @@ impl std::fmt::Debug for State {
             .field("last_epoch", &self.plans.last_epoch)
             .field("tenants", &self.tenants.rows.len())
             .field("keys", &self.tenants.keys.len())
+            .field("requests", &self.requests.rows.len())
             .field("postings", &self.ledger.postings.len())
             .finish_non_exhaustive()
     }

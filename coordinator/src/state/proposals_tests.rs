@@ -1,9 +1,9 @@
 //! Proposals that are made again, by a proposer that heard no answer or by two leaders: they take
 //! effect once, however late the repeat comes.
 
-use crate::state::apply::tests::{Member, bootstrap_command, filled, join, key, token, usage};
-use crate::state::{Command, Outcome, Refusal, TokenRole, apply};
-use trireme_shared::ids::{TokenRecordId, WorkerId};
+use crate::state::apply::tests::{Member, bootstrap_command, credit, filled, join, key, token};
+use crate::state::{Account, Command, Outcome, Refusal, TokenRole, apply};
+use trireme_shared::ids::{PostingId, TenantId, TokenRecordId, WorkerId};
 use trireme_shared::limits::PROPOSAL_WINDOW;
 
 fn act(n: u64) -> Command {
@@ -13,12 +13,16 @@ fn act(n: u64) -> Command {
     }
 }
 
+fn credited(member: &Member) -> i64 {
+    member.state.balance(&Account::Tenant(TenantId(1))).0
+}
+
 #[test]
 fn a_repeat_gives_the_old_outcome_and_changes_nothing() {
     let mut member = filled();
     member.ask(token(9, TokenRole::Worker, 5));
     let join = member.proposal(join(4, 9));
-    let used = member.proposal(usage(1));
+    let used = member.proposal(credit(1, 5));
     let refused = member.proposal(bootstrap_command());
     let first = [&join, &used, &refused].map(|p| apply(&mut member.state, p).outcome);
     assert_eq!(first[0], Outcome::Worker(WorkerId(3)));
@@ -43,19 +47,19 @@ fn a_repeat_gives_the_old_outcome_and_changes_nothing() {
 fn a_forgotten_proposal_is_refused_and_never_applied_twice() {
     let mut member = Member::default();
     member.ask(key("acme", 1));
-    let proposal = member.proposal(usage(1));
+    let proposal = member.proposal(credit(1, 5));
+    let posted = Outcome::Posting(PostingId(1));
     // It was proposed, and others were applied before it.
     for n in 0..10 {
         member.ask(act(n));
     }
-    assert_eq!(apply(&mut member.state, &proposal).outcome, Outcome::Done);
-    let counted = |m: &Member| m.state.usage().next().unwrap().1.requests;
+    assert_eq!(apply(&mut member.state, &proposal).outcome, posted);
     for n in 1..PROPOSAL_WINDOW {
         member.ask(act(n));
     }
     // The newest moment at which it is still remembered.
-    assert_eq!(apply(&mut member.state, &proposal).outcome, Outcome::Done);
-    assert_eq!(counted(&member), 1);
+    assert_eq!(apply(&mut member.state, &proposal).outcome, posted);
+    assert_eq!(credited(&member), 5);
     for n in 0..20 {
         member.ask(act(n));
         let before = member.state.digest().unwrap();
@@ -63,7 +67,7 @@ fn a_forgotten_proposal_is_refused_and_never_applied_twice() {
         assert_eq!(applied.outcome, Outcome::Refused(Refusal::TooOld));
         assert_eq!(member.state.digest().unwrap(), before, "nothing at all");
     }
-    assert_eq!(counted(&member), 1);
+    assert_eq!(credited(&member), 5);
     member.state.check().unwrap();
 }
 
@@ -71,12 +75,13 @@ fn a_forgotten_proposal_is_refused_and_never_applied_twice() {
 fn the_window_is_as_long_as_it_says_from_a_proposals_base() {
     let mut member = Member::default();
     member.ask(key("acme", 1));
-    let edge = member.proposal(usage(1));
-    let late = member.proposal(usage(1));
+    let edge = member.proposal(credit(1, 5));
+    let late = member.proposal(credit(1, 5));
     for n in 0..PROPOSAL_WINDOW {
         member.ask(act(n));
     }
-    assert_eq!(apply(&mut member.state, &edge).outcome, Outcome::Done);
+    let posted = Outcome::Posting(PostingId(1));
+    assert_eq!(apply(&mut member.state, &edge).outcome, posted);
     let why = apply(&mut member.state, &late).outcome;
     assert_eq!(why, Outcome::Refused(Refusal::TooOld));
 }
@@ -84,7 +89,7 @@ fn the_window_is_as_long_as_it_says_from_a_proposals_base() {
 #[test]
 fn a_base_that_is_not_of_this_history_is_refused() {
     let mut member = filled();
-    let mut proposal = member.proposal(usage(1));
+    let mut proposal = member.proposal(credit(1, 5));
     proposal.base += 1;
     let before = member.state.digest().unwrap();
     let why = apply(&mut member.state, &proposal).outcome;
@@ -100,12 +105,11 @@ fn planted_a_proposal_is_applied_twice() {
         plant(Some(bug));
         let mut member = Member::default();
         member.ask(key("acme", 1));
-        let proposal = member.proposal(usage(1));
+        let proposal = member.proposal(credit(1, 5));
         apply(&mut member.state, &proposal);
         member.ask(act(1));
         apply(&mut member.state, &proposal);
         plant(None);
-        let counted = member.state.usage().next().unwrap().1.requests;
-        assert_eq!(counted, 2, "{bug:?}");
+        assert_eq!(credited(&member), 10, "{bug:?}");
     }
 }

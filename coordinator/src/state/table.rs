@@ -62,7 +62,10 @@ impl<K: Ord, V> Table<K, V> {
         self.0.values()
     }
 
-    pub fn range(&self, range: impl std::ops::RangeBounds<K>) -> impl Iterator<Item = (&K, &V)> {
+    pub fn range(
+        &self,
+        range: impl std::ops::RangeBounds<K>,
+    ) -> impl DoubleEndedIterator<Item = (&K, &V)> {
         self.0.range(range)
     }
 

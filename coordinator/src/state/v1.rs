@@ -6,23 +6,25 @@
 use super::cluster::{Cluster, ClusterId};
 use super::codec::{CodecError, version_of};
 use super::command::{Command, Outcome, Proposal, ProposalId};
-use super::deployments::{Deployment, PriceList};
-use super::ledger::{Account, UsageKey, UsageRecord, UsageTotals};
+use super::deployments::Deployment;
+use super::ledger::Account;
 use super::members::{Certificate, CoordinatorRecord};
+use super::rollups::{UsageKey, UsageTotals};
+use super::settings::{KeySettings, TenantSettings};
 use super::table::Table;
 use super::tenants::{ApiKey, Tenant};
 use super::tokens::TokenRecord;
 use super::workers::WorkerRecord;
-use super::{State, TokenRole, proposals};
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
-use trireme_shared::identity::NodeId;
-use trireme_shared::ids::{
-    CoordinatorId, DeploymentId, Epoch, KeyId, NanoUsd, Replica, TenantId, TokenRecordId, WorkerId,
+use super::{State, apply, proposals};
+use records::{
+    ApiKeyV1, CommandV1, DeploymentV1, StateV1, TenantV1, TokenV1, UsageKeyV1, UsageV1, WorkerV1,
 };
-use trireme_shared::plan::{DeploymentSpec, ReplicaPlan};
-use wincode::SchemaRead;
+use sha2::{Digest, Sha256};
+use trireme_shared::identity::NodeId;
+use trireme_shared::ids::{DeploymentId, KeyId, NanoUsd, TenantId, TokenRecordId, WorkerId};
 use wincode::config::Configuration;
+
+mod records;
 
 pub(super) const VERSION: u16 = 1;
 
@@ -37,135 +39,6 @@ const MEDIUM_BYTES: usize = 4 << 20;
 type Small = Configuration<true, { 16 * SMALL_BYTES }>;
 type Medium = Configuration<true, { 16 * MEDIUM_BYTES }>;
 type Large = Configuration<true, { 1 << 30 }>;
-
-#[derive(SchemaRead)]
-enum CommandV1 {
-    Bootstrap {
-        name: String,
-        ca_pem: String,
-        admin_key_hash: [u8; 32],
-    },
-    PutCoordinator {
-        id: CoordinatorId,
-        http: String,
-        control: String,
-    },
-    CreateToken {
-        secret_hash: [u8; 32],
-        role: RoleV1,
-        uses: u32,
-        expires_at: u64,
-    },
-    RevokeToken {
-        id: TokenRecordId,
-    },
-    JoinWorker {
-        token: TokenRecordId,
-        secret_hash: [u8; 32],
-        now: u64,
-    },
-    PutCertificate {
-        worker: WorkerId,
-        fingerprint: String,
-    },
-    PutDeployment {
-        spec: DeploymentSpec,
-        price: PriceList,
-        now: u64,
-    },
-    CommitPlan {
-        plan: Box<ReplicaPlan>,
-        previous: Option<Epoch>,
-    },
-    CreateKey {
-        tenant: String,
-        key_hash: [u8; 32],
-        now: u64,
-    },
-    RecordUsage {
-        id: [u8; 16],
-        usage: UsageRecord,
-    },
-}
-
-#[derive(Clone, Copy, SchemaRead)]
-enum RoleV1 {
-    Worker,
-    Coordinator,
-}
-
-impl From<RoleV1> for TokenRole {
-    fn from(role: RoleV1) -> Self {
-        match role {
-            RoleV1::Worker => Self::Worker,
-            RoleV1::Coordinator => Self::Coordinator,
-        }
-    }
-}
-
-#[derive(SchemaRead)]
-struct StateV1 {
-    cluster: Option<ClusterV1>,
-    coordinators: BTreeMap<CoordinatorId, CoordinatorV1>,
-    tokens: BTreeMap<TokenRecordId, TokenV1>,
-    workers: BTreeMap<WorkerId, WorkerV1>,
-    deployments: BTreeMap<DeploymentId, Deployment>,
-    deployment_names: BTreeMap<String, DeploymentId>,
-    plans: BTreeMap<(DeploymentId, Replica), ReplicaPlan>,
-    last_epoch: Epoch,
-    tenants: BTreeMap<TenantId, Tenant>,
-    tenant_names: BTreeMap<String, TenantId>,
-    keys: BTreeMap<KeyId, ApiKey>,
-    key_hashes: BTreeMap<[u8; 32], KeyId>,
-    usage: BTreeMap<UsageKey, UsageTotals>,
-    /// The same window as `usage_order`, by id.
-    _usage_seen: BTreeMap<[u8; 16], u64>,
-    usage_order: BTreeMap<u64, [u8; 16]>,
-    last_ids: LastIdsV1,
-}
-
-#[derive(SchemaRead)]
-struct LastIdsV1 {
-    token: u32,
-    worker: u32,
-    deployment: u32,
-    tenant: u32,
-    key: u32,
-    usage: u64,
-}
-
-#[derive(SchemaRead)]
-struct ClusterV1 {
-    name: String,
-    ca_pem: String,
-    admin_key_hash: [u8; 32],
-}
-
-#[derive(SchemaRead)]
-struct CoordinatorV1 {
-    id: CoordinatorId,
-    http: String,
-    control: String,
-}
-
-#[derive(SchemaRead)]
-struct TokenV1 {
-    id: TokenRecordId,
-    secret_hash: [u8; 32],
-    role: RoleV1,
-    uses_left: u32,
-    expires_at: u64,
-    revoked: bool,
-}
-
-#[derive(SchemaRead)]
-struct WorkerV1 {
-    id: WorkerId,
-    name: String,
-    joined_at: u64,
-    token: TokenRecordId,
-    certificate: Option<String>,
-}
 
 /// The identity of a cluster that had none: every member must come to the same.
 fn cluster_id(ca_pem: &str) -> ClusterId {
@@ -182,9 +55,8 @@ fn first_half(hasher: Sha256) -> [u8; 16] {
     half
 }
 
-/// The proposal that does what a logged command did. `index` names it in its log; `base` is the
-/// count of commands of the state it will be applied to.
-pub(super) fn decode_command(index: u64, base: u64, bytes: &[u8]) -> Result<Proposal, CodecError> {
+/// Does to the state what a logged command did. `index` names it in its log.
+pub(super) fn replay(state: &mut State, index: u64, bytes: &[u8]) -> Result<(), CodecError> {
     let (found, body) = version_of(bytes)?;
     if found != VERSION {
         let known = VERSION;
@@ -195,7 +67,7 @@ pub(super) fn decode_command(index: u64, base: u64, bytes: &[u8]) -> Result<Prop
     let mut hasher = Sha256::new();
     hasher.update(b"trireme command of version 1\0");
     hasher.update(index.to_le_bytes());
-    let mut id = ProposalId(first_half(hasher));
+    let id = ProposalId(first_half(hasher));
     let mut now = 0;
     let command = match old {
         CommandV1::Bootstrap {
@@ -244,13 +116,9 @@ pub(super) fn decode_command(index: u64, base: u64, bytes: &[u8]) -> Result<Prop
             // Unknown: it ends with its certificate's own date.
             expires_at: u64::MAX,
         },
-        CommandV1::PutDeployment {
-            spec,
-            price,
-            now: at,
-        } => {
+        CommandV1::PutDeployment { spec, now: at, .. } => {
             now = at;
-            Command::PutDeployment { spec, price }
+            Command::PutDeployment { spec }
         }
         CommandV1::CommitPlan { plan, previous } => Command::CommitPlan { plan, previous },
         CommandV1::CreateKey {
@@ -259,36 +127,86 @@ pub(super) fn decode_command(index: u64, base: u64, bytes: &[u8]) -> Result<Prop
             now: at,
         } => {
             now = at;
-            Command::CreateKey { tenant, key_hash }
+            Command::CreateKey {
+                tenant,
+                key_hash,
+                settings: KeySettings::default(),
+            }
         }
-        CommandV1::RecordUsage { id: own, usage } => {
-            // So that a record the snapshot has counted is not counted again.
-            id = ProposalId(own);
-            Command::RecordUsage { usage }
-        }
+        CommandV1::RecordUsage { id, usage } => return count(state, ProposalId(id), &usage),
     };
-    Ok(Proposal {
+    let proposal = Proposal {
         id,
-        base,
+        base: state.commands(),
         at_ms: now.saturating_mul(1_000),
         origin: None,
         command,
-    })
+    };
+    apply(state, &proposal);
+    Ok(())
+}
+
+/// Counts what a request used, unless the snapshot has counted it or it is of nobody.
+fn count(state: &mut State, id: ProposalId, usage: &UsageV1) -> Result<(), CodecError> {
+    let known = state.tenants.keys.get(&usage.key);
+    let owned = known.is_some_and(|key| key.tenant == usage.tenant);
+    if state.proposals.orders.contains_key(&id) || !owned {
+        return Ok(());
+    }
+    let totals = UsageTotals {
+        requests: 1,
+        prompt: usage.prompt,
+        cached: usage.cached,
+        completion: usage.completion,
+        cost: usage.cost,
+    };
+    carry_over(state, (usage.tenant, usage.key, usage.deployment), totals)?;
+    state.proposals.remember(id, Outcome::Done);
+    Ok(())
+}
+
+/// Version 1 had totals without dates and no ledger: they are usage of the first day there is, and what
+/// they say is owed stands in the opening balances.
+fn carry_over(state: &mut State, of: UsageKeyV1, totals: UsageTotals) -> Result<(), CodecError> {
+    let (tenant, key, deployment) = of;
+    let lines = [
+        (
+            Account::Tenant(tenant),
+            NanoUsd(totals.cost.0.saturating_neg()),
+        ),
+        (Account::Platform, NanoUsd(-totals.cost.0.saturating_neg())),
+    ];
+    let opened = state.ledger.open(&lines);
+    opened.map_err(|_| CodecError::Damaged("its totals are out of range".into()))?;
+    let name = state
+        .deployment(deployment)
+        .map(|d| d.spec.model.name.clone());
+    let of = UsageKey {
+        tenant,
+        slot: 0,
+        model: name.unwrap_or_else(|| deployment.to_string()),
+        key,
+    };
+    let sum = state.rollups.days.or_default(of);
+    *sum = sum.plus(totals);
+    Ok(())
 }
 
 /// `body` is what follows the version.
 pub(super) fn decode_state(body: &[u8]) -> Result<State, CodecError> {
-    let old = match body.len() {
-        ..=SMALL_BYTES => wincode::config::deserialize_exact(body, Small::new()),
-        ..=MEDIUM_BYTES => wincode::config::deserialize_exact(body, Medium::new()),
-        _ => wincode::config::deserialize_exact(body, Large::new()),
+    let bytes = body.len();
+    let old = if bytes <= SMALL_BYTES {
+        wincode::config::deserialize_exact(body, Small::new())
+    } else if bytes <= MEDIUM_BYTES {
+        wincode::config::deserialize_exact(body, Medium::new())
+    } else {
+        wincode::config::deserialize_exact(body, Large::new())
     };
     let old: StateV1 = old.map_err(|e| CodecError::Damaged(e.to_string()))?;
     convert(old)
 }
 
 fn convert(old: StateV1) -> Result<State, CodecError> {
-    let damaged = |what: &str| CodecError::Damaged(what.into());
     let mut state = State::default();
     if let Some(cluster) = old.cluster {
         let new = Cluster {
@@ -320,36 +238,57 @@ fn convert(old: StateV1) -> Result<State, CodecError> {
     state.tokens.last = old.last_ids.token;
     state.workers.rows = old.workers.into_iter().map(worker).collect();
     state.workers.last = old.last_ids.worker;
-    state.deployments.rows = old.deployments.into_iter().collect();
+    state.deployments.rows = old.deployments.into_iter().map(deployment).collect();
     state.deployments.names = old.deployment_names.into_iter().collect();
     state.deployments.last = old.last_ids.deployment;
     state.plans.rows = old.plans.into_iter().collect();
     state.plans.last_epoch = old.last_epoch;
-    state.tenants.rows = old.tenants.into_iter().collect();
+    state.tenants.rows = old.tenants.into_iter().map(tenant).collect();
     state.tenants.names = old.tenant_names.into_iter().collect();
-    state.tenants.keys = old.keys.into_iter().collect();
+    state.tenants.keys = old.keys.into_iter().map(key).collect();
     state.tenants.key_hashes = old.key_hashes.into_iter().collect();
     state.tenants.last_tenant = old.last_ids.tenant;
     state.tenants.last_key = old.last_ids.key;
-    // Version 1 had totals and no ledger: what they say is owed stands in one posting a tenant.
-    let mut owed = BTreeMap::<TenantId, i64>::new();
-    for ((tenant, _, _), totals) in &old.usage {
-        let sum = owed.entry(*tenant).or_default();
-        *sum = sum.saturating_add(totals.cost.0);
+    for (of, totals) in old.usage {
+        carry_over(&mut state, of, totals)?;
     }
-    for (tenant, cost) in owed {
-        let lines = vec![
-            (Account::Tenant(tenant), NanoUsd(-cost)),
-            (Account::Platform, NanoUsd(cost)),
-        ];
-        let posted = state.ledger.post(0, "carried over from version 1", lines);
-        posted.map_err(|_| damaged("its totals are out of range"))?;
-    }
-    state.ledger.usage = old.usage.into_iter().collect();
     let counted = |(order, id)| (order, (ProposalId(id), Outcome::Done));
     let outcomes: Table<_, _> = old.usage_order.into_iter().map(counted).collect();
     state.proposals = proposals::Window::rebuild(old.last_ids.usage, outcomes)?;
     Ok(state)
+}
+
+fn deployment((id, old): (DeploymentId, DeploymentV1)) -> (DeploymentId, Deployment) {
+    let record = Deployment {
+        id: old.id,
+        spec: old.spec,
+        created_at: old.created_at,
+    };
+    (id, record)
+}
+
+fn tenant((id, old): (TenantId, TenantV1)) -> (TenantId, Tenant) {
+    let record = Tenant {
+        id: old.id,
+        name: old.name,
+        created_at: old.created_at,
+        settings: TenantSettings::default(),
+        excused: NanoUsd(0),
+    };
+    (id, record)
+}
+
+fn key((id, old): (KeyId, ApiKeyV1)) -> (KeyId, ApiKey) {
+    let record = ApiKey {
+        id: old.id,
+        tenant: old.tenant,
+        created_at: old.created_at,
+        settings: KeySettings::default(),
+        revoked_at: None,
+        replaces: None,
+        line: old.id,
+    };
+    (id, record)
 }
 
 fn token((id, old): (TokenRecordId, TokenV1)) -> (TokenRecordId, TokenRecord) {

@@ -27,7 +27,8 @@ pub async fn enrol(config: &WorkerConfig) -> Result<(NodeIdentity, WorkerId), Wo
         let holds = saved.expires_at() > SystemTime::now();
         let vouched = token.as_ref().is_none_or(|t| saved.trusts(t.authority()));
         // The CA that the token names may have been replaced since: the coordinators tell.
-        if !vouched && !(holds && is_accepted(config, &saved).await?) {
+        let is_ours = vouched || (holds && is_accepted(config, &saved).await?);
+        if !is_ours {
             return Err(WorkerError::Start(format!(
                 "{folder} already belongs to {node} of another cluster: use another --data-dir"
             )));

@@ -90,7 +90,7 @@ impl Generation {
                 .collect(),
             choices_per_prompt: n,
             meter: Meter::new(
-                gateway.group.clone(),
+                gateway.life.clone(),
                 gateway.metrics.clone(),
                 payer,
                 job.deployment,

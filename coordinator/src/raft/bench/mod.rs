@@ -9,7 +9,7 @@ pub mod catch_up;
 mod members;
 
 use super::group::Group;
-use crate::state::{Command, State};
+use crate::state::{Command, KeySettings, State};
 use members::Bench;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -128,6 +128,7 @@ fn small(client: u64, n: u64) -> Command {
     Command::CreateKey {
         tenant: "bench".into(),
         key_hash,
+        settings: KeySettings::default(),
     }
 }
 
