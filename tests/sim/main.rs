@@ -111,7 +111,7 @@ fn a_group_survives_the_storm() {
     };
     let total = |of: fn(&Report) -> u64| sum(&reports, of);
     eprintln!(
-        "{} seeds, {} s of virtual time: {} events, {} messages, {} entries, {} commands \
+        "{} seeds, {} s of virtual time: {} events, {} messages, {} entries, {} requests settled, {} commands \
          acknowledged, {} in doubt, {} reads, {} terms of office, {} crashes, {} snapshots \
          written, {} installed, {} joined, {} retired",
         reports.len(),
@@ -119,6 +119,7 @@ fn a_group_survives_the_storm() {
         total(|r| r.counts.events),
         total(|r| r.counts.messages),
         total(|r| r.entries),
+        total(|r| r.settled),
         total(|r| r.counts.acknowledged),
         total(|r| r.counts.doubtful),
         total(|r| r.counts.reads),
@@ -139,6 +140,7 @@ fn a_group_survives_the_storm() {
                 total(|r| r.counts.snapshots_installed),
             ),
             ("commands in doubt", total(|r| r.counts.doubtful)),
+            ("requests settled", total(|r| r.settled) / 10),
             ("members that joined", total(|r| r.counts.joined)),
             ("members that left", total(|r| r.counts.retired)),
         ] {

@@ -37,6 +37,8 @@ pub struct Report {
     pub fingerprint: u64,
     pub counts: Counts,
     pub entries: u64,
+    /// Requests that were settled.
+    pub settled: u64,
     pub time: Moment,
 }
 
@@ -57,6 +59,7 @@ pub fn live(seed: u64, plan: Plan) -> Result<Report, Violation> {
             fingerprint: world.fingerprint.get().value(),
             counts: world.counts,
             entries: world.oracle.last(),
+            settled: world.oracle.state().requests().count() as u64,
             time: world.now,
         })
     }));

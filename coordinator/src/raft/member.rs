@@ -593,9 +593,12 @@ impl<D: Disk + Clone> Member<D> {
         Ok(())
     }
 
+    /// Not while this member writes one of its own: that may be the same one, under the same name, and the
+    /// log is about to name it. What is left then goes at the next start.
     fn drop_arriving(&mut self) {
         if let Some((file, _)) = self.arriving.take()
             && self.current.as_ref() != Some(&file)
+            && !self.writing_snapshot
         {
             self.discard(&file);
         }
