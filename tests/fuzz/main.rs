@@ -4,6 +4,9 @@
 //!     cargo test --release --test fuzz
 //!     TRIREME_FUZZ_ROUNDS=1000000 TRIREME_FUZZ_SEED=7 cargo test --release --test fuzz
 //!
+//! `network` has what peers send, `files` what disks hold, and here is what the group keeps and says to
+//! itself.
+//!
 //! Mutation without coverage feedback: examples of every kind, then flips, cuts, splices, repeats, and
 //! length fields set to the numbers that break arithmetic. A failure prints its target, seed and round.
 #![allow(clippy::print_stdout)]

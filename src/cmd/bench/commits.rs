@@ -60,11 +60,13 @@ fn json(report: &CommitReport) -> serde_json::Value {
                 "commands_per_second": s.commands_per_second,
                 "p50_us": s.p50.as_micros() as u64,
                 "p99_us": s.p99.as_micros() as u64,
+                "cpus": s.cpus,
             })
         })
         .collect();
     serde_json::json!({
         "members": report.members,
+        "command_bytes": report.command_bytes,
         "record_bytes": report.record_bytes,
         "sync_p50_us": report.sync_p50.as_micros() as u64,
         "sync_p99_us": report.sync_p99.as_micros() as u64,

@@ -9,7 +9,7 @@ pub mod catch_up;
 mod members;
 
 use super::group::Group;
-use crate::state::{Command, KeySettings, State};
+use crate::state::{Command, KeySettings, Proposal, ProposalId, State};
 use members::Bench;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -35,11 +35,15 @@ pub struct CommitSpeed {
     pub commands_per_second: f64,
     pub p50: Duration,
     pub p99: Duration,
+    /// Seconds of processor time per second, of members and clients.
+    pub cpus: f64,
 }
 
 #[derive(Clone, Debug)]
 pub struct CommitReport {
     pub members: u32,
+    /// Bytes of one encoded command.
+    pub command_bytes: usize,
     /// Bytes of a record with one small command, about.
     pub record_bytes: usize,
     /// A bare write and `fdatasync` of as many, measured in turn with single commits.
@@ -75,6 +79,7 @@ impl CommitBench {
         }
         Ok(CommitReport {
             members: self.members,
+            command_bytes: command_bytes()?,
             record_bytes: RECORD_BYTES,
             sync_p50: at(&paired.syncs, 50),
             sync_p99: at(&paired.syncs, 99),
@@ -120,6 +125,27 @@ async fn in_turn(group: &Group, folder: &Path, duration: Duration) -> Result<Pai
     Ok(paired)
 }
 
+fn command_bytes() -> Result<usize, String> {
+    let proposal = Proposal {
+        id: ProposalId([1; 16]),
+        base: 0,
+        at_ms: 0,
+        origin: None,
+        command: small(0, 0),
+    };
+    let encoded = crate::state::codec::encode(&proposal);
+    encoded.map(|e| e.len()).map_err(|e| e.to_string())
+}
+
+/// Processor time of this process so far.
+fn cpu_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(
+        u64::try_from(now.tv_sec).unwrap_or(0),
+        u32::try_from(now.tv_nsec).unwrap_or(0),
+    )
+}
+
 /// A small command that changes the state: a key for a tenant.
 fn small(client: u64, n: u64) -> Command {
     let mut key_hash = [0; 32];
@@ -153,7 +179,7 @@ pub(crate) async fn leader(groups: &[Group]) -> Result<usize, String> {
 }
 
 async fn commits(group: &Group, clients: usize, duration: Duration) -> Result<CommitSpeed, String> {
-    let began = Instant::now();
+    let (began, cpu) = (Instant::now(), cpu_time());
     let mut tasks = tokio::task::JoinSet::new();
     for client in 0..clients {
         let group = group.clone();
@@ -181,6 +207,7 @@ async fn commits(group: &Group, clients: usize, duration: Duration) -> Result<Co
         commands_per_second: all.len() as f64 / seconds,
         p50: at(&all, 50),
         p99: at(&all, 99),
+        cpus: (cpu_time() - cpu).as_secs_f64() / seconds,
     })
 }
 
