@@ -8,8 +8,8 @@ use clap::Args;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 use trireme_coordinator::backup::restore;
+use trireme_shared::wall_clock::unix_ms;
 
 #[derive(Args)]
 #[command(
@@ -44,10 +44,13 @@ impl RestoreArgs {
             )
         };
         let input = File::open(&self.file).map_err(|error| failed().because(error))?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let at_ms = now.map_or(0, |d| d.as_millis() as u64);
-        let restored = restore(BufReader::new(input), key.as_ref(), &self.data_dir, at_ms)
-            .map_err(|error| failed().because(error))?;
+        let restored = restore(
+            BufReader::new(input),
+            key.as_ref(),
+            &self.data_dir,
+            unix_ms(),
+        )
+        .map_err(|error| failed().because(error))?;
         if self.json {
             return term::json(&serde_json::json!({
                 "cluster": restored.cluster,

@@ -4,7 +4,7 @@
 //! What it keeps true: an act that is asked again under the same proposal id takes effect once, and a
 //! secret is handed out only if it is the one whose hash is in the state.
 
-use super::{Fleet, FleetError, models, unix_now};
+use super::{Fleet, FleetError, models};
 use crate::placement;
 use crate::raft::group::{Group, Terms};
 use crate::state::{Command, KeySettings, Outcome, Refusal, TokenRole};
@@ -16,6 +16,7 @@ use trireme_shared::identity::NodeId;
 use trireme_shared::ids::{CoordinatorId, DeploymentId, TokenRecordId};
 use trireme_shared::limits;
 use trireme_shared::plan::DeploymentSpec;
+use trireme_shared::wall_clock::unix_seconds;
 
 impl Fleet {
     fn group(&self) -> &Group {
@@ -96,7 +97,7 @@ impl Fleet {
         let fingerprint = self.signer()?.0.fingerprint();
         let secret = random::<32>()?;
         let hash: [u8; 32] = Sha256::digest(secret).into();
-        let expires_at = unix_now().saturating_add(request.ttl_seconds);
+        let expires_at = unix_seconds().saturating_add(request.ttl_seconds);
         let command = Command::CreateToken {
             secret_hash: hash,
             role: stored_role(request.role),

@@ -9,8 +9,8 @@ use crate::raft::group::Group;
 use crate::state::{KeyFault, Principal};
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
-use std::time::{SystemTime, UNIX_EPOCH};
 use trireme_shared::ids::RequestId;
+use trireme_shared::wall_clock::unix_seconds;
 
 /// The key that was presented.
 fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
@@ -32,9 +32,7 @@ fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
 
 fn principal(group: &Group, headers: &HeaderMap) -> Result<Principal, ApiError> {
     let hash: [u8; 32] = Sha256::digest(bearer(headers)?.as_bytes()).into();
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = since.map_or(0, |since| since.as_secs());
-    let found = group.read(|state| state.authenticate(&hash, now));
+    let found = group.read(|state| state.authenticate(&hash, unix_seconds()));
     found.map_err(|fault| match fault {
         KeyFault::Unknown => ApiError::unauthorized("This API key is not known here."),
         KeyFault::Expired => ApiError::unauthorized("This API key has expired."),

@@ -11,9 +11,9 @@ use super::metrics::Metrics;
 use super::server::Permit;
 use crate::state::{Counts, Deployment, Ended, Final, Outcome, Progress, Report, State};
 use serde_json::{Value, json};
-use std::time::{SystemTime, UNIX_EPOCH};
 use trireme_shared::ids::{GatewayLife, KeyId, NanoUsd, RequestId, TenantId, Tokens};
 use trireme_shared::limits;
+use trireme_shared::wall_clock::unix_ms;
 
 /// Token counts and cost of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,13 +69,12 @@ impl Meter {
         streaming: bool,
         permit: Permit,
     ) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
             life,
             metrics,
             payer,
             deployment,
-            began_at_ms: since.map_or(0, |since| since.as_millis() as u64),
+            began_at_ms: unix_ms(),
             counts: Counts::default(),
             streaming,
             settled: false,

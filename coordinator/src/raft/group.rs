@@ -22,13 +22,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use trireme_shared::ids::CoordinatorId;
 use trireme_shared::limits;
 use trireme_shared::transport::{Connection, Endpoint};
+use trireme_shared::wall_clock::unix_ms;
 
 /// Why a command has no outcome.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -661,12 +661,4 @@ fn random_id() -> Result<ProposalId, GroupError> {
     let mut id = ProposalId([0; 16]);
     getrandom::fill(&mut id.0).map_err(|e| GroupError::Random(e.to_string()))?;
     Ok(id)
-}
-
-/// Milliseconds since 1970.
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |d: Duration| {
-        u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
-    })
 }

@@ -13,8 +13,8 @@ use crate::gateway::server::GatewayState;
 use crate::gateway::text::ModelText;
 use crate::state::Deployment;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 use trireme_shared::limits;
+use trireme_shared::wall_clock::unix_seconds;
 
 /// A prompt and how many tokens may follow it.
 #[derive(Clone, Debug)]
@@ -124,9 +124,7 @@ impl Model {
         Ok(Shape {
             api,
             id: format!("{}{}", api.id_prefix(), hex::encode(random)),
-            created: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| since.as_secs()),
+            created: unix_seconds(),
             model: self.deployment.spec.model.name.clone(),
             text: Arc::clone(&self.text),
             choices_per_prompt: common.n as usize,
