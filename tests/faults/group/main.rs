@@ -15,6 +15,7 @@ use load::Load;
 use members::{Group, Host, segments};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+use trireme_coordinator::raft::storage::record;
 
 /// Two cores hold one group at a time comfortably.
 static ONE: Mutex<()> = Mutex::new(());
@@ -159,12 +160,17 @@ fn a_damaged_log_is_refused_and_its_member_joins_anew() {
     assert!(group.members[victim].stop().success());
     let segment = segments(&group.members[victim].folder).remove(0);
     let mut bytes = std::fs::read(&segment).expect("a segment");
-    // In the middle of what is written: records follow.
+    // The payload of a record in the middle of what is written: others follow. (The zeros between two
+    // records are nothing that could be damaged.)
     let written = bytes
         .iter()
         .rposition(|b| *b != 0)
         .expect("it holds something");
-    bytes[written / 2] ^= 0x40;
+    let record = (0..written / 2)
+        .step_by(record::RECORD_ALIGN)
+        .rfind(|at| bytes[*at..].starts_with(b"rec1"))
+        .expect("a record");
+    bytes[record + record::RECORD_HEADER_BYTES] ^= 0x40;
     std::fs::write(&segment, bytes).expect("it can be written");
     group.members[victim].start();
     let status = group.members[victim].wait();

@@ -311,10 +311,14 @@ impl Member {
     }
 
     pub fn wait(&self) -> ExitStatus {
-        let mut child = self.child().take().expect("it runs");
-        wait_for("a coordinator to end", DEADLINE, || {
+        // It stays this member's until it has ended, so that it is ended with the group if it does not.
+        let status = wait_for("a coordinator to end", DEADLINE, || {
+            let mut child = self.child();
+            let child = child.as_mut().expect("it runs");
             child.try_wait().expect("waiting works")
-        })
+        });
+        self.child().take();
+        status
     }
 }
 
