@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod placement;
 pub mod planted;
 pub mod raft;
+mod reaper;
 #[cfg(test)]
 mod scratch;
 pub mod state;
@@ -168,6 +169,7 @@ async fn serve(
         fleet: fleet.clone(),
     };
     tokio::spawn(rotation.run(close_all.clone()));
+    tokio::spawn(reaper::reap(group.clone(), close_all.clone()));
     tokio::spawn(accept_all(
         endpoint.clone(),
         group.clone(),

@@ -459,6 +459,37 @@ pub const GATEWAY_LEASE: Duration = Duration::from_secs(10);
 /// which may run slower.
 pub const GATEWAY_LEASE_SKEW: Duration = Duration::from_secs(5);
 
+/// Things that requests want told to the group and that wait for a report: twice the requests there can
+/// be, as each asks for at most its tenant's and its key's part.
+pub const REPORT_QUEUE_MAX: usize = 2 * HTTP_REQUESTS_MAX;
+
+/// Reports of one gateway under way at once: while one is on its way to the disks the next are gathered;
+/// more of them would only be smaller.
+pub const REPORTS_IN_FLIGHT: usize = 4;
+
+/// How often the group is told what was streamed, and that this gateway lives. What is told has been
+/// delivered one look before, so that a crash forgets a second's tokens at most.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Pause before a gateway tries again to tell the group something.
+pub const LIFE_RETRY: Duration = Duration::from_millis(200);
+
+/// How often the leader looks for gateways whose lives are over.
+pub const REAP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a request waits to be let in while nobody leads: an election and a half.
+pub const ADMISSION_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Requests' worth that a gateway asks for beforehand, at most: at 1,000 requests a second and 5 ms for an
+/// ask it is used up in 50 asks.
+pub const LEASE_RESERVE_MAX: u64 = 256;
+
+/// Tokens that a request must be able to generate to be let in, where it left that number to us.
+pub const HOLD_TOKENS_LEAST: u32 = 16;
+
+/// When to come back where as many requests run as may.
+pub const CONCURRENCY_RETRY: Duration = Duration::from_secs(1);
+
 /// A lease is at most one part in so many of what is left, so that other gateways find some too; but
 /// always what its request needs.
 pub const LEASE_PARTS: u64 = 8;

@@ -50,6 +50,7 @@ pub fn tenant(group: &Group, headers: &HeaderMap, request: &RequestId) -> Result
             request: request.clone(),
             tenant,
             key,
+            idempotency: None,
         }),
         Principal::Admin => Err(ApiError::forbidden(
             "This is the admin key, and /v1 bills a tenant: make a tenant's key with \

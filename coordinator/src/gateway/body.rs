@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use trireme_shared::limits;
 
 /// Parses a JSON body and makes a `T` of it.
@@ -18,13 +19,35 @@ pub async fn parse<T: Send + 'static>(
     body: Body,
     make: fn(Value) -> Result<T, ApiError>,
 ) -> Result<T, ApiError> {
-    let bytes = match admit(headers) {
-        Ok(()) => read(body).await?,
+    let bytes = admitted(headers, body).await?;
+    parsed(bytes, make).await
+}
+
+/// Like `parse`, and gives the SHA-256 of the body's bytes.
+pub async fn parse_hashed<T: Send + 'static>(
+    headers: &HeaderMap,
+    body: Body,
+    make: fn(Value) -> Result<T, ApiError>,
+) -> Result<(T, [u8; 32]), ApiError> {
+    let bytes = admitted(headers, body).await?;
+    let digest = Sha256::digest(&bytes).into();
+    Ok((parsed(bytes, make).await?, digest))
+}
+
+async fn admitted(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+    match admit(headers) {
+        Ok(()) => read(body).await,
         Err(error) => {
             discard(body).await;
-            return Err(error);
+            Err(error)
         }
-    };
+    }
+}
+
+async fn parsed<T: Send + 'static>(
+    bytes: Bytes,
+    make: fn(Value) -> Result<T, ApiError>,
+) -> Result<T, ApiError> {
     if bytes.len() <= limits::INLINE_JSON_BYTES_MAX {
         return from_json(&bytes, make);
     }

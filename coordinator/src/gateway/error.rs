@@ -36,6 +36,11 @@ pub fn shortened(words: &str) -> String {
     cut
 }
 
+/// Whole seconds, at least one.
+fn seconds(ms: u64) -> u32 {
+    u32::try_from(ms.div_ceil(1_000).max(1)).unwrap_or(u32::MAX)
+}
+
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
         Self {
@@ -128,6 +133,25 @@ impl ApiError {
     pub fn forbidden(message: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "invalid_request_error", message)
             .coded("insufficient_permissions")
+    }
+
+    /// The tenant's or the key's own limit is reached: `kind` is `requests` or `tokens`, as OpenAI has it.
+    pub fn rate_limited(
+        kind: &'static str,
+        message: impl Into<String>,
+        retry_after_ms: Option<u64>,
+    ) -> Self {
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, kind, message);
+        error.retry_after_s = retry_after_ms.map(seconds);
+        error.coded("rate_limit_exceeded")
+    }
+
+    /// There is not enough money.
+    pub fn quota(message: impl Into<String>, retry_after_ms: Option<u64>) -> Self {
+        let kind = "insufficient_quota";
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, kind, message);
+        error.retry_after_s = retry_after_ms.map(seconds);
+        error.coded(kind)
     }
 
     pub fn model_not_found(model: &str) -> Self {

@@ -1,4 +1,5 @@
-//! Prometheus metrics: vLLM's names where the meaning is the same, `trireme_` for our own.
+//! Prometheus metrics: vLLM's names where the meaning is the same, OpenTelemetry's for generative AI
+//! (`gen_ai.*` of its semantic conventions, written as Prometheus names), `trireme_` for our own.
 //!
 //! Keeps true: every label's values are bounded (models that are served, our routes, statuses).
 
@@ -21,6 +22,18 @@ const ITL_BUCKETS: &[f64] = &[
 const E2E_BUCKETS: &[f64] = &[
     0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0,
     120.0, 240.0, 480.0, 960.0, 1920.0,
+];
+
+/// Token counts in powers of four, and times, as OpenTelemetry's conventions advise.
+const TOKEN_BUCKETS: &[f64] = &[
+    1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0,
+];
+const DURATION_BUCKETS: &[f64] = &[
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+];
+const OVERHEAD_BUCKETS: &[f64] = &[
+    0.000_1, 0.000_2, 0.000_5, 0.001, 0.001_5, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5,
+    1.0, 5.0,
 ];
 
 /// How a choice ended, for `vllm:request_success_total`.
@@ -59,6 +72,12 @@ pub struct Metrics {
     ttft: HistogramVec,
     itl: HistogramVec,
     e2e: HistogramVec,
+    token_usage: HistogramVec,
+    duration: HistogramVec,
+    time_to_first: HistogramVec,
+    time_per_output: HistogramVec,
+    billable: IntCounterVec,
+    overhead: HistogramVec,
     http: IntCounterVec,
     /// One scrape at a time: it resets gauges before it sets them.
     scraping: Arc<Mutex<()>>,
@@ -66,6 +85,27 @@ pub struct Metrics {
 
 const MODEL: &[&str] = &["model_name"];
 const REPLICA: &[&str] = &["model_name", "replica"];
+const GEN_AI: &[&str] = &["gen_ai_operation_name", "gen_ai_request_model"];
+const GEN_AI_TOKENS: &[&str] = &[
+    "gen_ai_operation_name",
+    "gen_ai_request_model",
+    "gen_ai_token_type",
+];
+
+/// A settled request, for OpenTelemetry's metrics.
+pub struct Served<'a> {
+    /// `chat` or `text_completion`.
+    pub operation: &'a str,
+    pub model: &'a str,
+    pub prompt: u64,
+    pub completion: u64,
+    /// From its arrival to its end.
+    pub took: Duration,
+    /// Of this, what it spent in the gateway before its dispatch and after its last token.
+    pub overhead: Duration,
+    /// From its arrival to its first token, where there was one.
+    pub first_token: Option<Duration>,
+}
 
 impl Metrics {
     pub fn new() -> Result<Self, prometheus::Error> {
@@ -80,12 +120,14 @@ impl Metrics {
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };
-        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+        let labelled = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
             let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-            let metric = HistogramVec::new(options, MODEL)?;
+            let metric = HistogramVec::new(options, labels)?;
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };
+        let histogram =
+            |name: &str, help: &str, buckets: &[f64]| labelled(name, help, buckets, MODEL);
         let kv_usage = GaugeVec::new(
             Opts::new(
                 "vllm:kv_cache_usage_perc",
@@ -145,6 +187,40 @@ impl Metrics {
                 "From a request's arrival to a choice's end.",
                 E2E_BUCKETS,
             )?,
+            token_usage: labelled(
+                "gen_ai_client_token_usage",
+                "Tokens of a request, by kind; as used, cached ones included.",
+                TOKEN_BUCKETS,
+                GEN_AI_TOKENS,
+            )?,
+            duration: labelled(
+                "gen_ai_server_request_duration_seconds",
+                "From a request's arrival to its end.",
+                DURATION_BUCKETS,
+                GEN_AI,
+            )?,
+            time_to_first: labelled(
+                "gen_ai_server_time_to_first_token_seconds",
+                "From a request's arrival to its first token.",
+                DURATION_BUCKETS,
+                GEN_AI,
+            )?,
+            time_per_output: labelled(
+                "gen_ai_server_time_per_output_token_seconds",
+                "Of a request's tokens after the first, on average.",
+                ITL_BUCKETS,
+                GEN_AI,
+            )?,
+            billable: counter(
+                "trireme_billable_tokens_total",
+                "Tokens that were billed, by kind: `input`, `cached_input`, `output`.",
+                &["model_name", "kind"],
+            )?,
+            overhead: histogram(
+                "trireme_gateway_overhead_seconds",
+                "What a request spends in the gateway before its dispatch and after its last token.",
+                OVERHEAD_BUCKETS,
+            )?,
             http: counter(
                 "trireme_http_requests_total",
                 "HTTP answers by route and status.",
@@ -195,6 +271,46 @@ impl Metrics {
             self.e2e
                 .with_label_values(&[model])
                 .observe(since_arrival.as_secs_f64());
+        }
+    }
+
+    /// A request was answered and settled.
+    pub fn served(&self, served: &Served<'_>) {
+        let labels = [served.operation, served.model];
+        let tokens = |kind: &str, tokens: u64| {
+            let labels = [served.operation, served.model, kind];
+            let usage = self.token_usage.with_label_values(&labels);
+            usage.observe(tokens as f64);
+        };
+        tokens("input", served.prompt);
+        tokens("output", served.completion);
+        let took = served.took.as_secs_f64();
+        self.duration.with_label_values(&labels).observe(took);
+        if let Some(first) = served.first_token {
+            let first = first.as_secs_f64();
+            self.time_to_first.with_label_values(&labels).observe(first);
+            if served.completion > 1 {
+                let each = (took - first) / (served.completion - 1) as f64;
+                self.time_per_output
+                    .with_label_values(&labels)
+                    .observe(each);
+            }
+        }
+        self.overhead
+            .with_label_values(&[served.model])
+            .observe(served.overhead.as_secs_f64());
+    }
+
+    /// Tokens of a settled request, whether it was answered to its end or not.
+    pub fn billable(&self, model: &str, prompt: u64, cached: u64, completion: u64) {
+        let fresh = prompt.saturating_sub(cached);
+        for (kind, tokens) in [
+            ("input", fresh),
+            ("cached_input", cached),
+            ("output", completion),
+        ] {
+            let labels = [model, kind];
+            self.billable.with_label_values(&labels).inc_by(tokens);
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! The life of a request here: `server` accepts it, `envelope` names and bounds it, `auth` finds
 //! who pays, `openai::{chat, completions}` parse it, `openai::generation` dispatches its sequences,
-//! `session` turns tokens into certain text, `openai::stream` or `openai::answer` sends it, and
-//! `usage` records it.
+//! `session` turns tokens into certain text, `openai::stream` or `openai::answer` sends it,
+//! `desk` has let it in by then, and `usage` has it settled there.
 //!
 //! What a client gets when it is wrong: a request that is HTTP is answered by us, in OpenAI's shape
 //! and with `x-request-id`, and its body is read to the end (within `limits::HTTP_DISCARD_*`), so
@@ -19,10 +19,10 @@
 mod admin;
 mod auth;
 mod body;
+mod desk;
 mod envelope;
 pub mod error;
 mod health;
-mod life;
 mod metrics;
 pub mod openai;
 mod server;

@@ -4,7 +4,7 @@
 //! cut off, as is one that stops reading its answer, and a drain lets running requests end within
 //! `limits::DRAIN_DEADLINE` and their usage become durable before `serve` returns.
 
-use super::life::Life;
+use super::desk::Desk;
 use super::metrics::Metrics;
 use super::stall::StallGuard;
 use super::texts::Texts;
@@ -53,7 +53,7 @@ pub struct GatewayState {
     pub(super) dispatcher: Dispatcher,
     pub(super) fleet: Fleet,
     pub(super) group: Group,
-    pub(super) life: Life,
+    pub(super) desk: Desk,
     pub(super) texts: Texts,
     pub(super) metrics: Metrics,
     /// Long prompts being tokenised.
@@ -62,11 +62,12 @@ pub struct GatewayState {
 }
 
 impl GatewayState {
+    /// Must be called within a tokio runtime.
     pub fn new(parts: GatewayParts) -> Result<Self, prometheus::Error> {
         Ok(Self {
             dispatcher: parts.dispatcher,
             fleet: parts.fleet,
-            life: Life::new(parts.group.clone()),
+            desk: Desk::start(parts.group.clone()),
             group: parts.group,
             texts: Texts::new(parts.cache_dir),
             metrics: Metrics::new()?,
@@ -160,6 +161,7 @@ pub async fn serve(listener: TcpListener, state: GatewayState, shutdown: Cancell
     if !state.idle(limits::USAGE_COMMIT_DEADLINE).await {
         tracing::error!("usage of some requests was not recorded before the gateway ended");
     }
+    state.desk.close().await;
 }
 
 /// One client's connection, from accept to close.

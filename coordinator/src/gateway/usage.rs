@@ -1,17 +1,18 @@
 //! What one request is billed.
 //!
-//! Keeps true: a request is recorded at most once, for at most the tokens that were delivered, and
-//! an answer does not end before its record is durable. A request whose client left, or whose
-//! stream broke, is recorded by a task of its own, which keeps the request's place among the
-//! bounded number of requests until it is done.
+//! Keeps true: a request is settled once, for at most the tokens that were delivered, and an answer does
+//! not end before its settlement is durable. A request whose client left, or whose stream broke, is
+//! settled by a task of its own, which keeps the request's place among the bounded number of requests
+//! until it is done. A client to whom nothing generated was delivered pays nothing.
 
+use super::desk::{About, Desk, Held, Live};
 use super::error::ApiError;
-use super::life::Life;
 use super::metrics::Metrics;
 use super::server::Permit;
-use crate::state::{Counts, Deployment, Ended, Final, Outcome, Progress, Report, State};
+use crate::state::{Counts, Deployment, Ended, Final};
 use serde_json::{Value, json};
-use trireme_shared::ids::{GatewayLife, KeyId, NanoUsd, RequestId, TenantId, Tokens};
+use std::sync::Arc;
+use trireme_shared::ids::{KeyId, NanoUsd, RequestId, TenantId, Tokens};
 use trireme_shared::limits;
 use trireme_shared::wall_clock::unix_ms;
 
@@ -43,150 +44,140 @@ pub struct Payer {
     pub request: RequestId,
     pub tenant: TenantId,
     pub key: KeyId,
+    /// SHA-256 of the caller's `Idempotency-Key` and of what was asked under it.
+    pub idempotency: Option<[u8; 32]>,
 }
 
 /// Counts one request's tokens and has them settled once.
 pub struct Meter {
-    life: Life,
+    desk: Desk,
     metrics: Metrics,
-    payer: Payer,
-    deployment: Deployment,
-    /// Milliseconds since 1970.
-    began_at_ms: u64,
-    counts: Counts,
+    live: Arc<Live>,
+    held: Option<Held>,
     /// Tokens reach the client as they are generated, so a broken answer is billed for them.
     streaming: bool,
+    /// A prompt entered a batch: there is something to tell.
+    started: bool,
     settled: bool,
+    /// How it ends where nothing else is said: its client left.
+    ended: Ended,
     permit: Permit,
 }
 
 impl Meter {
     pub fn new(
-        life: Life,
+        desk: Desk,
         metrics: Metrics,
         payer: Payer,
-        deployment: Deployment,
+        deployment: &Deployment,
+        held: Held,
         streaming: bool,
         permit: Permit,
     ) -> Self {
-        Self {
-            life,
-            metrics,
-            payer,
-            deployment,
+        let live = Arc::new(Live::new(About {
+            // Callers may use an id twice; a request is settled once.
+            request: RequestId::random(),
+            caller_id: payer.request,
+            tenant: payer.tenant,
+            key: payer.key,
+            model: deployment.spec.model.name.clone(),
             began_at_ms: unix_ms(),
-            counts: Counts::default(),
+            idempotency: payer.idempotency,
+        }));
+        if streaming {
+            desk.watch(&live);
+        }
+        Self {
+            desk,
+            metrics,
+            live,
+            held: Some(held),
             streaming,
+            started: false,
             settled: false,
+            ended: Ended::Disconnected,
             permit,
         }
     }
 
     /// A prompt entered a batch.
     pub fn prompt(&mut self, tokens: Tokens, cached: Tokens) {
-        self.counts.prompt.0 += tokens.0;
-        self.counts.cached.0 += cached.0.min(tokens.0);
+        self.started = true;
+        self.live.count(|counts| {
+            counts.prompt.0 += tokens.0;
+            counts.cached.0 += cached.0.min(tokens.0);
+        });
     }
 
     pub fn completion(&mut self, tokens: Tokens) {
-        self.counts.completion.0 += tokens.0;
+        self.live.count(|counts| counts.completion.0 += tokens.0);
     }
 
     /// Makes the final counts durable and gives them, and what they cost.
-    pub async fn settle(&mut self) -> Result<Usage, ApiError> {
+    pub async fn settle(&mut self, ended: Ended) -> Result<Usage, ApiError> {
+        let counts = self.live.counts();
         // In a task of its own: a client that leaves now must not leave half a record.
-        match self.record(self.counts, Ended::Finished).await {
-            Ok(Some(cost)) => Ok(Usage {
-                prompt: self.counts.prompt,
-                cached: self.counts.cached,
-                completion: self.counts.completion,
+        let recorded = self.record(counts, ended);
+        match tokio::time::timeout(limits::USAGE_COMMIT_DEADLINE, recorded).await {
+            Ok(Ok(Some(cost))) => Ok(Usage {
+                prompt: counts.prompt,
+                cached: counts.cached,
+                completion: counts.completion,
                 cost,
             }),
             _ => Err(ApiError::internal(
-                "the usage of this request could not be recorded; see the coordinator's log.",
+                "the usage of this request could not be recorded yet; see the coordinator's log.",
             )),
         }
     }
 
-    /// The answer failed before anything was delivered: nothing is billed.
-    pub fn forgive(&mut self) {
-        self.settled = true;
+    /// We failed: what follows is no fault of the client's. Where nothing was delivered, nothing is billed.
+    pub fn failed(&mut self) {
+        self.ended = Ended::Failed;
     }
 
     /// What was charged, once it is.
     fn record(&mut self, counts: Counts, ended: Ended) -> tokio::task::JoinHandle<Option<NanoUsd>> {
         self.settled = true;
-        // Callers may use an id twice; a request is settled once.
-        let request = RequestId::random();
-        let progress = Progress {
-            request,
-            caller_id: Some(self.payer.request.clone()),
-            tenant: self.payer.tenant,
-            key: self.payer.key,
-            model: self.deployment.spec.model.name.clone(),
-            began_at_ms: self.began_at_ms,
-            idempotency: None,
-            counts,
-            work: Vec::new(),
+        let last = Final {
+            progress: self.live.progress(counts),
+            ended,
         };
-        let life = self.life.clone();
-        let metrics = self.metrics.clone();
-        let permit = self.permit.clone();
-        let id = self.payer.request.clone();
+        let (desk, metrics) = (self.desk.clone(), self.metrics.clone());
+        let (held, permit) = (self.held.take(), self.permit.clone());
         tokio::spawn(async move {
-            let model = progress.model.clone();
-            let work = settle(&life, Final { progress, ended });
-            let done = tokio::time::timeout(limits::USAGE_COMMIT_DEADLINE, work).await;
-            let recorded = match done {
-                Ok(Ok(cost)) => {
+            let (model, id) = (last.progress.model.clone(), last.progress.caller_id.clone());
+            let charged = desk.settle(last, held, permit.clone()).await;
+            match charged {
+                Some(cost) => {
                     metrics.billed(&model, u64::try_from(cost.0).unwrap_or(0));
-                    Some(cost)
+                    metrics.billable(
+                        &model,
+                        counts.prompt.0,
+                        counts.cached.0,
+                        counts.completion.0,
+                    );
                 }
-                Ok(Err(error)) => {
-                    tracing::error!(request_id = %id, %error, "usage was not recorded");
-                    None
-                }
-                Err(_) => {
-                    tracing::error!(request_id = %id, "usage was not recorded in time");
-                    None
-                }
-            };
+                None => tracing::error!(request_id = ?id, "usage was not recorded"),
+            }
             // Last: who waits for all permits then sees all records and their metrics.
             drop(permit);
-            recorded
+            charged
         })
     }
-}
-
-/// Settles a request and gives what it was charged.
-async fn settle(life: &Life, last: Final) -> Result<NanoUsd, String> {
-    let request = last.progress.request.clone();
-    let report = Report {
-        finals: vec![last],
-        ..Report::new(GatewayLife(0))
-    };
-    let outcome = life.report(report).await.map_err(|e| e.to_string())?;
-    if let Outcome::Refused(why) = outcome {
-        return Err(why.to_string());
-    }
-    let charged = |state: &State| state.request_by_id(&request).map(|row| row.charged);
-    let charged = life.group().read(charged);
-    charged.ok_or_else(|| "its key does not exist".to_owned())
 }
 
 impl Drop for Meter {
     fn drop(&mut self) {
         // Without a runtime the process is ending, and so has the state.
-        if self.settled
-            || self.counts.prompt.0 == 0
-            || tokio::runtime::Handle::try_current().is_err()
-        {
+        if self.settled || !self.started || tokio::runtime::Handle::try_current().is_err() {
             return;
         }
-        let mut delivered = self.counts;
-        if !self.streaming {
-            delivered.completion = Tokens(0);
-        }
-        drop(self.record(delivered, Ended::Disconnected));
+        let counts = self.live.counts();
+        let delivered = match self.streaming && counts.completion.0 > 0 {
+            true => counts,
+            false => Counts::default(),
+        };
+        drop(self.record(delivered, self.ended));
     }
 }

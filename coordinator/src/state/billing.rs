@@ -241,7 +241,7 @@ fn fits(state: &State, told: &Progress) -> bool {
 }
 
 /// Whether nothing may be lent: the tenant is suspended, or there is no such subject.
-fn is_closed(state: &State, subject: Subject) -> bool {
+pub(super) fn is_closed(state: &State, subject: Subject) -> bool {
     let tenant = match subject {
         Subject::Tenant(id) => Some(id),
         Subject::Key(line) => state.tenants.keys.get(&line).map(|key| key.tenant),

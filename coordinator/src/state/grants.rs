@@ -1,7 +1,8 @@
 //! What may be lent of a subject, and to whom how much of it is.
 
 use super::leases::{Amounts, Bounds, Leases, Subject};
-use super::meters::{until_next_month_ms, until_tomorrow_ms};
+use super::meters::{Bucket, until_next_month_ms, until_tomorrow_ms};
+use super::settings::Limits;
 use crate::planted::{self, Bug};
 use trireme_shared::ids::{GatewayLife, NanoUsd, Tokens};
 use trireme_shared::limits;
@@ -95,6 +96,34 @@ impl Leases {
         }
     }
 
+    /// What there is not enough of for `least`, and in how many milliseconds there may be, as far as that
+    /// is a matter of time.
+    pub fn shortage(
+        &self,
+        subject: Subject,
+        left: &Left,
+        least: &Amounts,
+        bounds: &Bounds<'_>,
+        now_ms: u64,
+    ) -> Option<(Shortage, Option<u64>)> {
+        let why = shortage(left, least)?;
+        let (meter, of) = (self.meter(subject), bounds.limits);
+        let retry_after_ms = match why {
+            Shortage::MonthlyBudget => Some(until_next_month_ms(now_ms)),
+            Shortage::TokensPerDay => Some(until_tomorrow_ms(now_ms)),
+            Shortage::RequestsPerMinute => {
+                let limit = of.requests_per_minute.unwrap_or_default();
+                meter.requests.wait_ms(least.requests, limit, now_ms)
+            }
+            Shortage::TokensPerMinute => {
+                let limit = of.tokens_per_minute.unwrap_or_default();
+                meter.tokens.wait_ms(least.tokens.0, limit.0, now_ms)
+            }
+            Shortage::Closed | Shortage::Funds | Shortage::Concurrency => None,
+        };
+        Some((why, retry_after_ms))
+    }
+
     /// Lends what is asked for, or says what there is not enough of.
     pub fn grant(
         &mut self,
@@ -105,22 +134,8 @@ impl Leases {
     ) -> Answer {
         let left = self.left(ask.subject, bounds, now_ms);
         let (least, most) = (ask.least.sound(), ask.most.sound());
-        if let Some(why) = shortage(&left, &least) {
-            let meter = self.meter(ask.subject);
-            let of = bounds.limits;
-            let retry_after_ms = match why {
-                Shortage::MonthlyBudget => Some(until_next_month_ms(now_ms)),
-                Shortage::TokensPerDay => Some(until_tomorrow_ms(now_ms)),
-                Shortage::RequestsPerMinute => {
-                    let limit = of.requests_per_minute.unwrap_or_default();
-                    meter.requests.wait_ms(least.requests, limit, now_ms)
-                }
-                Shortage::TokensPerMinute => {
-                    let limit = of.tokens_per_minute.unwrap_or_default();
-                    meter.tokens.wait_ms(least.tokens.0, limit.0, now_ms)
-                }
-                Shortage::Closed | Shortage::Funds | Shortage::Concurrency => None,
-            };
+        if let Some(short) = self.shortage(ask.subject, &left, &least, bounds, now_ms) {
+            let (why, retry_after_ms) = short;
             return Answer::Denied {
                 why,
                 retry_after_ms,
@@ -153,6 +168,38 @@ impl Leases {
         match self.left(subject, bounds, now_ms).money() {
             Some(free) => lease + free.max(0),
             None => i128::MAX,
+        }
+    }
+}
+
+/// One rate a minute, as a caller sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub limit: u64,
+    /// Beside what is lent.
+    pub left: u64,
+    /// Milliseconds until all of it is there again.
+    pub full_in_ms: u64,
+}
+
+/// A subject's rates; `None` where it has no such limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rates {
+    pub requests: Option<Rate>,
+    pub tokens: Option<Rate>,
+}
+
+impl Leases {
+    pub fn rates(&self, subject: Subject, of: &Limits, now_ms: u64) -> Rates {
+        let meter = self.meter(subject);
+        let rate = |bucket: Bucket, limit: u64| Rate {
+            limit,
+            left: bucket.left(limit, now_ms),
+            full_in_ms: bucket.wait_ms(limit, limit, now_ms).unwrap_or(0),
+        };
+        Rates {
+            requests: of.requests_per_minute.map(|l| rate(meter.requests, l)),
+            tokens: of.tokens_per_minute.map(|l| rate(meter.tokens, l.0)),
         }
     }
 }

@@ -37,12 +37,12 @@ pub struct Amounts {
 
 impl Amounts {
     /// With no part below zero.
-    pub(super) fn sound(mut self) -> Self {
+    pub fn sound(mut self) -> Self {
         self.money.0 = self.money.0.max(0);
         self
     }
 
-    pub(super) fn plus(self, other: Self) -> Self {
+    pub fn plus(self, other: Self) -> Self {
         Self {
             money: NanoUsd(self.money.0.saturating_add(other.money.0)),
             requests: self.requests.saturating_add(other.requests),
@@ -52,7 +52,7 @@ impl Amounts {
     }
 
     /// Both must be sound. Each part at least zero.
-    pub(super) fn minus(self, other: Self) -> Self {
+    pub fn minus(self, other: Self) -> Self {
         Self {
             money: NanoUsd((self.money.0 - other.money.0).max(0)),
             requests: self.requests.saturating_sub(other.requests),
@@ -62,7 +62,7 @@ impl Amounts {
     }
 
     /// The smaller of each part.
-    pub(super) fn min(self, other: Self) -> Self {
+    pub fn min(self, other: Self) -> Self {
         Self {
             money: self.money.min(other.money),
             requests: self.requests.min(other.requests),

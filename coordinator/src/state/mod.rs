@@ -46,7 +46,7 @@ pub use command::{
     Applied, Command, Effect, Origin, Outcome, Proposal, ProposalId, Refusal, Report, Return,
 };
 pub use deployments::Deployment;
-pub use grants::{Answer, Ask, Left, Shortage};
+pub use grants::{Answer, Ask, Left, Rate, Rates, Shortage};
 pub use leases::{Amounts, Gateway, Subject};
 pub use ledger::{Account, Posting, PostingKind};
 pub use members::{Certificate, CoordinatorRecord};

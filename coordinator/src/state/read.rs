@@ -1,5 +1,7 @@
 //! What readers ask the state about tenants, money and usage, and the invariants that tie these areas.
 
+use super::billing;
+use super::grants::{Rates, Shortage};
 use super::leases::{Amounts, Gateway, Subject};
 use super::ledger::{Account, Posting, PostingKind};
 use super::requests::{OpenRequest, RequestRow};
@@ -169,6 +171,31 @@ impl State {
     pub fn left(&self, subject: Subject, now_ms: u64) -> Option<Left> {
         let bounds = bounds(&self.tenants, &self.ledger, subject)?;
         Some(self.leases.left(subject, &bounds, now_ms))
+    }
+
+    /// What there is not enough of for that much more of a subject, and in how many milliseconds there may
+    /// be, as far as that is a matter of time: what an `Ask` for it would be denied for.
+    pub fn shortage(
+        &self,
+        subject: Subject,
+        least: &Amounts,
+        now_ms: u64,
+    ) -> Option<(Shortage, Option<u64>)> {
+        if billing::is_closed(self, subject) {
+            return Some((Shortage::Closed, None));
+        }
+        let Some(bounds) = bounds(&self.tenants, &self.ledger, subject) else {
+            return Some((Shortage::Closed, None));
+        };
+        let left = self.leases.left(subject, &bounds, now_ms);
+        self.leases.shortage(subject, &left, least, &bounds, now_ms)
+    }
+
+    /// A subject's limits a minute, and what is left of them.
+    pub fn rates(&self, subject: Subject, now_ms: u64) -> Rates {
+        let bounds = bounds(&self.tenants, &self.ledger, subject);
+        let rates = bounds.map(|b| self.leases.rates(subject, b.limits, now_ms));
+        rates.unwrap_or_default()
     }
 
     /// What a subject was charged in the month (UTC) of that time, milliseconds since 1970.

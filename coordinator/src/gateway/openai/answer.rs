@@ -4,6 +4,7 @@ use super::generation::Generation;
 use super::logprobs::TokenReport;
 use super::render::{Piece, Renderer};
 use crate::gateway::error::ApiError;
+use crate::gateway::usage::Usage;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use trireme_shared::wire::generate::FinishReason;
@@ -15,18 +16,18 @@ struct Whole {
     reason: Option<FinishReason>,
 }
 
-/// Waits for every choice and gives the answer's JSON, its usage durable.
+/// Waits for every choice and gives the answer's JSON and its usage, which is durable.
 pub async fn collect(
     mut generation: Generation,
     mut renderer: Renderer,
-) -> Result<Value, ApiError> {
+) -> Result<(Value, Usage), ApiError> {
     let mut choices: BTreeMap<usize, Whole> = BTreeMap::new();
     loop {
         let (index, event) = match generation.next().await {
             Ok(Some(next)) => next,
             Ok(None) => break,
             Err(error) => {
-                generation.forgive();
+                generation.failed();
                 return Err(error);
             }
         };
@@ -43,6 +44,7 @@ pub async fn collect(
         }
     }
     let usage = generation.settle().await?;
+    let note = generation.billing_note();
     let shape = &renderer.shape;
     let choices = choices
         .iter()
@@ -51,5 +53,9 @@ pub async fn collect(
             shape.whole_choice(*index, &whole.text, &whole.logprobs, reason)
         })
         .collect();
-    Ok(shape.whole(choices, usage.to_json()))
+    let mut answer = shape.whole(choices, usage.to_json());
+    if let Some(note) = note {
+        answer["billing_note"] = note.into();
+    }
+    Ok((answer, usage))
 }

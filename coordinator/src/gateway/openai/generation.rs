@@ -5,12 +5,14 @@
 use super::job::Job;
 use super::render::Renderer;
 use crate::fleet::dispatch::SequenceRequest;
+use crate::gateway::desk::Held;
 use crate::gateway::envelope::RequestContext;
 use crate::gateway::error::ApiError;
-use crate::gateway::metrics::{Ended, Metrics};
+use crate::gateway::metrics::{Ended, Metrics, Served};
 use crate::gateway::server::GatewayState;
 use crate::gateway::session::{self, ChoiceEvent, ChoiceIndex};
 use crate::gateway::usage::{Meter, Payer, Usage};
+use crate::state;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -39,6 +41,13 @@ pub struct Generation {
     model: String,
     request: RequestId,
     arrived: Instant,
+    dispatched: Instant,
+    first_token: Option<Duration>,
+    operation: &'static str,
+    /// No choice may be longer, because no more could be held for it.
+    shortened: Option<u32>,
+    /// A choice ended for that.
+    exhausted: bool,
 }
 
 impl Generation {
@@ -47,8 +56,15 @@ impl Generation {
         gateway: &GatewayState,
         context: RequestContext,
         payer: Payer,
-        job: Job,
+        mut job: Job,
+        held: Held,
     ) -> Result<(Self, Renderer), ApiError> {
+        let shortened = held.shortened;
+        if let Some(longest) = shortened {
+            for prompt in &mut job.prompts {
+                prompt.max_tokens = prompt.max_tokens.min(longest);
+            }
+        }
         let (send, events) = mpsc::channel(limits::SESSION_EVENTS_MAX);
         let stop_tokens = job.stop_tokens();
         let n = job.shape.choices_per_prompt;
@@ -90,10 +106,11 @@ impl Generation {
                 .collect(),
             choices_per_prompt: n,
             meter: Meter::new(
-                gateway.life.clone(),
+                gateway.desk.clone(),
                 gateway.metrics.clone(),
                 payer,
-                job.deployment,
+                &job.deployment,
+                held,
                 job.shape.stream,
                 context.permit,
             ),
@@ -101,6 +118,11 @@ impl Generation {
             model: job.shape.model.clone(),
             request: context.id,
             arrived: context.arrived,
+            dispatched: Instant::now(),
+            first_token: None,
+            operation: job.shape.api.operation(),
+            shortened,
+            exhausted: false,
         };
         Ok((generation, Renderer::new(job.shape, choices)))
     }
@@ -160,12 +182,17 @@ impl Generation {
                 self.meter.completion(Tokens(tokens));
                 self.metrics.generated(model, tokens);
                 match self.choices[index].last_token.replace(now) {
-                    None => self.metrics.first_token(model, now - self.arrived),
+                    None => {
+                        let first = now - self.arrived;
+                        self.first_token.get_or_insert(first);
+                        self.metrics.first_token(model, first);
+                    }
                     Some(last) => self.metrics.next_token(model, now - last),
                 }
             }
             ChoiceEvent::Finished(reason) => {
                 self.choices[index].ended = true;
+                self.exhausted |= self.shortened.is_some() && *reason == FinishReason::Length;
                 let how = match reason {
                     FinishReason::Stop => Ended::Stop,
                     FinishReason::Length => Ended::Length,
@@ -178,13 +205,29 @@ impl Generation {
 
     /// Makes the usage durable and gives it.
     pub async fn settle(&mut self) -> Result<Usage, ApiError> {
-        let usage = self.meter.settle().await?;
+        let ended = match self.exhausted {
+            true => state::Ended::Exhausted,
+            false => state::Ended::Finished,
+        };
+        let last_token = Instant::now();
+        let usage = self.meter.settle(ended).await?;
+        self.metrics.served(&Served {
+            operation: self.operation,
+            model: &self.model,
+            prompt: usage.prompt.0,
+            completion: usage.completion.0,
+            took: self.arrived.elapsed(),
+            overhead: (self.dispatched - self.arrived) + last_token.elapsed(),
+            first_token: self.first_token,
+        });
         tracing::info!(
             request_id = %self.request,
-            model = self.model,
-            prompt_tokens = usage.prompt.0,
+            gen_ai.operation.name = self.operation,
+            gen_ai.request.model = self.model,
+            gen_ai.usage.input_tokens = usage.prompt.0,
+            gen_ai.usage.output_tokens = usage.completion.0,
             cached_tokens = usage.cached.0,
-            completion_tokens = usage.completion.0,
+            cost_nano_usd = usage.cost.0,
             choices = self.choices.len(),
             ms = self.arrived.elapsed().as_millis() as u64,
             "generated"
@@ -192,9 +235,18 @@ impl Generation {
         Ok(usage)
     }
 
-    /// Nothing of the answer was delivered: nothing is billed.
-    pub fn forgive(&mut self) {
-        self.meter.forgive();
+    /// We failed. What was delivered by then is billed.
+    pub fn failed(&mut self) {
+        self.meter.failed();
+    }
+
+    /// What the client is told where a choice ended because no more could be held for it.
+    pub fn billing_note(&self) -> Option<String> {
+        let longest = self.shortened.filter(|_| self.exhausted)?;
+        Some(format!(
+            "This answer ended after {longest} tokens because no more of them were covered by what is \
+             left of the account's balance, budget or limits."
+        ))
     }
 }
 

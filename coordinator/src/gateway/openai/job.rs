@@ -8,6 +8,7 @@ use super::chat::ChatRequest;
 use super::completions::{CompletionRequest, DEFAULT_MAX_TOKENS, PromptInput};
 use super::params::CommonParams;
 use super::render::{Api, Echo, Shape};
+use crate::gateway::desk::Wish;
 use crate::gateway::error::ApiError;
 use crate::gateway::server::GatewayState;
 use crate::gateway::text::ModelText;
@@ -31,6 +32,8 @@ pub struct Job {
     pub logprobs: Option<u8>,
     pub prompt_logprobs: Option<u8>,
     pub shape: Shape,
+    /// The caller left the length of the answer to us.
+    pub may_shorten: bool,
 }
 
 /// A served model, found by name.
@@ -148,6 +151,7 @@ impl Job {
             let rendered = model.text.render_chat(&request.messages, true)?;
             // The template writes the beginning of the sequence itself, where there is one.
             let ids = model.text.encode(&rendered, true, false)?;
+            let may_shorten = request.max_tokens.is_none();
             let prompt = model.fit(ids, request.max_tokens, u32::MAX, "messages")?;
             let shape = model.shape(Api::Chat, &common, request.logprobs.is_some(), Vec::new())?;
             Ok(Self {
@@ -157,6 +161,7 @@ impl Job {
                 logprobs: request.logprobs,
                 prompt_logprobs: None,
                 shape,
+                may_shorten,
             })
         })
         .await
@@ -209,9 +214,23 @@ impl Job {
                 logprobs: request.logprobs,
                 prompt_logprobs: request.logprobs.filter(|_| request.echo),
                 shape,
+                may_shorten: request.max_tokens.is_none(),
             })
         })
         .await
+    }
+
+    /// What must be held for it.
+    pub fn wish(&self) -> Wish {
+        let prompts = self.prompts.iter();
+        Wish {
+            model: self.shape.model.clone(),
+            prompts: prompts
+                .map(|p| (p.ids.len() as u64, p.max_tokens))
+                .collect(),
+            choices_per_prompt: self.shape.choices_per_prompt as u64,
+            may_shorten: self.may_shorten,
+        }
     }
 
     /// Tokens that end this job's texts.

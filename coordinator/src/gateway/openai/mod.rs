@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod fields;
 mod generation;
+mod headers;
 mod job;
 mod logprobs;
 pub mod models;
@@ -30,10 +31,9 @@ pub async fn chat_completions(
     State(gateway): State<GatewayState>,
     Extension(context): Extension<RequestContext>,
     request: Request,
-) -> Result<Response, ApiError> {
-    let (payer, wanted) = admit(&gateway, &context, request, ChatRequest::parse).await?;
-    let job = Job::chat(&gateway, wanted).await?;
-    respond(&gateway, context, payer, job).await
+) -> Response {
+    let make = async |wanted| Job::chat(&gateway, wanted).await;
+    serve(&gateway, context, request, ChatRequest::parse, make).await
 }
 
 /// `POST /v1/completions`
@@ -41,42 +41,56 @@ pub async fn text_completions(
     State(gateway): State<GatewayState>,
     Extension(context): Extension<RequestContext>,
     request: Request,
-) -> Result<Response, ApiError> {
-    let (payer, wanted) = admit(&gateway, &context, request, CompletionRequest::parse).await?;
-    let job = Job::completion(&gateway, wanted).await?;
-    respond(&gateway, context, payer, job).await
+) -> Response {
+    let make = async |wanted| Job::completion(&gateway, wanted).await;
+    serve(&gateway, context, request, CompletionRequest::parse, make).await
 }
 
-/// Lets the tenant in and parses the body.
-async fn admit<T: Send + 'static>(
+/// Lets the tenant in, and answers with what is left of its limits whatever comes of the request.
+async fn serve<T: Send + 'static>(
     gateway: &GatewayState,
-    context: &RequestContext,
+    context: RequestContext,
     request: Request,
-    make: fn(Value) -> Result<T, ApiError>,
-) -> Result<(Payer, T), ApiError> {
+    parse: fn(Value) -> Result<T, ApiError>,
+    make: impl AsyncFnOnce(T) -> Result<Job, ApiError>,
+) -> Response {
     let (parts, content) = request.into_parts();
-    let payer = match auth::tenant(&gateway.group, &parts.headers, &context.id) {
+    let mut payer = match auth::tenant(&gateway.group, &parts.headers, &context.id) {
         Ok(payer) => payer,
         Err(error) => {
             body::discard(content).await;
-            return Err(error);
+            return error.into_response();
         }
     };
-    Ok((payer, body::parse(&parts.headers, content, make).await?))
+    let answered = async {
+        let wish = headers::Asked::of(&parts.headers)?;
+        let (wanted, digest) = body::parse_hashed(&parts.headers, content, parse).await?;
+        payer.idempotency = wish.idempotency(&digest);
+        let job = make(wanted).await?;
+        respond(gateway, context, &payer, job, wish.cost).await
+    };
+    let mut response = answered.await.into_response();
+    headers::rates(response.headers_mut(), &gateway.desk.rates(&payer));
+    response
 }
 
 /// Runs the job and answers, at once or as a stream.
 async fn respond(
     gateway: &GatewayState,
     context: RequestContext,
-    payer: Payer,
+    payer: &Payer,
     job: Job,
+    cost: bool,
 ) -> Result<Response, ApiError> {
-    let (generation, renderer) = Generation::start(gateway, context, payer, job)?;
+    let held = gateway.desk.admit(payer, &job.wish()).await?;
+    let (generation, renderer) = Generation::start(gateway, context, payer.clone(), job, held)?;
     if renderer.shape.stream {
-        stream::respond(generation, renderer).await
-    } else {
-        let answer = answer::collect(generation, renderer).await?;
-        Ok(axum::Json(answer).into_response())
+        return stream::respond(generation, renderer).await;
     }
+    let (answer, usage) = answer::collect(generation, renderer).await?;
+    let mut response = axum::Json(answer).into_response();
+    if cost {
+        headers::cost(response.headers_mut(), usage.cost);
+    }
+    Ok(response)
 }

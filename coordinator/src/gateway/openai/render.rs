@@ -24,6 +24,14 @@ impl Api {
         }
     }
 
+    /// As OpenTelemetry's conventions for generative AI name it.
+    pub fn operation(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Text => "text_completion",
+        }
+    }
+
     fn object(self, chunk: bool) -> &'static str {
         match (self, chunk) {
             (Self::Chat, true) => "chat.completion.chunk",

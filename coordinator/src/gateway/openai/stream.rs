@@ -5,7 +5,7 @@
 //! by the connection, so a client that leaves drops it, and with it the generation.
 
 use super::generation::Generation;
-use super::render::Renderer;
+use super::render::{Piece, Renderer};
 use crate::gateway::error::ApiError;
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
@@ -64,8 +64,12 @@ impl Events {
                 Err(_) => return Some(Bytes::from_static(KEEP_ALIVE)),
                 Ok(Ok(Some((index, event)))) => {
                     let mut out = Vec::new();
+                    let note = generation.billing_note();
                     for piece in self.renderer.on(index, event) {
-                        if let Some(chunk) = self.renderer.shape.chunk(index, &piece) {
+                        if let Some(mut chunk) = self.renderer.shape.chunk(index, &piece) {
+                            if let (Piece::End(_), Some(note)) = (&piece, &note) {
+                                chunk["billing_note"] = note.as_str().into();
+                            }
                             out.extend_from_slice(&frame(&chunk));
                         }
                     }
@@ -76,6 +80,7 @@ impl Events {
                 Ok(Ok(None)) => return Some(self.end().await),
                 Ok(Err(error)) => {
                     // Dropping it cancels the other choices and bills what was delivered.
+                    generation.failed();
                     self.generation = None;
                     return Some(frame(&error.to_json()));
                 }

@@ -13,6 +13,22 @@ async fn a_chat_is_answered_billed_and_recorded() {
     house.engine.script(Script::says("Hé!").cached(10));
     let answer = house.chat(json!({"temperature": 0})).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
+    let metrics = house.get("/metrics", "").await.text;
+    let prompt = chat_prompt().len() as u64;
+    for line in [
+        format!(
+            "trireme_billable_tokens_total{{kind=\"input\",model_name=\"tiny\"}} {}\n",
+            prompt - 10
+        ),
+        "trireme_billable_tokens_total{kind=\"cached_input\",model_name=\"tiny\"} 10\n".into(),
+        format!(
+            "gen_ai_client_token_usage_sum{{gen_ai_operation_name=\"chat\",gen_ai_request_model=\"tiny\",\
+             gen_ai_token_type=\"input\"}} {prompt}\n"
+        ),
+        "trireme_gateway_overhead_seconds_count{model_name=\"tiny\"} 1\n".into(),
+    ] {
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
     let body = answer.json();
     assert_eq!(body["object"], "chat.completion");
     assert_eq!(body["model"], MODEL);
@@ -166,7 +182,11 @@ async fn a_failure_after_tokens_bills_nothing_where_nothing_was_delivered() {
         .engine
         .script(Script::says("abc").then(End::Fail(DispatchError::Lost("gone".into()))));
     assert_eq!(house.chat(json!({})).await.status, 503);
-    assert_eq!(house.recorded().await.requests, 0);
+    let recorded = house.recorded().await;
+    assert_eq!(
+        (recorded.prompt, recorded.completion, recorded.cost),
+        (Tokens(0), Tokens(0), NanoUsd(0))
+    );
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! scripted engine behind the dispatcher's queue.
 
 mod admin;
+mod admission;
 mod bad_bodies;
 mod chat;
 mod completions;
