@@ -9,6 +9,7 @@ use super::error::ApiError;
 use super::life::Life;
 use super::metrics::Metrics;
 use super::server::Permit;
+use crate::fleet::work::WorkLog;
 use crate::state::{Counts, Deployment, Ended, Final, Outcome, Progress, Report, State};
 use serde_json::{Value, json};
 use trireme_shared::ids::{GatewayLife, KeyId, NanoUsd, RequestId, TenantId, Tokens};
@@ -57,6 +58,7 @@ pub struct Meter {
     /// Tokens reach the client as they are generated, so a broken answer is billed for them.
     streaming: bool,
     settled: bool,
+    work: WorkLog,
     permit: Permit,
 }
 
@@ -67,6 +69,7 @@ impl Meter {
         payer: Payer,
         deployment: Deployment,
         streaming: bool,
+        work: WorkLog,
         permit: Permit,
     ) -> Self {
         Self {
@@ -78,6 +81,7 @@ impl Meter {
             counts: Counts::default(),
             streaming,
             settled: false,
+            work,
             permit,
         }
     }
@@ -127,7 +131,7 @@ impl Meter {
             began_at_ms: self.began_at_ms,
             idempotency: None,
             counts,
-            work: Vec::new(),
+            work: self.work.so_far(),
         };
         let life = self.life.clone();
         let metrics = self.metrics.clone();

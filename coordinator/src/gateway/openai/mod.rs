@@ -47,7 +47,7 @@ pub async fn text_completions(
     respond(&gateway, context, payer, job).await
 }
 
-/// Lets the tenant in and parses the body.
+/// Lets the tenant in, if there is a place for it, and parses the body.
 async fn admit<T: Send + 'static>(
     gateway: &GatewayState,
     context: &RequestContext,
@@ -55,7 +55,12 @@ async fn admit<T: Send + 'static>(
     make: fn(Value) -> Result<T, ApiError>,
 ) -> Result<(Payer, T), ApiError> {
     let (parts, content) = request.into_parts();
-    let payer = match auth::tenant(&gateway.group, &parts.headers, &context.id) {
+    let payer = auth::tenant(&gateway.group, &parts.headers, &context.id);
+    let seated = payer.and_then(|payer| {
+        gateway.seat(&context.permit, payer.tenant)?;
+        Ok(payer)
+    });
+    let payer = match seated {
         Ok(payer) => payer,
         Err(error) => {
             body::discard(content).await;
