@@ -13,6 +13,7 @@ mod bootstrap;
 pub mod fleet;
 pub mod gateway;
 pub mod placement;
+mod places;
 pub mod planted;
 pub mod raft;
 mod reaper;

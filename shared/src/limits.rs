@@ -210,12 +210,17 @@ pub const STREAM_EVENTS_MAX: usize = 4_096;
 
 // --- HTTP gateway -----------------------------------------------------------------------------
 
-/// Open client connections. Above it new ones wait in the kernel's accept queue.
+/// Open client connections, and so requests (one at a time on each) whose sender is not known yet or that
+/// are being refused. Above it new ones wait in the kernel's accept queue.
 pub const HTTP_CONNECTIONS_MAX: usize = 4_096;
 
-/// HTTP requests being answered at once; one more is answered 503. Twice what one driver's waiting
-/// room holds would only queue where no client can see it.
+/// Tenants' HTTP requests being answered at once; one more is answered 503. Twice what one driver's
+/// waiting room holds would only queue where no client can see it.
 pub const HTTP_REQUESTS_MAX: usize = 1_024;
+
+/// Places that a tenant may hold for each one that is free, of those that tenants share: alone it has four
+/// in five, and leaves every newcomer some.
+pub const PLACES_PER_FREE: usize = 4;
 
 /// Request line and headers; a slower client is cut off (slow-loris).
 pub const HTTP_HEADER_DEADLINE: Duration = Duration::from_secs(15);
@@ -344,8 +349,14 @@ pub const STEP_TOKENS_MAX: usize = 512;
 /// Sequences of one step.
 pub const STEP_SEQUENCES_MAX: usize = 128;
 
-/// Sequences waiting at one driver; one more is answered "overloaded".
+/// Sequences waiting at one driver; of one more, that of the tenant with the most for its weight is
+/// answered "overloaded".
 pub const WAITING_SEQUENCES_MAX: usize = 1_024;
+
+/// Tenants that have nothing left at a driver and are remembered there, because they got more than those
+/// who wait. As many as may wait; forgetting the one that is ahead by the least costs the others the
+/// least.
+pub const TENANTS_AHEAD_MAX: usize = WAITING_SEQUENCES_MAX;
 
 /// Prefill tokens of a step while other sequences decode: on a slow core 128 rows take about
 /// 0.2 s, and that is the longest gap a running stream sees because someone else's prompt came.

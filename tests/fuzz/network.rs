@@ -9,7 +9,8 @@ use trireme_shared::identity::{
     CertificateMark, ClusterAuthority, KeyRequest, NodeId, NodeIdentity, check_csr,
 };
 use trireme_shared::ids::{
-    CoordinatorId, DeploymentId, Epoch, Rank, Replica, RequestId, Stage, TokenRecordId, WorkerId,
+    CoordinatorId, DeploymentId, Epoch, Rank, Replica, RequestId, Stage, TenantId, TokenRecordId,
+    WorkerId,
 };
 use trireme_shared::model::{RankShare, Span};
 use trireme_shared::plan::{Assignment, LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
@@ -148,6 +149,8 @@ fn wire() -> Target {
     ];
     let request = GenerateRequest {
         request: RequestId::random(),
+        tenant: TenantId(1),
+        weight: 1,
         deployment: DeploymentId(1),
         replica: Replica(0),
         epoch: Epoch(1),

@@ -5,7 +5,7 @@ mod workers;
 
 use std::path::PathBuf;
 use std::time::Duration;
-use trireme_shared::ids::{DeploymentId, Epoch, Replica, RequestId};
+use trireme_shared::ids::{DeploymentId, Epoch, Replica, RequestId, TenantId};
 use trireme_shared::model::Manifest;
 use trireme_shared::model::random::RandomModel;
 use trireme_shared::plan::{Assignment, LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
@@ -103,6 +103,8 @@ async fn settled(rank: &RankHandle) -> RankState {
 fn request(prompt: &[u32]) -> GenerateRequest {
     GenerateRequest {
         request: RequestId::parse("test").unwrap(),
+        tenant: TenantId(1),
+        weight: 1,
         deployment: DeploymentId(1),
         replica: Replica(0),
         epoch: Epoch(4),

@@ -2,18 +2,22 @@
 //! one fails.
 //!
 //! What it keeps true: the client sees contiguous tokens whatever fails (`progress` sees to that);
-//! a client that goes away frees its sequence at once; every wait ends.
+//! a client that goes away frees its sequence at once; every wait ends; a tenant that floods leaves
+//! others room (`places`), among the sequences that are carried and among the streams of each driver:
+//! neither bound may be used up by one tenant, and what is refused here costs no driver anything.
 
 use super::Fleet;
 use super::dispatch::{Dispatch, DispatchError};
 use super::drivers::Load;
 use super::progress::{Progress, Step};
 use super::reconcile::{Event, ReplicaKey, Route};
+use super::work::{Tally, TokenUnits};
+use crate::state::State;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use trireme_shared::ids::{DeploymentId, Epoch, RequestId};
+use trireme_shared::ids::{Epoch, RequestId, TenantId};
 use trireme_shared::limits;
 use trireme_shared::wire::codec::{FrameReader, write_frame};
 use trireme_shared::wire::generate::{GenerateEvent, GenerateRequest, Sampling};
@@ -29,15 +33,21 @@ const TOKENS_SEEN_INTERVAL: Duration = Duration::from_secs(1);
 /// Takes sequences from the gateway's queue, each into a task of its own.
 pub(super) async fn serve(fleet: Fleet, mut queue: mpsc::Receiver<Dispatch>) {
     while let Some(dispatch) = queue.recv().await {
-        match fleet.shared.carrying.clone().try_acquire_owned() {
-            Ok(permit) => {
+        let sequence = &dispatch.sequence;
+        let place = fleet
+            .shared
+            .places
+            .try_take(sequence.tenant, sequence.weight);
+        let permit = fleet.shared.carrying.clone().try_acquire_owned();
+        match place.zip(permit.ok()) {
+            Some(held) => {
                 let fleet = fleet.clone();
                 tokio::spawn(async move {
-                    let _permit = permit;
+                    let _held = held;
                     carry(&fleet, dispatch).await;
                 });
             }
-            Err(_) => {
+            None => {
                 let _ = dispatch.events.try_send(Err(DispatchError::Overloaded));
             }
         }
@@ -151,10 +161,9 @@ impl Journey<'_> {
 
     /// The ready replica with the fewest sequences; waits for one to become ready.
     async fn pick(&self) -> Result<Route, DispatchError> {
-        let deployment = self.progress.sequence().deployment;
         let mut routes = self.fleet.shared.routes.subscribe();
         loop {
-            let choice = self.choose(deployment, &routes.borrow_and_update());
+            let choice = self.choose(&routes.borrow_and_update());
             if let Some(choice) = choice {
                 return choice;
             }
@@ -164,27 +173,24 @@ impl Journey<'_> {
         }
     }
 
-    fn choose(
-        &self,
-        deployment: DeploymentId,
-        routes: &[Route],
-    ) -> Option<Result<Route, DispatchError>> {
+    fn choose(&self, routes: &[Route]) -> Option<Result<Route, DispatchError>> {
+        let sequence = self.progress.sequence();
         let ready: Vec<&Route> = routes
             .iter()
-            .filter(|r| r.key.0 == deployment && r.ready)
+            .filter(|r| r.key.0 == sequence.deployment && r.ready)
             .collect();
         // One more stream than a driver takes would wait for a place and then look like a fault. A
         // sequence under way waits all the same: its client has been promised the rest.
+        let drivers = &self.fleet.shared.drivers;
         let has_room = |r: &Route| {
-            self.progress.is_under_way()
-                || self.fleet.shared.drivers.load(r) < limits::GENERATE_STREAMS_MAX as usize
+            self.progress.is_under_way() || drivers.has_room(r, sequence.tenant, sequence.weight)
         };
         let open = ready
             .iter()
             .filter(|r| !self.full.contains(&(r.key, r.epoch)) && has_room(r));
         let best = open.min_by_key(|r| {
             let failed = self.avoid == Some((r.key, r.epoch));
-            (failed, self.fleet.shared.drivers.load(r), r.key)
+            (failed, drivers.load(r), r.key)
         });
         match best {
             Some(route) => Some(Ok((*route).clone())),
@@ -195,6 +201,13 @@ impl Journey<'_> {
 
     async fn attempt(&mut self, route: &Route, accepted: &mut Option<Accepted>) -> Attempt {
         let request = self.progress.request(route);
+        let units = |state: &State| TokenUnits::of_route(state, route);
+        let mut tally = Tally::new(
+            self.progress.sequence().work.clone(),
+            self.fleet.shared.group.read(units),
+            request.prompt.len(),
+            request.emitted.len(),
+        );
         let mut exchange = match Exchange::open(self.fleet, route, &request).await {
             Ok(exchange) => exchange,
             Err(reason) => return Attempt::Lost(reason),
@@ -223,9 +236,15 @@ impl Journey<'_> {
                 let (key, epoch) = (route.key, route.epoch);
                 self.fleet.feed(Event::TokensSeen { key, epoch });
             }
+            if let GenerateEvent::Started { cached_tokens } = event {
+                tally.started(cached_tokens);
+            }
             match self.progress.on(event) {
                 Step::Skip => {}
                 Step::Forward(event) => {
+                    if matches!(event, GenerateEvent::Token { .. }) {
+                        tally.token();
+                    }
                     accepted.advanced = true;
                     if !self.forward(event).await {
                         return Attempt::Stalled;
@@ -278,8 +297,9 @@ impl Exchange {
             .endpoint
             .get()
             .ok_or("this coordinator serves no workers yet")?;
-        let load = fleet.shared.drivers.count(route);
-        let connection = fleet.shared.drivers.connection(endpoint, route).await?;
+        let drivers = &fleet.shared.drivers;
+        let load = drivers.count(route, request.tenant, request.weight);
+        let connection = drivers.connection(endpoint, route).await?;
         let opened = timeout(limits::CONTROL_DEADLINE, connection.quic().open_bi()).await;
         let (send, recv) = opened
             .map_err(|_| "its driver takes no more streams".to_owned())?
@@ -331,6 +351,8 @@ impl Drop for Exchange {
 pub(super) async fn probe(fleet: &Fleet, route: &Route) -> Result<(), String> {
     let request = GenerateRequest {
         request: RequestId::random(),
+        tenant: TenantId(0),
+        weight: 1,
         deployment: route.key.0,
         replica: route.key.1,
         epoch: route.epoch,

@@ -2,8 +2,9 @@
 //!
 //! The gateway holds a [`Dispatcher`]; the fleet (or a test) serves the other end.
 
+use super::work::WorkLog;
 use tokio::sync::mpsc;
-use trireme_shared::ids::{DeploymentId, RequestId};
+use trireme_shared::ids::{DeploymentId, RequestId, TenantId};
 use trireme_shared::limits;
 use trireme_shared::wire::generate::{GenerateEvent, Sampling};
 
@@ -11,6 +12,9 @@ use trireme_shared::wire::generate::{GenerateEvent, Sampling};
 #[derive(Clone, Debug)]
 pub struct SequenceRequest {
     pub request: RequestId,
+    pub tenant: TenantId,
+    /// The tenant's, in fair queuing.
+    pub weight: u32,
     pub deployment: DeploymentId,
     pub prompt: Vec<u32>,
     pub max_tokens: u32,
@@ -18,6 +22,8 @@ pub struct SequenceRequest {
     pub stop_tokens: Vec<u32>,
     pub logprobs: Option<u8>,
     pub prompt_logprobs: Option<u8>,
+    /// Takes in what is done for it; one for all sequences of a request.
+    pub work: WorkLog,
 }
 
 /// Why a sequence could not be served.

@@ -2,6 +2,7 @@
 //! token at each index is known, so whatever a client gets can be checked.
 
 use super::dispatch::{DispatchError, Dispatcher, GenerationStream, SequenceRequest};
+use super::work::WorkLog;
 use super::*;
 use crate::placement::tests::{manifest, spec};
 use crate::raft::group::Terms;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use trireme_shared::api::{self, KeyRequest, TokenRequest};
 use trireme_shared::identity::{ClusterAuthority, JoinToken, NodeId, NodeIdentity};
-use trireme_shared::ids::{CoordinatorId, RequestId, TokenRecordId};
+use trireme_shared::ids::{CoordinatorId, RequestId, TenantId, TokenRecordId};
 use trireme_shared::transport::{Protocol, join};
 use trireme_shared::wire::codec::{FrameReader, write_frame};
 use trireme_shared::wire::control::{RankReport, RankState, ToCoordinator};
@@ -22,6 +23,7 @@ use trireme_shared::wire::generate::{
 };
 
 mod joining_tests;
+mod paid_tests;
 
 /// How a pretended driver ends the stream that meets its trap.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +49,7 @@ struct Plot {
     /// The trap shuts behind this many tokens of one stream.
     after_tokens: AtomicUsize,
     sprung: AtomicBool,
+    stays: AtomicBool,
     /// (epoch, emitted) of each real request, in order of arrival.
     requests: Mutex<Vec<(u64, usize)>>,
     cancelled: tokio::sync::Notify,
@@ -60,14 +63,20 @@ impl Plot {
         self.sprung.store(false, Ordering::SeqCst);
     }
 
-    /// The trap, once per `set` (but `Overloaded`, which stays).
+    /// The trap shuts for every stream.
+    fn keep(&self) {
+        self.stays.store(true, Ordering::SeqCst);
+    }
+
+    /// The trap, once per `set` (but `Overloaded`, and any that is kept).
     fn spring(&self, tokens: usize) -> Option<Trap> {
         let trap = (*self.trap.lock().unwrap())?;
         if tokens < self.after_tokens.load(Ordering::SeqCst) {
             return None;
         }
         let first = !self.sprung.swap(true, Ordering::SeqCst);
-        (first || matches!(trap, Trap::Overloaded)).then_some(trap)
+        (first || self.stays.load(Ordering::SeqCst) || matches!(trap, Trap::Overloaded))
+            .then_some(trap)
     }
 }
 
@@ -149,26 +158,30 @@ impl World {
             deployment,
         };
         for _ in 0..workers {
-            world.add_worker().await;
+            world.add_worker(None, 1).await;
         }
         world
     }
 
     /// Joins and connects one more worker, as a remote one would.
-    async fn add_worker(&mut self) {
-        let token = self.token().await;
+    async fn add_worker(&mut self, provider: Option<&str>, threads: u32) {
+        let token = self.token_of(provider).await;
         let joined = join::join(&[&self.control], &token).await.unwrap();
         let identity = joined.identity;
         assert!(identity.trusts(self.authority.fingerprint()));
         let (plot, control) = (Arc::clone(&self.plot), self.control.clone());
-        self.tasks.spawn(pretend(identity, plot, control));
+        self.tasks.spawn(pretend(identity, threads, plot, control));
     }
 
     /// For one worker.
     async fn token(&self) -> JoinToken {
+        self.token_of(None).await
+    }
+
+    async fn token_of(&self, provider: Option<&str>) -> JoinToken {
         let request = TokenRequest {
             role: api::TokenRole::Worker,
-            provider: None,
+            provider: provider.map(str::to_owned),
             uses: 1,
             ttl_seconds: 60,
         };
@@ -186,8 +199,18 @@ impl World {
     }
 
     fn generate(&self, max_tokens: u32) -> GenerationStream {
+        self.generate_into(&WorkLog::default(), max_tokens)
+    }
+
+    fn generate_into(&self, work: &WorkLog, max_tokens: u32) -> GenerationStream {
+        self.generate_as(TenantId(1), work, max_tokens)
+    }
+
+    fn generate_as(&self, tenant: TenantId, work: &WorkLog, max_tokens: u32) -> GenerationStream {
         let sequence = SequenceRequest {
             request: RequestId::random(),
+            tenant,
+            weight: 1,
             deployment: self.deployment,
             prompt: vec![1, 2, 3],
             max_tokens,
@@ -195,6 +218,7 @@ impl World {
             stop_tokens: Vec::new(),
             logprobs: None,
             prompt_logprobs: None,
+            work: work.clone(),
         };
         self.dispatcher.generate(sequence).unwrap()
     }
@@ -231,7 +255,7 @@ async fn collect(stream: &mut GenerationStream) -> Result<Vec<u32>, DispatchErro
 }
 
 /// A worker without a model.
-async fn pretend(identity: NodeIdentity, plot: Arc<Plot>, control: String) {
+async fn pretend(identity: NodeIdentity, threads: u32, plot: Arc<Plot>, control: String) {
     let listen = "127.0.0.1:0".parse().unwrap();
     let endpoint = Endpoint::bind(listen, &identity, &[Protocol::Generate]).unwrap();
     let connection = endpoint
@@ -243,7 +267,7 @@ async fn pretend(identity: NodeIdentity, plot: Arc<Plot>, control: String) {
         host: "h".into(),
         hostname: "h".into(),
         pid: 1,
-        threads: 1,
+        threads,
         memory_bytes: 1 << 30,
         isa: "portable".into(),
         data_port: endpoint.local_addr().port(),

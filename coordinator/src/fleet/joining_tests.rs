@@ -53,7 +53,7 @@ fn a_certificate_is_noted_with_its_own_end() {
             .complete(signed.unwrap(), joined.authorities().to_vec())
             .unwrap();
         let (plot, control) = (Arc::clone(&world.plot), world.control.clone());
-        world.tasks.spawn(pretend(older.clone(), plot, control));
+        world.tasks.spawn(pretend(older.clone(), 1, plot, control));
 
         let shown = older.fingerprint().to_string();
         let noted = |record: &WorkerRecord| {

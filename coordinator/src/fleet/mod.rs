@@ -3,9 +3,10 @@
 //! What it keeps true: the reconciler's effects are performed in the order it decided them; what is
 //! handed to workers is in the state first. `follow` feeds what the state and the group tell,
 //! `reconcile` (with `slot`) decides, `control` talks with workers, `dispatch`, `carry`, `progress` and
-//! `drivers` move sequences, `models` opens what is to be planned, `admin` and `status` serve the
-//! admin API, `trust` says which authorities and nodes count, `inventory` keeps what workers offer. All of it
-//! runs on every coordinator; `reconcile` knows what the leader alone does.
+//! `drivers` move sequences, `work` says whose workers did how much of them, `models` opens what is to be
+//! planned, `admin` and `status` serve the admin API, `trust` says which authorities and nodes count,
+//! `inventory` keeps what workers offer. All of it runs on every coordinator; `reconcile` knows what the
+//! leader alone does.
 
 pub mod dispatch;
 pub mod reconcile;
@@ -21,7 +22,9 @@ mod progress;
 mod slot;
 mod status;
 mod trust;
+pub mod work;
 
+use crate::places::SharedPlaces;
 use crate::raft::group::{Group, GroupError};
 use crate::state::{Command, Outcome};
 use dispatch::Dispatch;
@@ -88,6 +91,8 @@ struct Shared {
     drivers: drivers::Drivers,
     /// One permit for each sequence that is carried.
     carrying: Arc<Semaphore>,
+    /// Who has how many of those.
+    places: SharedPlaces,
 }
 
 /// The core and the lines to workers, behind one lock so that effects keep their order.
@@ -128,6 +133,7 @@ impl Fleet {
             hello: Notify::new(),
             drivers: drivers::Drivers::default(),
             carrying: Arc::new(Semaphore::new(limits::DISPATCH_TASKS_MAX)),
+            places: SharedPlaces::new(limits::DISPATCH_TASKS_MAX),
         };
         Self {
             shared: Arc::new(shared),

@@ -55,6 +55,8 @@ impl Progress {
         let score_prompt = self.emitted.is_empty();
         GenerateRequest {
             request: s.request.clone(),
+            tenant: s.tenant,
+            weight: s.weight,
             deployment: s.deployment,
             replica: route.key.1,
             epoch: route.epoch,
@@ -138,13 +140,16 @@ fn out_of_order(index: u32) -> Step {
 
 #[cfg(test)]
 mod tests {
+    use super::super::work::WorkLog;
     use super::*;
-    use trireme_shared::ids::{DeploymentId, Epoch, Replica, RequestId, WorkerId};
+    use trireme_shared::ids::{DeploymentId, Epoch, Replica, RequestId, TenantId, WorkerId};
     use trireme_shared::wire::generate::{Sampling, TokenLogprobs};
 
     fn progress(max_tokens: u32) -> Progress {
         Progress::new(SequenceRequest {
             request: RequestId::parse("r").unwrap(),
+            tenant: TenantId(1),
+            weight: 1,
             deployment: DeploymentId(1),
             prompt: vec![1, 2, 3, 4],
             max_tokens,
@@ -152,6 +157,7 @@ mod tests {
             stop_tokens: vec![9],
             logprobs: None,
             prompt_logprobs: Some(0),
+            work: WorkLog::default(),
         })
     }
 

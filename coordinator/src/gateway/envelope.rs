@@ -1,4 +1,4 @@
-//! What every request gets: an id, a place among the bounded number of requests, a log line, a
+//! What every request gets: an id, leave to run among a bounded number of others, a log line, a
 //! count, and an answer in OpenAI's shape even where a handler panics.
 
 use super::body;

@@ -1,17 +1,21 @@
 //! Accepts connections and serves the router on them, until told to stop.
 //!
-//! Keeps true: connections and requests are bounded, a client that is slow to send its headers is
-//! cut off, as is one that stops reading its answer, and a drain lets running requests end within
-//! `limits::DRAIN_DEADLINE` and their usage become durable before `serve` returns.
+//! Keeps true: connections and requests are bounded, a tenant that floods leaves others places, a client
+//! that is slow to send its headers is cut off, as is one that stops reading its answer, and a drain lets
+//! running requests end within `limits::DRAIN_DEADLINE` and their usage become durable before `serve`
+//! returns.
 
 use super::desk::Desk;
+use super::error::ApiError;
 use super::metrics::Metrics;
 use super::stall::StallGuard;
 use super::texts::Texts;
 use super::{admin, envelope, health, openai};
 use crate::fleet::Fleet;
 use crate::fleet::dispatch::Dispatcher;
+use crate::places::{Place, SharedPlaces};
 use crate::raft::group::Group;
+use crate::state::State;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
@@ -22,17 +26,24 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use trireme_shared::ids::TenantId;
 use trireme_shared::limits;
 
-/// One request's place among `limits::HTTP_REQUESTS_MAX`; free when the last clone is dropped.
+/// What one request holds; free when the last clone is dropped.
 #[derive(Clone)]
-pub struct Permit(#[allow(dead_code, reason = "held for its Drop")] Arc<OwnedSemaphorePermit>);
+pub struct Permit(Arc<Holding>);
+
+struct Holding {
+    _running: OwnedSemaphorePermit,
+    /// Once its tenant is known.
+    place: OnceLock<Place>,
+}
 
 /// Where a request came from, among its extensions: what the audit log calls its origin.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +69,10 @@ pub struct GatewayState {
     pub(super) metrics: Metrics,
     /// Long prompts being tokenised.
     pub(super) long_prompts: Arc<Semaphore>,
+    /// Requests running, whoever sends them.
     requests: Arc<Semaphore>,
+    /// Those of tenants.
+    places: SharedPlaces,
 }
 
 impl GatewayState {
@@ -72,20 +86,43 @@ impl GatewayState {
             texts: Texts::new(parts.cache_dir),
             metrics: Metrics::new()?,
             long_prompts: Arc::new(Semaphore::new(limits::LONG_PROMPTS_AT_ONCE)),
-            requests: Arc::new(Semaphore::new(limits::HTTP_REQUESTS_MAX)),
+            requests: Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS_MAX)),
+            places: SharedPlaces::new(limits::HTTP_REQUESTS_MAX),
         })
     }
 
-    /// A place for one more request, if there is one.
+    /// Lets one more request run, if that is possible. Each connection has one at a time: this bound
+    /// is met by nobody who came over one, and so locks nobody out.
     pub(super) fn permit(&self) -> Option<Permit> {
         let permit = Arc::clone(&self.requests).try_acquire_owned().ok()?;
-        Some(Permit(Arc::new(permit)))
+        Some(Permit(Arc::new(Holding {
+            _running: permit,
+            place: OnceLock::new(),
+        })))
+    }
+
+    /// A tenant's weight in fair queuing.
+    pub(super) fn weight(&self, tenant: TenantId) -> u32 {
+        let weight = |state: &State| state.tenant(tenant).map(|t| t.settings.weight);
+        self.group.read(weight).unwrap_or(1)
+    }
+
+    /// Gives a tenant's request one of the places that tenants share, for as long as it runs.
+    pub(super) fn seat(&self, permit: &Permit, tenant: TenantId) -> Result<(), ApiError> {
+        let busy = "Too many requests are running here: send this one again later.";
+        let place = self.places.try_take(tenant, self.weight(tenant));
+        let place = place.ok_or_else(|| ApiError::unavailable("overloaded", busy, 1))?;
+        // A second one would be free again at once.
+        let _ = permit.0.place.set(place);
+        Ok(())
     }
 
     /// Waits until no request runs and every usage record is durable: each of them holds a permit.
     /// False where that took longer than `wait`.
     pub(super) async fn idle(&self, wait: Duration) -> bool {
-        let all = self.requests.acquire_many(limits::HTTP_REQUESTS_MAX as u32);
+        let all = self
+            .requests
+            .acquire_many(limits::HTTP_CONNECTIONS_MAX as u32);
         tokio::time::timeout(wait, all).await.is_ok()
     }
 

@@ -9,6 +9,7 @@ use super::desk::{About, Desk, Held, Live};
 use super::error::ApiError;
 use super::metrics::Metrics;
 use super::server::Permit;
+use crate::fleet::work::WorkLog;
 use crate::state::{Counts, Deployment, Ended, Final};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -72,9 +73,10 @@ impl Meter {
         deployment: &Deployment,
         held: Held,
         streaming: bool,
+        work: WorkLog,
         permit: Permit,
     ) -> Self {
-        let live = Arc::new(Live::new(About {
+        let about = About {
             // Callers may use an id twice; a request is settled once.
             request: RequestId::random(),
             caller_id: payer.request,
@@ -83,7 +85,8 @@ impl Meter {
             model: deployment.spec.model.name.clone(),
             began_at_ms: unix_ms(),
             idempotency: payer.idempotency,
-        }));
+        };
+        let live = Arc::new(Live::new(about, work));
         if streaming {
             desk.watch(&live);
         }

@@ -10,7 +10,7 @@ pub enum Protocol {
     Join,
     /// Worker to coordinator: `trireme-control/1`.
     Control,
-    /// Gateway to driver: `trireme-generate/1`.
+    /// Gateway to driver: `trireme-generate/2`.
     Generate,
     /// Rank to rank: `trireme-link/1`.
     Link,
@@ -39,7 +39,7 @@ impl Protocol {
         match self {
             Self::Join => b"trireme-join/1",
             Self::Control => b"trireme-control/1",
-            Self::Generate => b"trireme-generate/1",
+            Self::Generate => b"trireme-generate/2",
             Self::Link => b"trireme-link/1",
             Self::Raft => b"trireme-raft/1",
             Self::Group => b"trireme-group/1",

@@ -1,7 +1,7 @@
 //! Gateway and driver: one bidirectional stream per sequence. The gateway sends one
 //! `GenerateRequest` frame and reads `GenerateEvent` frames; resetting the stream cancels.
 
-use crate::ids::{DeploymentId, Epoch, Replica, RequestId};
+use crate::ids::{DeploymentId, Epoch, Replica, RequestId, TenantId};
 use wincode::{SchemaRead, SchemaWrite};
 
 /// How the next token is drawn. Values are already checked by the gateway.
@@ -42,6 +42,11 @@ impl Default for Sampling {
 #[derive(Clone, Debug, PartialEq, SchemaRead, SchemaWrite)]
 pub struct GenerateRequest {
     pub request: RequestId,
+    /// Who is served by it; 0 is the cluster itself.
+    pub tenant: TenantId,
+    /// The tenant's share against others' where sequences wait, 1 to `limits::WEIGHT_MAX`; the newest
+    /// request's counts.
+    pub weight: u32,
     pub deployment: DeploymentId,
     pub replica: Replica,
     /// Of the plan the gateway chose the driver by; a driver of another epoch refuses.

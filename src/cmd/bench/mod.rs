@@ -4,6 +4,8 @@
 mod catch_up;
 mod commits;
 mod engine;
+mod fair;
+mod load;
 mod serve;
 
 use crate::failure::Failure;
@@ -27,6 +29,8 @@ pub struct BenchArgs {
 enum BenchCommand {
     /// Measure a server: output tok/s, time to first token, time between tokens
     Serve(serve::ServeArgs),
+    /// Measure one tenant's requests alone, and while another tenant floods the server
+    Fair(fair::FairArgs),
     /// Measure the engine in this process, without network and split: prefill and decode tok/s
     Engine(engine::EngineArgs),
     /// Measure a group of coordinators in this process: commands/s through commit, and how long one takes
@@ -39,6 +43,7 @@ impl BenchArgs {
     pub fn run(self) -> Result<()> {
         match self.command {
             BenchCommand::Serve(args) => args.run(),
+            BenchCommand::Fair(args) => args.run(),
             BenchCommand::Engine(args) => args.run(),
             BenchCommand::Commits(args) => args.run(),
             BenchCommand::CatchUp(args) => args.run(),

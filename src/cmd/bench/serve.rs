@@ -1,23 +1,12 @@
 //! `cluster bench serve`: a closed loop of streamed requests against an OpenAI-compatible server.
-//!
-//! At each concurrency that many requests are always open. Tokens are counted from the server's
-//! `usage` where it gives one, else pieces of text are counted. Times are of pieces of text as they
-//! arrive, so a server that sends several tokens at once shows fewer, longer gaps.
 
-use crate::client::{Client, Next};
+use super::load::{Api, Load, concurrency, first_model, server, table};
+use crate::client::Client;
 use crate::failure::Failure;
-use crate::generation::Generation;
-use crate::last::Last;
-use crate::stats::percentile;
-use crate::{size, term};
+use crate::term;
 use anyhow::Result;
-use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
-use serde_json::{Value, json};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
-use trireme_shared::limits;
+use clap::Args;
+use serde_json::json;
 
 #[derive(Args)]
 #[command(
@@ -59,71 +48,24 @@ pub struct ServeArgs {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Api {
-    /// /v1/completions
-    #[default]
-    Completions,
-    /// /v1/chat/completions
-    Chat,
-}
-
-fn concurrency(text: &str) -> Result<usize, String> {
-    match text.trim().parse() {
-        Ok(n) if (1..=limits::BENCH_CONCURRENCY_MAX).contains(&n) => Ok(n),
-        _ => Err(format!(
-            "give numbers from 1 to {}",
-            limits::BENCH_CONCURRENCY_MAX
-        )),
-    }
-}
-
-/// What one concurrency gave. Times in milliseconds.
-#[derive(Debug, Serialize)]
-struct Measured {
-    concurrency: usize,
-    requests: usize,
-    failures: usize,
-    seconds: f64,
-    prompt_tokens: u64,
-    output_tokens: u64,
-    output_tokens_per_second: f64,
-    ttft_p50_ms: Option<f64>,
-    ttft_p99_ms: Option<f64>,
-    inter_token_p50_ms: Option<f64>,
-    inter_token_p99_ms: Option<f64>,
-    /// The first failure's reason.
-    failure: Option<String>,
-}
-
 impl ServeArgs {
     pub fn run(self) -> Result<()> {
-        let last = Last::load();
-        let url = match (&self.url, &last) {
-            (Some(url), _) => url.clone(),
-            (None, Some(last)) => last.coordinators.first().cloned().unwrap_or_default(),
-            (None, None) => {
-                return Err(Failure::usage(
-                    "no server is named and no `cluster up` is known",
-                    "pass --url URL, or start a cluster with `cluster up`",
-                )
-                .into());
-            }
-        };
-        // The last cluster's key is shown to that cluster only.
-        let known = last.filter(|last| last.coordinators.contains(&url));
-        let key = self
-            .api_key
-            .clone()
-            .or_else(|| known.map(|last| last.api_key));
+        let (url, key) = server(self.url.as_deref(), self.api_key.as_deref())?;
         let client = Client::new(&[url], key);
         let model = match &self.model {
             Some(model) => model.clone(),
             None => first_model(&client)?,
         };
+        let load = Load {
+            prompt_tokens: self.prompt_tokens,
+            max_tokens: self.max_tokens,
+            api: self.api,
+        };
         let mut results = Vec::new();
         for &concurrency in &self.concurrency {
-            results.push(self.measure(&client, &model, concurrency)?);
+            let requests = (4 * concurrency).max(8);
+            let requests = self.requests.map_or(requests, |n| n as usize);
+            results.push(load.measure(&client, &model, concurrency, requests));
         }
         if self.json {
             term::json(&json!({
@@ -149,206 +91,5 @@ impl ServeArgs {
             }
             None => Ok(()),
         }
-    }
-
-    fn measure(&self, client: &Client, model: &str, concurrency: usize) -> Result<Measured> {
-        let requests = self
-            .requests
-            .map_or((4 * concurrency).max(8), |n| n as usize);
-        let bar = ProgressBar::new(requests as u64);
-        let template = "  {prefix:>4} open  [{bar:30}] {pos} of {len} requests  {elapsed}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        bar.set_prefix(concurrency.to_string());
-        let next = AtomicUsize::new(0);
-        let started = Instant::now();
-        let outcomes: Vec<Result<Generation>> = std::thread::scope(|scope| {
-            let work = || {
-                let mut mine = Vec::new();
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= requests {
-                        return mine;
-                    }
-                    mine.push(self.one(client, model, number));
-                    bar.inc(1);
-                }
-            };
-            let threads: Vec<_> = (0..concurrency.min(requests))
-                .map(|_| scope.spawn(work))
-                .collect();
-            let joined = threads.into_iter().map(|thread| thread.join());
-            // A panic of ours is a defect; it must not pass for a measurement.
-            joined
-                .flat_map(|r| r.unwrap_or_else(|p| std::panic::resume_unwind(p)))
-                .collect()
-        });
-        let seconds = started.elapsed().as_secs_f64();
-        bar.finish_and_clear();
-        Ok(summarise(concurrency, seconds, &outcomes))
-    }
-
-    fn one(&self, client: &Client, model: &str, number: usize) -> Result<Generation> {
-        let prompt = prompt(self.prompt_tokens, number);
-        let mut body = json!({
-            "model": model,
-            "max_tokens": self.max_tokens,
-            "temperature": 0,
-            "stream": true,
-            "stream_options": {"include_usage": true},
-        });
-        let path = match self.api {
-            Api::Completions => {
-                body["prompt"] = prompt.into();
-                "/v1/completions"
-            }
-            Api::Chat => {
-                body["messages"] = json!([{"role": "user", "content": prompt}]);
-                "/v1/chat/completions"
-            }
-        };
-        let mut generation = Generation::new(Instant::now());
-        let stream = client.stream(path, &body)?;
-        loop {
-            match stream.next(limits::CLIENT_STREAM_SILENCE_MAX)? {
-                Next::Event(event) => drop(generation.take(&event.data, event.at)),
-                Next::End => return Ok(generation),
-                Next::Waiting => anyhow::bail!(
-                    "nothing came for {}",
-                    size::duration(limits::CLIENT_STREAM_SILENCE_MAX)
-                ),
-            }
-        }
-    }
-}
-
-fn first_model(client: &Client) -> Result<String> {
-    let served: Value = client.get("/v1/models")?;
-    served["data"][0]["id"]
-        .as_str()
-        .map(str::to_owned)
-        .ok_or_else(|| Failure::new("the server lists no model", "name one with --model").into())
-}
-
-/// A prompt of about `tokens` tokens: common words, one token each in most vocabularies. Each
-/// `number` begins differently, so that no prompt is another's prefix and no cache helps.
-fn prompt(tokens: u32, number: usize) -> String {
-    const WORDS: [&str; 32] = [
-        "the", "sea", "was", "calm", "and", "every", "ship", "in", "our", "line", "moved", "with",
-        "one", "long", "stroke", "of", "its", "many", "men", "who", "sat", "on", "three", "rows",
-        "while", "a", "small", "wind", "from", "north", "began", "to",
-    ];
-    // A small linear congruential sequence (Numerical Recipes' constants): any order will do.
-    let mut state = (number as u32).wrapping_mul(2_654_435_761).wrapping_add(1);
-    let mut text = String::new();
-    for place in 0..tokens {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        if place > 0 {
-            text.push(' ');
-        }
-        text.push_str(WORDS[(state >> 27) as usize]);
-    }
-    text
-}
-
-fn summarise(concurrency: usize, seconds: f64, outcomes: &[Result<Generation>]) -> Measured {
-    let good: Vec<&Generation> = outcomes.iter().filter_map(|o| o.as_ref().ok()).collect();
-    let ms = |d: Duration| d.as_secs_f64() * 1e3;
-    let mut ttft: Vec<f64> = good.iter().filter_map(|g| g.ttft().map(ms)).collect();
-    let mut gaps: Vec<f64> = good
-        .iter()
-        .flat_map(|g| g.gaps.iter().map(|gap| gap * 1e3))
-        .collect();
-    let output_tokens = good.iter().map(|g| g.tokens()).sum();
-    Measured {
-        concurrency,
-        requests: outcomes.len(),
-        failures: outcomes.len() - good.len(),
-        seconds,
-        prompt_tokens: good.iter().filter_map(|g| g.prompt_tokens).sum(),
-        output_tokens,
-        output_tokens_per_second: output_tokens as f64 / seconds.max(1e-9),
-        ttft_p50_ms: percentile(&mut ttft, 50.0),
-        ttft_p99_ms: percentile(&mut ttft, 99.0),
-        inter_token_p50_ms: percentile(&mut gaps, 50.0),
-        inter_token_p99_ms: percentile(&mut gaps, 99.0),
-        failure: outcomes
-            .iter()
-            .find_map(|o| o.as_ref().err().map(|error| format!("{error:#}"))),
-    }
-}
-
-fn table(results: &[Measured]) -> String {
-    let ms = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.1}"));
-    let rows = results
-        .iter()
-        .map(|r| {
-            vec![
-                r.concurrency.to_string(),
-                r.requests.to_string(),
-                r.failures.to_string(),
-                format!("{:.1}", r.output_tokens_per_second),
-                ms(r.ttft_p50_ms),
-                ms(r.ttft_p99_ms),
-                ms(r.inter_token_p50_ms),
-                ms(r.inter_token_p99_ms),
-            ]
-        })
-        .collect();
-    let header = [
-        ">open",
-        ">requests",
-        ">failed",
-        ">tok/s",
-        ">TTFT p50",
-        ">p99 ms",
-        ">ITL p50",
-        ">p99 ms",
-    ];
-    term::table(&header, rows)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::client::tests::{answer, serve};
-
-    #[test]
-    fn prompts_have_the_asked_length_and_differ() {
-        assert_eq!(prompt(100, 0).split(' ').count(), 100);
-        assert_eq!(prompt(100, 7), prompt(100, 7));
-        let starts: std::collections::BTreeSet<String> = (0..16).map(|n| prompt(8, n)).collect();
-        assert_eq!(starts.len(), 16);
-    }
-
-    #[test]
-    fn good_and_failed_requests_are_counted() {
-        let body = "data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: {\"choices\":[{\"text\":\"b\"}],\
-                    \"usage\":{\"prompt_tokens\":5,\"completion_tokens\":4}}\n\ndata: [DONE]\n\n";
-        let url = serve(vec![
-            answer("200 OK", "text/event-stream", body),
-            answer(
-                "503 Service Unavailable",
-                "application/json",
-                "{\"error\":{\"message\":\"full\"}}",
-            ),
-        ]);
-        let args = ServeArgs {
-            url: None,
-            api_key: None,
-            model: None,
-            concurrency: vec![1],
-            prompt_tokens: 3,
-            max_tokens: 4,
-            requests: Some(2),
-            api: Api::Completions,
-            json: true,
-        };
-        let measured = args.measure(&Client::new(&[url], None), "m", 1).unwrap();
-        assert_eq!((measured.requests, measured.failures), (2, 1));
-        assert_eq!((measured.output_tokens, measured.prompt_tokens), (4, 5));
-        assert!(measured.ttft_p50_ms.is_some() && measured.inter_token_p50_ms.is_some());
-        assert!(measured.failure.unwrap().contains("full"));
     }
 }

@@ -3,11 +3,16 @@
 //! A pure core: the driver tells it what happened (`submit`, `cancel`, `pause`, `complete`), asks
 //! it for the next [`StepPlan`], and carries its [`Effect`]s to the clients. What it keeps true:
 //!
-//! - Sequences are admitted in the order they came, when all pages of their known tokens are free.
+//! - Whose sequence is admitted next, and whose is refused when too many wait, is decided between tenants
+//!   by their weights and by what they were served (`waiting`), which grows as steps take tokens; it is
+//!   admitted when all pages of its known tokens are free, and nobody overtakes it meanwhile.
+//! - What is fair is who gets in. Once in, every sequence has its turns, whoever's it is: a tenant with
+//!   many makes the steps longer for all, by what `limits::STEP_SEQUENCES_MAX` of them take at the most.
 //! - Decoding sequences go first in every step, so a new prompt slows running streams by one
 //!   bounded chunk, never stops them.
-//! - When pages run out the newest sequence gives its pages back and is computed again later; its
-//!   client sees a pause, not an error. The oldest is never preempted, so there is always progress.
+//! - When pages run out the newest sequence of the tenant that was served most for its weight gives its
+//!   pages back and is computed again later, before any new one; its client sees a pause, not an error.
+//!   The oldest is never preempted, so there is always progress.
 //! - Every sequence ends with exactly one `Finished` or `Failed`, unless it was cancelled.
 //!
 //! With a pipeline, up to `steps_in_flight` plans are out at once. Ranks run plans in order, so
@@ -16,6 +21,7 @@
 use super::pages::PagePool;
 use super::plan::{EntryResult, PlanError, Sampled, SequenceKey, StepPlan, StepResults};
 use super::sequence::{self, Sequence, SequenceId};
+use super::waiting::{Served, WaitingRoom};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use trireme_shared::limits;
 use trireme_shared::wire::control::EngineStats;
@@ -45,8 +51,8 @@ pub struct Batcher {
     rows_max: usize,
     pool: PagePool,
     sequences: HashMap<SequenceId, Sequence>,
+    waiting: WaitingRoom,
     /// By arrival: the first is the oldest.
-    waiting: BTreeSet<SequenceId>,
     running: BTreeSet<SequenceId>,
     by_key: HashMap<SequenceKey, SequenceId>,
     /// Keys that the ranks still know and must forget.
@@ -67,7 +73,7 @@ impl Batcher {
             pool: PagePool::new(capacity.kv_pages),
             capacity,
             sequences: HashMap::new(),
-            waiting: BTreeSet::new(),
+            waiting: WaitingRoom::new(limits::WAITING_SEQUENCES_MAX),
             running: BTreeSet::new(),
             by_key: HashMap::new(),
             removed: Vec::new(),
@@ -80,7 +86,7 @@ impl Batcher {
         }
     }
 
-    /// Takes a request into the waiting room. A refusal is an effect too.
+    /// Takes a request into the waiting room. A refusal, of it or of another for it, is an effect too.
     pub fn submit(&mut self, request: GenerateRequest) -> SequenceId {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
@@ -88,22 +94,18 @@ impl Batcher {
             self.tell_failed(id, FailureKind::Invalid, reason);
             return id;
         }
-        if self.waiting.len() >= limits::WAITING_SEQUENCES_MAX {
-            let reason = "the waiting room is full; try again later".to_owned();
-            self.tell_failed(id, FailureKind::Overloaded, reason);
-            return id;
-        }
+        let (tenant, weight) = (request.tenant, request.weight);
         let sequence = Sequence::new(request, self.capacity.context);
         let finished = sequence.finished();
         self.sequences.insert(id, sequence);
-        match finished {
-            Some(reason) => {
-                self.start(id);
-                self.finish(id, reason);
-            }
-            None => {
-                self.waiting.insert(id);
-            }
+        if let Some(reason) = finished {
+            self.start(id);
+            self.sequences.remove(&id);
+            self.tell_finished(id, reason);
+        } else if let Some(refused) = self.waiting.arrive(id, tenant, weight) {
+            self.sequences.remove(&refused);
+            let reason = "the waiting room is full; try again later".to_owned();
+            self.tell_failed(refused, FailureKind::Overloaded, reason);
         }
         id
     }
@@ -111,8 +113,9 @@ impl Batcher {
     /// Forgets a sequence and frees its pages; its client hears nothing more.
     pub fn cancel(&mut self, id: SequenceId) {
         self.stop_running(id);
-        self.waiting.remove(&id);
-        self.sequences.remove(&id);
+        if let Some(sequence) = self.sequences.remove(&id) {
+            self.waiting.leave(id, sequence.tenant());
+        }
     }
 
     /// Leaves a sequence out of steps while its client is behind. What is in flight still arrives.
@@ -257,11 +260,13 @@ impl Batcher {
                 .max(1)
                 .min(self.rows_max),
         );
-        // By age, so that a sequence whose pages are taken has not been planned yet.
-        turn.sort_unstable_by_key(|&(_, id)| id);
+        // In the order in which they keep their pages, so that a sequence whose pages are taken has not
+        // been planned yet. Nobody is charged meanwhile, which would change it.
+        turn.sort_by_cached_key(|&(_, id)| self.precedence(id));
+        let mut planned = Vec::new();
         for (_, id) in turn {
             let new_pages = match self.sequences.get(&id) {
-                // Preempted by an older one just now.
+                // Preempted just now.
                 Some(sequence) if sequence.key.is_none() => continue,
                 Some(sequence) if !sequence.needs_page() => Vec::new(),
                 Some(_) => match self.page_for(id) {
@@ -275,12 +280,25 @@ impl Batcher {
                 sequence.pages.extend_from_slice(&new_pages);
                 let entry = sequence.chunk(plan.step, 1, rows_left, new_pages);
                 plan.entries.extend(entry);
+                planned.push(id);
             }
+        }
+        for id in planned {
+            self.charge(id);
         }
     }
 
-    /// One page for a running sequence, taken from the newest if none is free. `None` where the
-    /// sequence itself had to go.
+    /// What goes first keeps its pages longest: the oldest running sequence, whoever's it is; then those
+    /// of the tenant that was served least, and of one tenant the older ones.
+    fn precedence(&self, id: SequenceId) -> (bool, Served, SequenceId) {
+        let is_oldest = self.running.first() == Some(&id);
+        let tenant = self.sequences.get(&id).map(Sequence::tenant);
+        let served = tenant.map(|tenant| self.waiting.served(tenant));
+        (!is_oldest, served.unwrap_or_default(), id)
+    }
+
+    /// One page for a running sequence, taken from the last in precedence if none is free. `None` where
+    /// the sequence itself had to go.
     fn page_for(&mut self, id: SequenceId) -> Option<Vec<u32>> {
         loop {
             if let Some(page) = self.pool.allocate(1) {
@@ -291,9 +309,10 @@ impl Batcher {
                 self.finish(id, FinishReason::Length);
                 return None;
             }
-            let newest = self.running.last().copied()?;
-            self.preempt(newest);
-            if newest == id {
+            let running = self.running.iter().copied();
+            let last = running.max_by_key(|id| self.precedence(*id))?;
+            self.preempt(last);
+            if last == id {
                 return None;
             }
         }
@@ -301,7 +320,7 @@ impl Batcher {
 
     fn preempt(&mut self, id: SequenceId) {
         self.stop_running(id);
-        self.waiting.insert(id);
+        self.waiting.preempted(id);
         self.stats.preemptions += 1;
     }
 
@@ -353,18 +372,20 @@ impl Batcher {
                 rows_left -= usize::from(entry.sample.is_some());
                 plan.entries.push(entry);
                 self.start(id);
+                // Before the next one is admitted, so that tenants take turns within a step too.
+                self.charge(id);
             }
         }
     }
 
-    /// Moves the oldest waiting sequence into the running batch if its pages are free and running
-    /// ones keep room to grow.
+    /// Moves the next waiting sequence into the running batch if its pages are free and running ones
+    /// keep room to grow.
     fn admit(&mut self, plan: &mut StepPlan, added_bytes: &mut usize) -> Option<SequenceId> {
         loop {
             if self.running.len() >= limits::STEP_SEQUENCES_MAX.min(self.rows_max) {
                 return None;
             }
-            let &id = self.waiting.iter().find(|id| !self.sequences[*id].paused)?;
+            let id = self.waiting.next(|id| !self.sequences[&id].paused)?;
             let sequence = self.sequences.get_mut(&id)?;
             let needed = sequence.pages_wanted();
             if needed > self.pool.total() {
@@ -385,7 +406,7 @@ impl Batcher {
             self.next_key += 1;
             plan.added.push(sequence.admit(key, pages));
             self.by_key.insert(key, id);
-            self.waiting.remove(&id);
+            self.waiting.begin(id, sequence.tenant());
             self.running.insert(id);
             return Some(id);
         }
@@ -408,10 +429,21 @@ impl Batcher {
 
     fn finish(&mut self, id: SequenceId, reason: FinishReason) {
         self.cancel(id);
+        self.tell_finished(id, reason);
+    }
+
+    fn tell_finished(&mut self, id: SequenceId, reason: FinishReason) {
         self.effects.push(Effect {
             sequence: id,
             event: GenerateEvent::Finished { reason },
         });
+    }
+
+    /// Charges a sequence's tenant for what was planned of it.
+    fn charge(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            self.waiting.charge(sequence.tenant(), sequence.charge());
+        }
     }
 
     fn tell_failed(&mut self, id: SequenceId, kind: FailureKind, reason: String) {
@@ -440,3 +472,7 @@ impl Batcher {
 #[cfg(test)]
 #[path = "batcher_tests.rs"]
 pub(super) mod tests;
+
+#[cfg(test)]
+#[path = "fairness_tests.rs"]
+mod fairness_tests;

@@ -5,7 +5,7 @@ use super::super::plan::SequenceTable;
 use super::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use trireme_shared::ids::{DeploymentId, Epoch, Replica, RequestId};
+use trireme_shared::ids::{DeploymentId, Epoch, Replica, RequestId, TenantId};
 use trireme_shared::limits::PAGE_TOKENS;
 use trireme_shared::wire::generate::{Sampling, TokenLogprobs};
 
@@ -14,6 +14,8 @@ const VOCAB: u32 = 1_000;
 pub fn request(prompt: Vec<u32>, max_tokens: u32) -> GenerateRequest {
     GenerateRequest {
         request: RequestId::parse("test").unwrap(),
+        tenant: TenantId(1),
+        weight: 1,
         deployment: DeploymentId(1),
         replica: Replica(0),
         epoch: Epoch(1),
@@ -118,23 +120,23 @@ impl Ranks {
 }
 
 #[derive(Default)]
-struct Client {
-    started: bool,
+pub struct Client {
+    pub started: bool,
     scores: Vec<TokenLogprobs>,
-    tokens: Vec<u32>,
-    end: Option<GenerateEvent>,
+    pub tokens: Vec<u32>,
+    pub end: Option<GenerateEvent>,
 }
 
 /// A batcher, its ranks and its clients; steps come back in order, late by `steps_in_flight`.
-struct World {
-    batcher: Batcher,
+pub struct World {
+    pub batcher: Batcher,
     ranks: Ranks,
     flying: VecDeque<StepResults>,
-    clients: HashMap<SequenceId, (GenerateRequest, Client)>,
+    pub clients: HashMap<SequenceId, (GenerateRequest, Client)>,
 }
 
 impl World {
-    fn new(pages: u32, context: u32, steps_in_flight: usize) -> Self {
+    pub fn new(pages: u32, context: u32, steps_in_flight: usize) -> Self {
         Self {
             batcher: Batcher::new(Capacity {
                 kv_pages: pages,
@@ -148,14 +150,14 @@ impl World {
         }
     }
 
-    fn submit(&mut self, request: GenerateRequest) -> SequenceId {
+    pub fn submit(&mut self, request: GenerateRequest) -> SequenceId {
         let id = self.batcher.submit(request.clone());
         self.clients.insert(id, (request, Client::default()));
         self.deliver();
         id
     }
 
-    fn plan(&mut self) -> Option<StepPlan> {
+    pub fn plan(&mut self) -> Option<StepPlan> {
         let plan = self.batcher.plan();
         if let Some(plan) = &plan {
             assert!(plan.rows() <= limits::STEP_TOKENS_MAX);
@@ -166,7 +168,7 @@ impl World {
         plan
     }
 
-    fn land(&mut self) -> bool {
+    pub fn land(&mut self) -> bool {
         let Some(results) = self.flying.pop_front() else {
             return false;
         };
@@ -175,7 +177,7 @@ impl World {
         true
     }
 
-    fn deliver(&mut self) {
+    pub fn deliver(&mut self) {
         for Effect { sequence, event } in self.batcher.take_effects() {
             let (request, client) = self.clients.get_mut(&sequence).expect("a live client");
             assert!(client.end.is_none(), "an event after the last");
@@ -197,12 +199,12 @@ impl World {
         }
     }
 
-    fn run_until_idle(&mut self) {
+    pub fn run_until_idle(&mut self) {
         while self.plan().is_some() || self.land() {}
     }
 
     /// The client got what the reference gives.
-    fn check(&self, id: SequenceId, context: usize) {
+    pub fn check(&self, id: SequenceId, context: usize) {
         let (request, client) = &self.clients[&id];
         let (tokens, reason) = expected(request, context);
         assert!(client.started);
@@ -224,7 +226,7 @@ impl World {
         }
     }
 
-    fn check_empty(&self) {
+    pub fn check_empty(&self) {
         let stats = self.batcher.stats();
         assert_eq!(
             (stats.running, stats.waiting, stats.kv_pages_used),
@@ -238,6 +240,8 @@ fn random_request(random: &mut ChaCha8Rng, context: u32) -> GenerateRequest {
     let long = below(4) == 0;
     let prompt_len = 1 + below(if long { context } else { 40.min(context) });
     let mut made = request((0..prompt_len).map(|_| below(VOCAB)).collect(), below(60));
+    made.tenant = TenantId(1 + below(3));
+    made.weight = 1 + below(4);
     if below(3) == 0 {
         made.prompt_logprobs = Some(0);
     }
@@ -423,8 +427,12 @@ fn refusals_are_told() {
     }
     let mut nan = request(vec![1], 1);
     nan.sampling.temperature = f32::NAN;
-    let id = world.submit(nan);
-    assert_eq!(failed(&world, id), FailureKind::Invalid);
+    let mut weightless = request(vec![1], 1);
+    weightless.weight = 0;
+    for bad in [nan, weightless] {
+        let id = world.submit(bad);
+        assert_eq!(failed(&world, id), FailureKind::Invalid);
+    }
 
     for _ in 0..limits::WAITING_SEQUENCES_MAX {
         world.submit(request(vec![1], 1));
@@ -433,7 +441,7 @@ fn refusals_are_told() {
     assert_eq!(failed(&world, id), FailureKind::Overloaded);
     world.batcher.fail_all(FailureKind::ReplicaLost, "gone");
     world.deliver();
-    assert_eq!(failed(&world, SequenceId(4)), FailureKind::ReplicaLost);
+    assert_eq!(failed(&world, SequenceId(5)), FailureKind::ReplicaLost);
     world.check_empty();
 }
 

@@ -143,6 +143,14 @@ pub fn fail(events: &mpsc::Sender<GenerateEvent>, reason: &str) {
     });
 }
 
+/// The last event of a stream that was turned away before it began; its queue is empty.
+pub fn overloaded(events: &mpsc::Sender<GenerateEvent>) {
+    let _ = events.try_send(GenerateEvent::Failed {
+        kind: FailureKind::Overloaded,
+        reason: "the waiting room is full; try again later".to_owned(),
+    });
+}
+
 fn send(client: &mut Client, event: GenerateEvent) -> Sent {
     let last = matches!(
         event,

@@ -1,11 +1,17 @@
 //! What other threads tell the driver's thread: new requests, clients that read again, the end.
 //!
 //! Kept true: taking never waits and waiting takes no CPU; after `close` nothing gets in, and what
-//! was in is given back to be answered. The agent's side is `RankHandle`, the driver takes.
+//! was in is given back to be answered. The agent's side is `RankHandle`, the driver takes, before each
+//! step and all of it: what is fair between tenants is decided behind it, in the batcher. Only a flood
+//! within one step fills it, and then turns itself away by the batcher's own rule.
 
+use super::clients;
 use super::sequence::SequenceId;
+use super::waiting::most_for_its_weight;
+use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
+use trireme_shared::ids::TenantId;
 use trireme_shared::limits;
 use trireme_shared::wire::generate::{GenerateEvent, GenerateRequest};
 
@@ -34,6 +40,22 @@ pub struct Inbox {
     pub closed: bool,
 }
 
+impl Inbox {
+    /// Whose newest request must go for a new one.
+    fn flooding(&self, new: &GenerateRequest) -> TenantId {
+        let mut waiting = BTreeMap::new();
+        for request in self.submissions.iter().map(|s| &s.request).chain([new]) {
+            let (weight, count) = waiting.entry(request.tenant).or_insert((0, 0));
+            *weight = request.weight;
+            *count += 1;
+        }
+        let waiting = waiting
+            .into_iter()
+            .map(|(of, (weight, count))| (of, weight, count));
+        most_for_its_weight(waiting, new.tenant)
+    }
+}
+
 /// Why a request was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -54,7 +76,14 @@ impl Mailbox {
             return Err(Refused::Closed);
         }
         if inbox.submissions.len() >= limits::ENGINE_INBOX_MAX {
-            return Err(Refused::Full);
+            let flooding = inbox.flooding(&submission.request);
+            let of = |s: &Submission| s.request.tenant == flooding;
+            // The newcomer is the newest of its tenant.
+            let newest = inbox.submissions.iter().rposition(of);
+            match newest.filter(|_| flooding != submission.request.tenant) {
+                Some(newest) => clients::overloaded(&inbox.submissions.remove(newest).events),
+                None => return Err(Refused::Full),
+            }
         }
         inbox.submissions.push(submission);
         self.arrived.notify_one();
@@ -100,5 +129,45 @@ impl Mailbox {
     /// A panic elsewhere leaves the lists whole: they are only pushed to and taken.
     fn lock(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::batcher::tests::request;
+    use trireme_shared::wire::generate::FailureKind;
+
+    fn of(tenant: u32) -> (Submission, mpsc::Receiver<GenerateEvent>) {
+        let (events, stream) = mpsc::channel(1);
+        let mut request = request(vec![1], 1);
+        request.tenant = TenantId(tenant);
+        (Submission { request, events }, stream)
+    }
+
+    #[test]
+    fn a_flood_between_two_steps_turns_itself_away() {
+        let mailbox = Mailbox::default();
+        let mut flood: Vec<_> = (0..limits::ENGINE_INBOX_MAX)
+            .map(|_| {
+                let (submission, stream) = of(1);
+                mailbox.submit(submission).unwrap();
+                stream
+            })
+            .collect();
+        assert_eq!(mailbox.submit(of(1).0), Err(Refused::Full));
+        assert_eq!(mailbox.submit(of(2).0), Ok(()));
+        let told = flood.pop().unwrap().try_recv();
+        assert!(matches!(
+            told,
+            Ok(GenerateEvent::Failed {
+                kind: FailureKind::Overloaded,
+                ..
+            })
+        ));
+        let taken = mailbox.take().submissions;
+        assert_eq!(taken.len(), limits::ENGINE_INBOX_MAX);
+        assert_eq!(taken.last().unwrap().request.tenant, TenantId(2));
+        assert!(flood.iter_mut().all(|stream| stream.try_recv().is_err()));
     }
 }

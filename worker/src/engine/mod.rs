@@ -1,7 +1,7 @@
 //! Runs one rank: its step loop and, on the driver, the batcher, the KV page pool and the sampler.
 //!
 //! `rank` is the thread's life, `step` one rank's part of a step, `driver` the loop around the pure
-//! `batcher` (`sequence`, `pages`), `plan` what ranks tell each other, `sampler` logits to token,
+//! `batcher` (`sequence`, `pages`, `waiting`), `plan` what ranks tell each other, `sampler` logits to token,
 //! `clients` and `mailbox` the way to and from the agent. Below it lie `model` and `parallel`.
 
 pub mod batcher;
@@ -14,6 +14,7 @@ mod rank;
 pub mod sampler;
 pub mod sequence;
 mod step;
+mod waiting;
 
 #[cfg(test)]
 mod tests;
@@ -141,9 +142,6 @@ impl RankHandle {
             return Err(SubmitError::WrongEpoch);
         };
         sequence::check(&request, fits.vocab, fits.context).map_err(SubmitError::Invalid)?;
-        if self.shared.stats.borrow().waiting as usize >= limits::WAITING_SEQUENCES_MAX {
-            return Err(SubmitError::Overloaded);
-        }
         let (events, stream) = mpsc::channel(limits::STREAM_EVENTS_MAX);
         match self.shared.mailbox.submit(Submission { request, events }) {
             Ok(()) => Ok(stream),

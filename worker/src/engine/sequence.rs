@@ -3,7 +3,8 @@
 use super::plan::{AddedSequence, PlanEntry, Score, SequenceKey};
 use super::sampler::wants_history;
 use std::collections::BTreeMap;
-use trireme_shared::limits::PAGE_TOKENS;
+use trireme_shared::ids::TenantId;
+use trireme_shared::limits::{LOGIT_BIAS_MAX, PAGE_TOKENS, WEIGHT_MAX};
 use trireme_shared::wire::generate::{FinishReason, GenerateRequest};
 
 /// Orders sequences by arrival; unique for the driver's life.
@@ -24,6 +25,9 @@ pub struct Sequence {
     pub pages: Vec<u32>,
     /// Tokens that planned steps put into the KV cache.
     scheduled: usize,
+    /// Tokens that its tenant was charged for: those that steps computed, but not again those that are
+    /// computed again because it was preempted.
+    charged: usize,
     /// First prompt position whose log-probability has not been reported, and not been planned.
     scored: usize,
     score_planned: usize,
@@ -38,6 +42,10 @@ pub struct Sequence {
 pub fn check(request: &GenerateRequest, vocab: u32, context: u32) -> Result<(), String> {
     if request.prompt.is_empty() {
         return Err("the prompt has no tokens".into());
+    }
+    if !(1..=WEIGHT_MAX).contains(&request.weight) {
+        let weight = request.weight;
+        return Err(format!("its weight is {weight}, not 1 to {WEIGHT_MAX}"));
     }
     let held = request.prompt.len() + request.emitted.len();
     if held > context as usize {
@@ -62,7 +70,7 @@ pub fn check(request: &GenerateRequest, vocab: u32, context: u32) -> Result<(), 
     if numbers.into_iter().chain(biases).any(|n| !n.is_finite()) {
         return Err("a sampling parameter is not a finite number".into());
     }
-    if s.logit_bias.len() > trireme_shared::limits::LOGIT_BIAS_MAX {
+    if s.logit_bias.len() > LOGIT_BIAS_MAX {
         return Err("too many logit_bias entries".into());
     }
     Ok(())
@@ -86,12 +94,24 @@ impl Sequence {
             key: None,
             pages: Vec::new(),
             scheduled: 0,
+            charged: 0,
             scored,
             score_planned: scored,
             paused: false,
             started: false,
             last_step: 0,
         }
+    }
+
+    pub fn tenant(&self) -> TenantId {
+        self.request.tenant
+    }
+
+    /// Tokens in its plans that its tenant is not charged for yet, and is now.
+    pub fn charge(&mut self) -> usize {
+        let fresh = self.scheduled.saturating_sub(self.charged);
+        self.charged += fresh;
+        fresh
     }
 
     pub fn prompt_len(&self) -> usize {

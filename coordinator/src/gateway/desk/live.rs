@@ -4,6 +4,7 @@
 //! client by then even if this process dies now; after a crash a request is billed for what was delivered
 //! but for the last two looks, a second at most.
 
+use crate::fleet::work::WorkLog;
 use crate::state::{Counts, Progress};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use trireme_shared::ids::{KeyId, RequestId, TenantId};
@@ -28,13 +29,15 @@ pub struct About {
 pub struct Live {
     pub about: About,
     counts: Mutex<Counts>,
+    work: WorkLog,
 }
 
 impl Live {
-    pub fn new(about: About) -> Self {
+    pub fn new(about: About, work: WorkLog) -> Self {
         Self {
             about,
             counts: Mutex::default(),
+            work,
         }
     }
 
@@ -58,7 +61,7 @@ impl Live {
             began_at_ms: about.began_at_ms,
             idempotency: about.idempotency,
             counts,
-            work: Vec::new(),
+            work: self.work.so_far(),
         }
     }
 }
@@ -111,7 +114,7 @@ mod tests {
 
     #[test]
     fn what_is_told_was_there_a_look_ago() {
-        let live = Arc::new(Live::new(About {
+        let about = About {
             request: RequestId::random(),
             caller_id: RequestId::random(),
             tenant: TenantId(1),
@@ -119,7 +122,8 @@ mod tests {
             model: "m".into(),
             began_at_ms: 1,
             idempotency: None,
-        }));
+        };
+        let live = Arc::new(Live::new(about, WorkLog::default()));
         let mut watch = Watch::default();
         watch.add(&live);
         live.count(|c| c.prompt = Tokens(5));

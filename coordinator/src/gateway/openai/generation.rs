@@ -5,6 +5,7 @@
 use super::job::Job;
 use super::render::Renderer;
 use crate::fleet::dispatch::SequenceRequest;
+use crate::fleet::work::WorkLog;
 use crate::gateway::desk::Held;
 use crate::gateway::envelope::RequestContext;
 use crate::gateway::error::ApiError;
@@ -69,12 +70,16 @@ impl Generation {
         let stop_tokens = job.stop_tokens();
         let n = job.shape.choices_per_prompt;
         let mut sessions = JoinSet::new();
+        let work = WorkLog::default();
+        let weight = gateway.weight(payer.tenant);
         for (p, prompt) in job.prompts.iter().enumerate() {
             for i in 0..n {
                 let mut sampling = job.common.sampling.clone();
                 sampling.seed = sampling.seed.wrapping_add(i as u64);
                 let stream = gateway.dispatcher.generate(SequenceRequest {
                     request: context.id.clone(),
+                    tenant: payer.tenant,
+                    weight,
                     deployment: job.deployment.id,
                     prompt: prompt.ids.clone(),
                     max_tokens: prompt.max_tokens,
@@ -82,6 +87,7 @@ impl Generation {
                     stop_tokens: stop_tokens.clone(),
                     logprobs: job.logprobs,
                     prompt_logprobs: job.prompt_logprobs,
+                    work: work.clone(),
                 })?;
                 sessions.spawn(session::run(
                     p * n + i,
@@ -112,6 +118,7 @@ impl Generation {
                 &job.deployment,
                 held,
                 job.shape.stream,
+                work,
                 context.permit,
             ),
             metrics: gateway.metrics.clone(),

@@ -55,7 +55,12 @@ async fn serve<T: Send + 'static>(
     make: impl AsyncFnOnce(T) -> Result<Job, ApiError>,
 ) -> Response {
     let (parts, content) = request.into_parts();
-    let mut payer = match auth::tenant(&gateway.group, &parts.headers, &context.id) {
+    let payer = auth::tenant(&gateway.group, &parts.headers, &context.id);
+    let seated = payer.and_then(|payer| {
+        gateway.seat(&context.permit, payer.tenant)?;
+        Ok(payer)
+    });
+    let mut payer = match seated {
         Ok(payer) => payer,
         Err(error) => {
             body::discard(content).await;

@@ -47,6 +47,9 @@ impl Script {
     }
 }
 
+/// Whose machines the engine runs on; a token is a unit of work.
+pub const LENDER: &str = "lender";
+
 /// `<|im_end|>` of the random model's vocabulary.
 pub const END_OF_TURN: u32 = 2;
 
@@ -106,6 +109,7 @@ fn report(token: u32, top: u8) -> TokenLogprobs {
 
 async fn play(dispatch: Dispatch, script: Script, cancelled: mpsc::UnboundedSender<()>) {
     let Dispatch { sequence, events } = dispatch;
+    sequence.work.note(LENDER, script.tokens.len() as u64);
     let mut said = Vec::new();
     // Without tokens, a failing sequence never enters a batch.
     if !(script.tokens.is_empty() && matches!(script.end, End::Fail(_))) {

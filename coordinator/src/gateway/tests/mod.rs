@@ -9,4 +9,6 @@ mod completions;
 mod connection;
 mod engine;
 mod house;
+mod paid;
+mod places;
 mod stream;

@@ -80,6 +80,8 @@ fn inventory() -> Inventory {
 fn request() -> GenerateRequest {
     GenerateRequest {
         request: RequestId::parse("req_1").unwrap(),
+        tenant: TenantId(1),
+        weight: 1,
         deployment: DeploymentId(1),
         replica: Replica(0),
         epoch: Epoch(9),

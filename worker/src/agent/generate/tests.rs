@@ -4,7 +4,9 @@ use super::*;
 use std::net::{Ipv4Addr, SocketAddr};
 use tokio_util::sync::CancellationToken;
 use trireme_shared::identity::{ClusterAuthority, NodeId, NodeIdentity};
-use trireme_shared::ids::{CoordinatorId, DeploymentId, Epoch, Replica, RequestId, WorkerId};
+use trireme_shared::ids::{
+    CoordinatorId, DeploymentId, Epoch, Replica, RequestId, TenantId, WorkerId,
+};
 use trireme_shared::transport::{Endpoint, Protocol};
 use trireme_shared::wire::generate::{FinishReason, Sampling};
 
@@ -41,6 +43,8 @@ async fn pair() -> Pair {
 fn request() -> GenerateRequest {
     GenerateRequest {
         request: RequestId::parse("req_1").unwrap(),
+        tenant: TenantId(1),
+        weight: 1,
         deployment: DeploymentId(1),
         replica: Replica(0),
         epoch: Epoch(1),
