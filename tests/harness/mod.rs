@@ -166,6 +166,50 @@ impl Cluster {
             .call();
         answer.map(read)
     }
+    /// Any method at the first gateway, which must answer.
+    pub fn send(&self, method: &str, path: &str, key: &str, body: Option<&Value>) -> Answer {
+        let base = self.base();
+        let address = base.trim_start_matches("http://");
+        self.send_to(address, method, path, key, body)
+            .expect("the endpoint answers")
+    }
+    /// Any method at any gateway (`ip:port`); `None` where it does not answer.
+    pub fn send_to(
+        &self,
+        address: &str,
+        method: &str,
+        path: &str,
+        key: &str,
+        body: Option<&Value>,
+    ) -> Option<Answer> {
+        let request = ureq::http::Request::builder()
+            .method(method)
+            .uri(format!("http://{address}{path}"))
+            .header("authorization", format!("Bearer {key}"))
+            .header("content-type", "application/json");
+        let answer = match body {
+            Some(body) => self.agent.run(request.body(body.to_string()).ok()?),
+            None => self.agent.run(request.body(()).ok()?),
+        };
+        let mut answer = answer.ok()?;
+        let headers = answer.headers().iter().map(|(n, v)| {
+            let value = String::from_utf8_lossy(v.as_bytes()).into_owned();
+            (n.to_string(), value)
+        });
+        let headers = headers.collect();
+        // It may die in the middle of its answer.
+        let text = answer
+            .body_mut()
+            .with_config()
+            .limit(64 << 20)
+            .read_to_string()
+            .ok()?;
+        Some(Answer {
+            status: answer.status().as_u16(),
+            headers,
+            text,
+        })
+    }
     pub fn post(&self, path: &str, body: &Value) -> Answer {
         self.post_raw(path, body.to_string().as_bytes(), &[])
     }
