@@ -76,6 +76,10 @@ number_id!(
     RequestNumber(u64), "n"
 );
 number_id!(
+    /// One settlement of a request, counted from 1 in their order.
+    SettlementSeq(u64), ""
+);
+number_id!(
     /// One movement of money, counted from 1.
     PostingId(u64), "p"
 );

@@ -442,12 +442,22 @@ pub const PROPOSAL_WINDOW: u64 = 131_072;
 /// keep, and a bound on what a peer's snapshot may make us read.
 pub const STATE_BYTES_MAX: u64 = 4 << 30;
 
-/// Settled requests kept one by one, some 250 bytes each: at 100 a second half a day's, at 10,000 a second
-/// 400 seconds', far longer than any report of one is late. Sums of them are kept beyond that.
-pub const REQUEST_ROWS_MAX: usize = 4_000_000;
+/// Settled requests kept one by one, some 250 bytes each: at 100 a second three hours', at 10,000 a second
+/// 100 seconds', far longer than any report of one is late. Sums of them are kept beyond that. A
+/// coordinator that starts reads and indexes all of them: with a million that takes it some 3 s.
+pub const REQUEST_ROWS_MAX: usize = 1_000_000;
 
-/// Postings kept one by one, some 100 bytes each; older ones stand in the opening balances.
-pub const LEDGER_POSTINGS_MAX: usize = 4_000_000;
+/// Postings kept one by one, some 100 bytes each; older ones stand in the opening balances and in the
+/// sums by month. As many as requests, for the same reason.
+pub const LEDGER_POSTINGS_MAX: usize = 1_000_000;
+
+/// Settlements kept for exports, some 60 bytes each: at 100 a second half an hour's, at 1,000 a second
+/// three minutes', which an export that looks every few seconds never misses.
+pub const SETTLEMENTS_KEPT: usize = 200_000;
+
+/// Rows forgotten as one is added: more than one, so that a state with more than it may keep (of an
+/// older release) comes down to it; few, so that no command takes long.
+pub const FORGOTTEN_AT_ONCE: usize = 8;
 
 /// How long usage is kept by the hour: a month and its statement. By the day it is kept for ever.
 pub const USAGE_HOURS_KEPT: u64 = 40 * 24;

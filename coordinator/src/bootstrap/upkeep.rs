@@ -1,9 +1,10 @@
 //! What a coordinator does for its group while it runs, besides its work: says where it listens,
-//! renews its certificate, follows the CA, and cuts removed nodes off.
+//! renews its certificate, follows the CA, cuts removed nodes off, and lets a state of an older release
+//! become one of this.
 
 use super::enter::own_identity;
 use crate::raft::group::{Group, Kind};
-use crate::state::{Command, Outcome};
+use crate::state::{Command, Outcome, State};
 use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 use tokio::sync::watch;
@@ -37,6 +38,7 @@ impl Upkeep {
             () = self.renew(&shown) => {}
             () = self.note(shown.subscribe()) => {}
             () = self.cut_off() => {}
+            () = self.upgrade() => {}
         }
     }
 
@@ -164,6 +166,20 @@ impl Upkeep {
                 return std::future::pending().await;
             }
         }
+    }
+
+    /// Has a state that an older release wrote keep all that this one does. Does not end.
+    async fn upgrade(&self) {
+        while !self.group.read(State::is_current) {
+            match self.group.propose(Command::Upgrade).await {
+                Ok(outcome) => tracing::info!(?outcome, "the state goes on as this release's"),
+                Err(error) => {
+                    tracing::debug!(%error, "the state is an older release's yet");
+                    sleep(limits::RECONNECT_DELAY_MAX).await;
+                }
+            }
+        }
+        std::future::pending().await
     }
 
     /// A removed coordinator is heard until the group counts without it: its voice may be needed for

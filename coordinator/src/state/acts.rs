@@ -33,7 +33,8 @@ pub(super) fn act(proposal: &Proposal) -> Option<(String, String)> {
         | Command::OpenGateway { .. }
         | Command::Report { .. }
         | Command::CloseGateway { .. }
-        | Command::ReapGateway { .. } => return None,
+        | Command::ReapGateway { .. }
+        | Command::Upgrade => return None,
         Command::Bootstrap { name, cluster, .. } => format!("set up cluster {name} ({cluster})"),
         Command::PromoteCoordinator { id } => format!("let coordinator {id} vote"),
         Command::RemoveCoordinator { id } => format!("remove coordinator {id}"),

@@ -3,7 +3,7 @@
 use super::billing::{self, Reason};
 use super::cluster::Cluster;
 use super::proposals::Admission;
-use super::{Applied, Command, Effect, Outcome, Proposal, Refusal, State};
+use super::{Applied, Command, Effect, Outcome, Proposal, Refusal, State, v2};
 use trireme_shared::api::Role;
 use trireme_shared::identity::NodeId;
 use trireme_shared::ids::{CoordinatorId, Epoch, TokenRecordId, WorkerId};
@@ -192,6 +192,7 @@ fn change(state: &mut State, proposal: &Proposal) -> Changed {
             Effect::Authorities,
         )),
         Command::RecordAct { .. } => Ok((Outcome::Done, Vec::new())),
+        Command::Upgrade => Ok((v2::upgrade(state), Vec::new())),
         Command::Refound {
             cluster,
             name,

@@ -1,12 +1,12 @@
 //! How proposals and whole states are written: a little-endian u16 version, then values in bincode's
 //! format (`wincode`). A version this build does not know is refused, never guessed at; older
-//! states are read by the module of their version (`v1`).
+//! states are read by the module of their version (`v1`, `v2`).
 //!
 //! A state goes out row by row and comes in row by row: neither side holds it in memory twice, and
 //! nothing is allocated for more than what has arrived, but for one row's texts and lists, which
 //! wincode holds to 4 MiB.
 
-use super::{Proposal, State, v1};
+use super::{Proposal, State, v1, v2};
 use sha2::{Digest, Sha256};
 use std::io::{BufRead, BufReader, Read, Take, Write};
 use trireme_shared::limits;
@@ -16,7 +16,7 @@ use wincode::{SchemaRead, SchemaWrite};
 /// Version of a proposal's encoding. 1 was a bare command.
 pub const COMMAND_VERSION: u16 = 2;
 /// Version of a state's encoding.
-pub const STATE_VERSION: u16 = 2;
+pub const STATE_VERSION: u16 = 3;
 
 /// Rows go to the writer in pieces of about this many bytes.
 const PIECE_BYTES: usize = 64 << 10;
@@ -62,26 +62,42 @@ pub(super) fn version_of(bytes: &[u8]) -> Result<(u16, &[u8]), CodecError> {
 
 /// Writes the state. Equal states make equal bytes.
 pub fn write_state(state: &State, out: &mut dyn Write) -> Result<(), CodecError> {
+    write_as(STATE_VERSION, state, out)
+}
+
+fn write_as(version: u16, state: &impl Stored, out: &mut dyn Write) -> Result<(), CodecError> {
     let mut sink = Sink {
         out,
-        piece: STATE_VERSION.to_le_bytes().to_vec(),
+        piece: version.to_le_bytes().to_vec(),
         written: 0,
     };
     state.store(&mut sink)?;
     sink.flush()
 }
 
-/// Reads a state of this version, to the end of `input`: a peer's snapshot, or a file.
+/// As an older version wrote it.
+#[cfg(test)]
+pub(super) fn written_as(version: u16, state: &impl Stored) -> Result<Vec<u8>, CodecError> {
+    let mut bytes = Vec::new();
+    write_as(version, state, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads a state to the end of `input`: a peer's snapshot, a file, or what the release before left on
+/// our own disk.
 pub fn read_state(input: &mut dyn Read) -> Result<State, CodecError> {
     let mut source = Source {
         input: BufReader::with_capacity(PIECE_BYTES, input.take(limits::STATE_BYTES_MAX)),
     };
     let found: u16 = source.value()?;
-    if found != STATE_VERSION {
-        let known = STATE_VERSION;
-        return Err(CodecError::Version { found, known });
-    }
-    let state = State::load(&mut source)?;
+    let state = match found {
+        STATE_VERSION => State::load(&mut source)?,
+        v2::VERSION => v2::load(&mut source)?,
+        _ => {
+            let known = STATE_VERSION;
+            return Err(CodecError::Version { found, known });
+        }
+    };
     source.end()?;
     Ok(state)
 }
@@ -220,7 +236,7 @@ macro_rules! stored_value {
 }
 pub(super) use stored_value;
 
-stored_value!(u32, u64);
+stored_value!(bool, u32, u64);
 
 #[cfg(test)]
 #[path = "codec_tests.rs"]

@@ -67,7 +67,7 @@ fn a_state_survives_encoding_and_strange_bytes_are_refused() {
     let mut newer = bytes;
     newer[0] = 99;
     let error = decode_state(&newer).err().unwrap().to_string();
-    assert!(error.contains("format 99, this build reads 2"), "{error}");
+    assert!(error.contains("format 99, this build reads 3"), "{error}");
 }
 
 /// Nothing panics and nothing is taken for another state's bytes unseen by its digest.

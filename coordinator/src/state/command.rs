@@ -217,6 +217,8 @@ pub enum Command {
         authority_pem: String,
         admin_key_hash: Option<[u8; 32]>,
     },
+    /// From this entry on the state keeps what version 3 does (`v2`). Done once; again changes nothing.
+    Upgrade,
 }
 
 /// What a gateway asks for, gives back and tells of its requests, `limits::REPORT_ITEMS_MAX` items at

@@ -6,9 +6,11 @@
 
 use super::Refusal;
 use super::codec::{stored, stored_value};
+use super::movements::Months;
 use super::prices::WHOLE;
 use super::requests::Work;
 use super::table::Table;
+use super::v2;
 use crate::planted::{self, Bug};
 use std::collections::BTreeMap;
 use trireme_shared::ids::{BasisPoints, NanoUsd, PostingId, RequestNumber, TenantId};
@@ -62,6 +64,8 @@ pub(super) struct Ledger {
     /// Sums of the postings that are no longer kept.
     pub opening: Table<Account, NanoUsd>,
     pub last: PostingId,
+    /// Of all postings, kept or not.
+    pub months: Months,
 }
 
 stored_value!(PostingId);
@@ -69,7 +73,8 @@ stored!(Ledger {
     postings,
     balances,
     opening,
-    last
+    last,
+    months
 });
 
 impl Ledger {
@@ -95,9 +100,14 @@ impl Ledger {
             kind,
             lines,
         };
+        self.months.note(&posting);
         let old = self.postings.insert(id, posting);
         assert!(old.is_none(), "a posting's number is given once");
-        self.trim(limits::LEDGER_POSTINGS_MAX);
+        let most = match self.months.kept {
+            true => limits::LEDGER_POSTINGS_MAX,
+            false => v2::LEDGER_POSTINGS_MAX,
+        };
+        self.trim(most, limits::FORGOTTEN_AT_ONCE);
         Ok(id)
     }
 
@@ -121,6 +131,9 @@ impl Ledger {
             self.balances.insert(account, balance);
         }
         self.carry(lines);
+        for (account, amount) in lines {
+            self.months.carry(account, *amount);
+        }
         Ok(())
     }
 
@@ -132,11 +145,13 @@ impl Ledger {
         }
     }
 
-    /// Keeps the newest `most` postings; older ones go into the opening balances.
-    fn trim(&mut self, most: usize) {
-        while self.postings.len() > most
-            && let Some((id, posting)) = self.postings.first().cloned()
-        {
+    /// Keeps the newest `most` postings; older ones, so many at once, go into the opening balances.
+    fn trim(&mut self, most: usize, at_once: usize) {
+        let surplus = self.postings.len().saturating_sub(most);
+        for _ in 0..surplus.min(at_once) {
+            let Some((id, posting)) = self.postings.first().cloned() else {
+                return;
+            };
             self.postings.remove(&id);
             self.carry(&posting.lines);
         }
@@ -167,10 +182,20 @@ impl Ledger {
         if !self.balances.iter().map(|(a, b)| (a, b.0)).eq(sums) {
             return Err("balances are not the sums of their postings".into());
         }
+        self.check_months()?;
         let all: i128 = self.balances.values().map(|b| i128::from(b.0)).sum();
         match all {
             0 => Ok(()),
             _ => Err("the balances do not sum to zero".into()),
+        }
+    }
+
+    fn check_months(&self) -> Result<(), String> {
+        let end = |account: &Account| self.months.balance_before(account, u64::MAX);
+        let differs = |(account, balance): (&Account, &NanoUsd)| end(account) != *balance;
+        match self.months.kept && self.balances.iter().any(differs) {
+            true => Err("balances are not the sums of their months".into()),
+            false => Ok(()),
         }
     }
 }

@@ -112,7 +112,7 @@ fn old_postings_stand_in_the_opening_balances() {
     let before: Vec<_> = state.balances().map(|(a, b)| (a.clone(), b)).collect();
     let postings = state.ledger.postings.len();
     for most in (0..postings).rev() {
-        state.ledger.trim(most);
+        state.ledger.trim(most, 1);
         assert_eq!(state.ledger.postings.len(), most);
         let after: Vec<_> = state.balances().map(|(a, b)| (a.clone(), b)).collect();
         assert_eq!(after, before);
@@ -158,4 +158,60 @@ fn a_posting_that_makes_money_is_never_written() {
     let lines = vec![(Account::Platform, NanoUsd(1))];
     let number = RequestNumber(1);
     let _ = state.ledger.post(0, PostingKind::Request { number }, lines);
+}
+
+#[test]
+fn months_sum_what_moved_each_account_and_outlive_postings() {
+    const DAY_MS: u64 = 86_400_000;
+    let mut member = filled();
+    // Until here all was in January 1970. In March and then in April:
+    for days in [60, 91] {
+        member.now = days * DAY_MS / 1_000;
+        member.ask(credit(1, 500));
+        member.ask(credit(1, -100));
+    }
+    let acme = Account::Tenant(TenantId(1));
+    let moved = |state: &State| -> Vec<_> {
+        let months = state.movements(&acme);
+        months
+            .map(|(month, m)| (month, m.requests.0, m.credits.0, m.refunds.0, m.payouts.0))
+            .collect()
+    };
+    let all = [
+        (0, -3 * 440, 1_000_000, 40, 0),
+        (2, 0, 400, 0, 0),
+        (3, 0, 400, 0, 0),
+    ];
+    assert_eq!(moved(&member.state), all);
+    let hosts = Account::Provider("hosts".into());
+    let (_, earned) = member.state.movements(&hosts).next().unwrap();
+    assert_eq!((earned.requests.0, earned.payouts.0), (3 * 330, -100));
+    let january = 1_000_000 - 3 * 440 + 40;
+    for (month, balance) in [(0, 0), (1, january), (2, january), (3, january + 400)] {
+        let before = member.state.balance_before(&acme, month);
+        assert_eq!(before, NanoUsd(balance), "month {month}");
+    }
+    member.state.ledger.trim(0, usize::MAX);
+    assert_eq!(moved(&member.state), all, "without a posting");
+    member.state.check().unwrap();
+    let month = (acme.clone(), 2);
+    member
+        .state
+        .ledger
+        .months
+        .rows
+        .get_mut(&month)
+        .unwrap()
+        .credits
+        .0 += 1;
+    assert!(member.state.check().unwrap_err().contains("months"));
+}
+
+#[test]
+fn what_is_too_much_is_forgotten_bit_by_bit() {
+    let mut state = filled().state;
+    let postings = state.ledger.postings.len();
+    state.ledger.trim(1, 2);
+    assert_eq!(state.ledger.postings.len(), postings - 2);
+    state.check().unwrap();
 }

@@ -105,6 +105,11 @@ pub(super) fn day(now_ms: u64) -> u64 {
     now_ms / DAY_MS
 }
 
+/// Months since January 1970 of a day since 1970.
+pub(super) fn month_of_day(day: u64) -> u64 {
+    month(day.saturating_mul(DAY_MS))
+}
+
 /// Milliseconds until the next day of UTC.
 pub(super) fn until_tomorrow_ms(now_ms: u64) -> u64 {
     DAY_MS - now_ms % DAY_MS

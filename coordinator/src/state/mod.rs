@@ -24,6 +24,7 @@ pub mod leases;
 pub mod ledger;
 pub mod members;
 mod meters;
+mod movements;
 mod plans;
 pub mod prices;
 mod proposals;
@@ -33,10 +34,12 @@ pub mod rollups;
 mod sample;
 pub mod settings;
 mod settle;
+pub mod settlements;
 mod table;
 pub mod tenants;
 pub mod tokens;
 mod v1;
+mod v2;
 pub mod workers;
 
 pub use apply::apply;
@@ -50,10 +53,12 @@ pub use grants::{Answer, Ask, Left, Rate, Rates, Shortage};
 pub use leases::{Amounts, Gateway, Subject};
 pub use ledger::{Account, Posting, PostingKind};
 pub use members::{Certificate, CoordinatorRecord};
+pub use movements::Movements;
 pub use prices::{DEFAULT_PRICES, PriceList};
 pub use requests::{Counts, Ended, Final, OpenRequest, Progress, RequestRow, Work};
 pub use rollups::{UsageKey, UsageTotals};
 pub use settings::{KeySettings, Limits, Payment, Scopes, TenantSettings, TenantStatus};
+pub use settlements::Settlement;
 pub use tenants::{ApiKey, KeyFault, Principal, Tenant};
 pub use tokens::{TokenRecord, TokenRole};
 pub use workers::WorkerRecord;
@@ -77,6 +82,7 @@ pub struct State {
     prices: prices::Prices,
     ledger: ledger::Ledger,
     requests: requests::Requests,
+    settlements: settlements::Settlements,
     rollups: rollups::Rollups,
     leases: leases::Leases,
     /// The newest time that a proposal brought, milliseconds since 1970.
@@ -96,6 +102,7 @@ stored!(State {
     prices,
     ledger,
     requests,
+    settlements,
     rollups,
     leases,
     now_ms,
@@ -237,6 +244,7 @@ impl State {
         self.requests.check()?;
         self.leases.check()?;
         self.check_billing()?;
+        self.settlements.check(self.requests())?;
         self.audit.check()?;
         self.proposals.check()?;
         let gone = |id: &&WorkerId| self.is_removed(NodeId::Worker(**id));

@@ -4,14 +4,18 @@ use super::billing;
 use super::grants::{Rates, Shortage};
 use super::leases::{Amounts, Gateway, Subject};
 use super::ledger::{Account, Posting, PostingKind};
+use super::meters::month_of_day;
+use super::movements::Movements;
 use super::requests::{OpenRequest, RequestRow};
 use super::rollups::{Rollups, UsageKey, UsageTotals};
 use super::settle::bounds;
+use super::settlements::Settlement;
 use super::{ApiKey, Left, PriceList, State, Tenant};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use trireme_shared::ids::{
-    BasisPoints, GatewayLife, KeyId, NanoUsd, PostingId, RequestId, RequestNumber, TenantId, Tokens,
+    BasisPoints, GatewayLife, KeyId, NanoUsd, PostingId, RequestId, RequestNumber, SettlementSeq,
+    TenantId, Tokens,
 };
 
 impl State {
@@ -90,6 +94,11 @@ impl State {
         self.requests.by_id(id)
     }
 
+    /// The newest settled request of a tenant that its caller gave that id.
+    pub fn request_by_caller(&self, tenant: TenantId, id: &RequestId) -> Option<&RequestRow> {
+        self.requests.by_caller(tenant, id)
+    }
+
     /// The settled request that a caller's idempotency key stands for.
     pub fn request_by_idempotency(&self, tenant: TenantId, hash: &[u8; 32]) -> Option<&RequestRow> {
         self.requests.by_idempotency(tenant, hash)
@@ -111,11 +120,45 @@ impl State {
 
     /// Requests under way, as their gateways last told.
     pub fn open_requests(&self) -> impl Iterator<Item = &OpenRequest> {
-        self.requests.open.values()
+        self.requests.open().values()
+    }
+
+    /// A tenant's, in the order of their ids.
+    pub fn open_requests_of(&self, tenant: TenantId) -> impl Iterator<Item = &OpenRequest> {
+        self.requests.open_of_tenant(tenant)
     }
 
     pub fn open_request(&self, id: &RequestId) -> Option<&OpenRequest> {
-        self.requests.open.get(id)
+        self.requests.open().get(id)
+    }
+
+    /// What settlements added, oldest first, from that one on; of the newest `limits::SETTLEMENTS_KEPT`.
+    pub fn settlements_from(&self, seq: SettlementSeq) -> impl Iterator<Item = &Settlement> {
+        self.settlements.rows.range(seq..).map(|(_, row)| row)
+    }
+
+    /// The newest settlement's number; 0 before the first.
+    pub fn settlement_last(&self) -> SettlementSeq {
+        self.settlements.last
+    }
+
+    /// What moved an account's money: months since January 1970 (UTC), oldest first.
+    pub fn movements(
+        &self,
+        account: &Account,
+    ) -> impl DoubleEndedIterator<Item = (u64, &Movements)> {
+        self.ledger.months.of(account)
+    }
+
+    /// What an account had when that month since January 1970 began.
+    pub fn balance_before(&self, account: &Account, month: u64) -> NanoUsd {
+        self.ledger.months.balance_before(account, month)
+    }
+
+    /// Whether it keeps all that this release does: not before `Command::Upgrade` where an older one
+    /// wrote it.
+    pub fn is_current(&self) -> bool {
+        self.settlements.kept
     }
 
     /// What a tenant used in those hours since 1970 (UTC), in the order of hour, model, key; of its
@@ -217,6 +260,7 @@ impl State {
             }
         }
         self.check_charges()?;
+        self.check_months()?;
         self.check_usage()
     }
 
@@ -241,6 +285,31 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// What usage by the day says was charged in a month is what the ledger says, where it knows of all
+    /// of it.
+    fn check_months(&self) -> Result<(), String> {
+        let months = &self.ledger.months;
+        if !months.kept || !months.before.is_empty() {
+            return Ok(());
+        }
+        let mut used = BTreeMap::<(TenantId, u64), i64>::new();
+        for (of, sum) in self.usage() {
+            let charged = used.entry((of.tenant, month_of_day(of.slot))).or_default();
+            *charged += sum.cost.0;
+        }
+        used.retain(|_, charged| *charged != 0);
+        let charged = months.rows.iter().filter_map(|((account, month), m)| {
+            let Account::Tenant(tenant) = account else {
+                return None;
+            };
+            (m.requests.0 != 0).then_some(((*tenant, *month), -m.requests.0))
+        });
+        match charged.eq(used) {
+            true => Ok(()),
+            false => Err("usage by the day is not what was charged in the months".into()),
+        }
     }
 
     /// The sums are those of the rows, where all of these are still there.

@@ -150,7 +150,7 @@ pub struct RequestRow {
 
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Requests {
-    pub open: Table<RequestId, OpenRequest>,
+    open: Table<RequestId, OpenRequest>,
     pub rows: Table<RequestNumber, RequestRow>,
     pub last: RequestNumber,
     /// A row that began then or earlier may be gone.
@@ -159,6 +159,11 @@ pub(super) struct Requests {
     by_id: Table<RequestId, RequestNumber>,
     by_idempotency: Table<(TenantId, [u8; 32]), RequestNumber>,
     by_tenant: Table<(TenantId, RequestNumber), ()>,
+    /// The newest of a tenant's that its caller knows by that id.
+    by_caller: Table<(TenantId, RequestId), RequestNumber>,
+    /// Of those under way.
+    open_by_life: Table<(GatewayLife, RequestId), ()>,
+    open_by_tenant: Table<(TenantId, RequestId), ()>,
 }
 
 stored_value!(RequestNumber);
@@ -175,7 +180,30 @@ impl Requests {
             life: known.map_or(life, |known| known.max(life)),
             progress: merged,
         };
+        self.close(&told.request);
+        self.index_open(&open);
         self.open.insert(told.request.clone(), open);
+    }
+
+    /// Requests under way.
+    pub fn open(&self) -> &Table<RequestId, OpenRequest> {
+        &self.open
+    }
+
+    /// It is under way no more.
+    pub fn close(&mut self, request: &RequestId) {
+        if let Some(open) = self.open.remove(request) {
+            self.open_by_life.remove(&(open.life, request.clone()));
+            let of = (open.progress.tenant, request.clone());
+            self.open_by_tenant.remove(&of);
+        }
+    }
+
+    fn index_open(&mut self, open: &OpenRequest) {
+        let request = || open.progress.request.clone();
+        self.open_by_life.insert((open.life, request()), ());
+        let of = (open.progress.tenant, request());
+        self.open_by_tenant.insert(of, ());
     }
 
     /// Whether it is neither under way nor settled, and so old that it may have been settled and
@@ -218,8 +246,28 @@ impl Requests {
 
     /// Requests under way that a life was the last to tell of.
     pub fn open_of(&self, life: GatewayLife) -> Vec<Progress> {
-        let of_life = self.open.values().filter(|open| open.life == life);
-        of_life.map(|open| open.progress.clone()).collect()
+        let of_life = self
+            .open_by_life
+            .range((life, first_id())..)
+            .map(|(key, ())| key);
+        let of_life = of_life.take_while(|(of, _)| *of == life);
+        let open = of_life.filter_map(|(_, request)| self.open.get(request));
+        open.map(|open| open.progress.clone()).collect()
+    }
+
+    /// A tenant's requests under way, in the order of their ids.
+    pub fn open_of_tenant(&self, tenant: TenantId) -> impl Iterator<Item = &OpenRequest> {
+        let all = self
+            .open_by_tenant
+            .range((tenant, first_id())..)
+            .map(|(key, ())| key);
+        let own = all.take_while(move |(of, _)| *of == tenant);
+        own.filter_map(|(_, request)| self.open.get(request))
+    }
+
+    /// The newest row of a tenant that its caller knows by that id.
+    pub fn by_caller(&self, tenant: TenantId, id: &RequestId) -> Option<&RequestRow> {
+        self.rows.get(self.by_caller.get(&(tenant, id.clone()))?)
     }
 
     /// The row that a request, or an attempt at one, belongs to.
@@ -254,12 +302,11 @@ impl Requests {
         numbers.filter_map(|((_, number), ())| self.rows.get(number))
     }
 
-    /// Writes a row down, new or changed, and forgets the oldest beyond what is kept.
+    /// Writes a row down, new or changed.
     pub fn put(&mut self, row: RequestRow) {
         self.last = self.last.max(row.number);
         self.index(&row);
         self.rows.insert(row.number, row);
-        self.trim(limits::REQUEST_ROWS_MAX);
     }
 
     fn index(&mut self, row: &RequestRow) {
@@ -271,13 +318,20 @@ impl Requests {
             let newest = self.by_idempotency.or_default((row.tenant, hash));
             *newest = row.number.max(*newest);
         }
+        if let Some(id) = &row.caller_id {
+            let newest = self.by_caller.or_default((row.tenant, id.clone()));
+            *newest = row.number.max(*newest);
+        }
         self.by_tenant.insert((row.tenant, row.number), ());
     }
 
-    fn trim(&mut self, most: usize) {
-        while self.rows.len() > most
-            && let Some((number, row)) = self.rows.first().cloned()
-        {
+    /// Forgets the oldest rows beyond `most`, so many at once.
+    pub fn trim(&mut self, most: usize, at_once: usize) {
+        let surplus = self.rows.len().saturating_sub(most);
+        for _ in 0..surplus.min(at_once) {
+            let Some((number, row)) = self.rows.first().cloned() else {
+                return;
+            };
             self.rows.remove(&number);
             for id in std::iter::once(&row.request).chain(&row.attempts) {
                 self.by_id.remove(id);
@@ -287,6 +341,11 @@ impl Requests {
             {
                 self.by_idempotency.remove(&(row.tenant, hash));
             }
+            if let Some(id) = row.caller_id
+                && self.by_caller.get(&(row.tenant, id.clone())) == Some(&number)
+            {
+                self.by_caller.remove(&(row.tenant, id));
+            }
             self.by_tenant.remove(&(row.tenant, number));
             self.forgotten_ms = self.forgotten_ms.max(row.began_at_ms);
         }
@@ -295,8 +354,12 @@ impl Requests {
     /// With indexes of those rows.
     fn indexed(mut self) -> Self {
         (self.by_id, self.by_idempotency, self.by_tenant) = Default::default();
+        (self.by_caller, self.open_by_life, self.open_by_tenant) = Default::default();
         for row in self.rows.clone().values() {
             self.index(row);
+        }
+        for open in self.open.clone().values() {
+            self.index_open(open);
         }
         self
     }
@@ -342,6 +405,11 @@ impl Stored for Requests {
         };
         Ok(requests.indexed())
     }
+}
+
+/// Before all others: an id has at least one character, and none is below this one.
+fn first_id() -> RequestId {
+    RequestId::parse("!").unwrap_or_else(|| unreachable!("it is printable"))
 }
 
 /// The counts of a request, settled at some, of which others were told.

@@ -9,8 +9,13 @@ use super::leases::{Amounts, Bounds, Subject};
 use super::ledger::{Account, Ledger, PostingKind, charge_lines};
 use super::requests::{Ended, Progress, RequestRow, merge_counts, merge_work};
 use super::rollups::{UsageKey, UsageTotals};
+use super::settlements::Settlement;
 use super::tenants::Tenants;
-use trireme_shared::ids::{GatewayLife, KeyId, NanoUsd, PostingId, RequestNumber, TenantId};
+use super::v2;
+use trireme_shared::ids::{
+    GatewayLife, KeyId, NanoUsd, PostingId, RequestNumber, SettlementSeq, TenantId,
+};
+use trireme_shared::limits;
 
 /// Settles a request at what was told of it, now and before.
 pub(super) fn settle(
@@ -21,7 +26,7 @@ pub(super) fn settle(
     now_ms: u64,
 ) {
     let told = state.requests.merged(told);
-    state.requests.open.remove(&told.request);
+    state.requests.close(&told.request);
     let known = state.requests.row_of(&told).cloned();
     let first = known.is_none();
     let before = known.unwrap_or_else(|| new_row(state, &told, ended));
@@ -74,7 +79,21 @@ pub(super) fn settle(
         key: told.key,
     };
     state.rollups.add(of, totals, now_ms);
+    state.settlements.add(Settlement {
+        seq: SettlementSeq(0),
+        request: row.number,
+        key: told.key,
+        at_ms: now_ms,
+        added: more,
+        charged,
+        ended,
+    });
     state.requests.put(row);
+    let most = match state.settlements.kept {
+        true => limits::REQUEST_ROWS_MAX,
+        false => v2::REQUEST_ROWS_MAX,
+    };
+    state.requests.trim(most, limits::FORGOTTEN_AT_ONCE);
 }
 
 /// The row of a request of which nothing was charged yet.

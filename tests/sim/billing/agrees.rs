@@ -2,8 +2,8 @@
 
 use super::{Model, Told};
 use std::collections::BTreeMap;
-use trireme_coordinator::state::{Account, State};
-use trireme_shared::ids::GatewayLife;
+use trireme_coordinator::state::{Account, Counts, State};
+use trireme_shared::ids::{GatewayLife, RequestNumber, SettlementSeq};
 
 impl Model {
     /// Whether the state has come to the same.
@@ -61,11 +61,19 @@ impl Model {
         if state.requests().count() != self.bills.len() {
             return Err(format!("{} requests are settled", self.bills.len()));
         }
+        let settled = settled(state)?;
         for (request, number) in &self.of_request {
             let bill = &self.bills[*number];
             let Some(row) = state.request_by_id(request) else {
                 return Err(format!("{request} is settled, and has no row"));
             };
+            let logged = settled.get(&row.number).copied().unwrap_or_default();
+            if logged != (bill.counts, bill.charged) {
+                return Err(format!(
+                    "{request}: {logged:?} by its settlements, {:?} by the model",
+                    (bill.counts, bill.charged)
+                ));
+            }
             let is = (
                 row.counts,
                 row.cost.0.into(),
@@ -88,5 +96,29 @@ impl Model {
                 "{requests} requests of {cost} are summed, not {charged}"
             )),
         }
+    }
+}
+
+/// What the log of settlements says of each request, and that it tells of all of them.
+fn settled(state: &State) -> Result<BTreeMap<RequestNumber, (Counts, i128)>, String> {
+    let mut sums = BTreeMap::<RequestNumber, (Counts, i128)>::new();
+    let mut next = 1;
+    for settlement in state.settlements_from(SettlementSeq(1)) {
+        if settlement.seq.0 != next {
+            return Err(format!("settlement {next} is missing"));
+        }
+        next += 1;
+        let (counts, charged) = sums.entry(settlement.request).or_default();
+        counts.prompt.0 += settlement.added.prompt.0;
+        counts.cached.0 += settlement.added.cached.0;
+        counts.completion.0 += settlement.added.completion.0;
+        *charged += i128::from(settlement.charged.0);
+    }
+    match state.settlement_last().0 == next - 1 {
+        true => Ok(sums),
+        false => Err(format!(
+            "{} settlements, not {next}",
+            state.settlement_last()
+        )),
     }
 }
