@@ -19,7 +19,7 @@
 mod admin;
 mod auth;
 mod body;
-mod desk;
+pub mod desk;
 mod envelope;
 pub mod error;
 mod health;

@@ -7,6 +7,7 @@ mod engine;
 mod fair;
 mod load;
 mod serve;
+mod settle;
 
 use crate::failure::Failure;
 use anyhow::{Context, Result};
@@ -35,6 +36,8 @@ enum BenchCommand {
     Engine(engine::EngineArgs),
     /// Measure a group of coordinators in this process: commands/s through commit, and how long one takes
     Commits(commits::CommitsArgs),
+    /// Measure a group's settlements in this process: requests let in and charged a second
+    Settle(settle::SettleArgs),
     /// Measure commits while a new member of the group is sent a large snapshot
     CatchUp(catch_up::CatchUpArgs),
 }
@@ -46,6 +49,7 @@ impl BenchArgs {
             BenchCommand::Fair(args) => args.run(),
             BenchCommand::Engine(args) => args.run(),
             BenchCommand::Commits(args) => args.run(),
+            BenchCommand::Settle(args) => args.run(),
             BenchCommand::CatchUp(args) => args.run(),
         }
     }

@@ -8,6 +8,7 @@
 //!
 //! Neighbours: `openai` lets requests in, `usage` counts and settles them, `state` keeps the books.
 
+pub mod bench;
 mod live;
 mod needs;
 mod purse;

@@ -178,7 +178,11 @@ pub(crate) async fn leader(groups: &[Group]) -> Result<usize, String> {
         .ok_or_else(|| "the leader is none of the members".into())
 }
 
-async fn commits(group: &Group, clients: usize, duration: Duration) -> Result<CommitSpeed, String> {
+pub(crate) async fn commits(
+    group: &Group,
+    clients: usize,
+    duration: Duration,
+) -> Result<CommitSpeed, String> {
     let (began, cpu) = (Instant::now(), cpu_time());
     let mut tasks = tokio::task::JoinSet::new();
     for client in 0..clients {
