@@ -1,7 +1,7 @@
 //! `cluster bench fair`: what one tenant's requests are like while another floods the server.
 //!
 //! A closed loop of one tenant's requests is measured alone, and again while another tenant's key keeps
-//! many streams open. The measured ones begin once every stream of the flood has brought text.
+//! many streams open. The measured ones begin once every stream of the flood has brought text or was refused.
 
 use super::load::{Api, Load, Measured, concurrency, first_model, server, table};
 use crate::client::Client;
@@ -12,7 +12,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use trireme_shared::limits;
 
 #[derive(Args)]
@@ -70,7 +70,7 @@ struct Flood {
 impl FairArgs {
     pub fn run(self) -> Result<()> {
         let (url, key) = server(self.url.as_deref(), self.api_key.as_deref())?;
-        let measured = Client::new(&[url.clone()], key);
+        let measured = Client::new(std::slice::from_ref(&url), key);
         let flooding = Client::new(&[url], Some(self.flood_key.clone()));
         let model = match &self.model {
             Some(model) => model.clone(),
@@ -116,39 +116,47 @@ impl FairArgs {
         model: &str,
     ) -> Result<(Measured, Flood)> {
         let stop = AtomicBool::new(false);
-        let begun = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            let stream = |number: usize| {
-                let (mut mine, mut first) = (Flood::default(), true);
-                for turn in 0.. {
-                    if stop.load(Ordering::Relaxed) {
-                        break;
+        let (begun, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let stream = |number: usize| {
+            let (mut mine, mut first) = (Flood::default(), true);
+            for turn in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                // Prompts that the measured tenant does not send.
+                let number = 1_000_000 + turn * self.flood + number;
+                let tell = || {
+                    if std::mem::replace(&mut first, false) {
+                        begun.fetch_add(1, Ordering::Relaxed);
                     }
-                    // Prompts that the measured tenant does not send.
-                    let number = 1_000_000 + turn * self.flood + number;
-                    let tell = || {
+                };
+                mine.requests += 1;
+                match load.one(flooding, model, number, tell) {
+                    Ok(generation) => mine.output_tokens += generation.tokens(),
+                    Err(_) => {
+                        mine.failures += 1;
                         if std::mem::replace(&mut first, false) {
-                            begun.fetch_add(1, Ordering::Relaxed);
+                            refused.fetch_add(1, Ordering::Relaxed);
                         }
-                    };
-                    mine.requests += 1;
-                    match load.one(flooding, model, number, tell) {
-                        Ok(generation) => mine.output_tokens += generation.tokens(),
-                        Err(_) => {
-                            mine.failures += 1;
-                            std::thread::sleep(limits::CLIENT_RETRY_PAUSE);
-                        }
+                        std::thread::sleep(limits::CLIENT_RETRY_PAUSE);
                     }
                 }
-                mine
-            };
-            let stream = &stream;
+            }
+            mine
+        };
+        std::thread::scope(|scope| {
             let threads: Vec<_> = (0..self.flood)
-                .map(|number| scope.spawn(move || stream(number)))
+                .map(|number| {
+                    scope.spawn({
+                        let stream = &stream;
+                        move || stream(number)
+                    })
+                })
                 .collect();
             let patience = Instant::now() + limits::CLIENT_STREAM_SILENCE_MAX;
-            while begun.load(Ordering::Relaxed) < self.flood && Instant::now() < patience {
-                std::thread::sleep(Duration::from_millis(10));
+            let heard_of = || begun.load(Ordering::Relaxed) + refused.load(Ordering::Relaxed);
+            while heard_of() < self.flood && Instant::now() < patience {
+                std::thread::sleep(limits::CLIENT_POLL_INTERVAL);
             }
             let ready = begun.load(Ordering::Relaxed);
             let measured = (ready > 0).then(measure);
