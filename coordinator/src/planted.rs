@@ -36,10 +36,12 @@ pub enum Bug {
     LeaseNotReturned,
     /// A charge is divided in floating point.
     FloatRounding,
+    /// A request whose caller left is not settled.
+    LoseOnDisconnect,
 }
 
 impl Bug {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::AckBeforeSync,
         Self::AnswerByPosition,
         Self::ApplyTwice,
@@ -56,6 +58,7 @@ impl Bug {
         Self::CheckThenIncrement,
         Self::LeaseNotReturned,
         Self::FloatRounding,
+        Self::LoseOnDisconnect,
     ];
 }
 

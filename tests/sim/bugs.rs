@@ -53,4 +53,5 @@ bugs! {
     checking_then_incrementing_is_caught: CheckThenIncrement,
     not_returning_a_lease_is_caught: LeaseNotReturned,
     rounding_in_floating_point_is_caught: FloatRounding,
+    losing_a_request_on_disconnect_is_caught: LoseOnDisconnect,
 }

@@ -118,7 +118,12 @@ impl Charges {
         }
         for _ in 0..chance.below(3) {
             let progress = self.told(chance, state, tenant, key);
-            let ended = Ended::Finished;
+            let ended = match chance.below(6) {
+                0 => Ended::Disconnected,
+                1 => Ended::Failed,
+                2 => Ended::Exhausted,
+                _ => Ended::Finished,
+            };
             report.finals.push(Final { progress, ended });
         }
         Command::Report { report }

@@ -12,6 +12,7 @@ use super::rollups::{UsageKey, UsageTotals};
 use super::settlements::Settlement;
 use super::tenants::Tenants;
 use super::v2;
+use crate::planted::{self, Bug};
 use trireme_shared::ids::{
     GatewayLife, KeyId, NanoUsd, PostingId, RequestNumber, SettlementSeq, TenantId,
 };
@@ -27,6 +28,9 @@ pub(super) fn settle(
 ) {
     let told = state.requests.merged(told);
     state.requests.close(&told.request);
+    if planted::is(Bug::LoseOnDisconnect) && ended == Ended::Disconnected {
+        return;
+    }
     let known = state.requests.row_of(&told).cloned();
     let first = known.is_none();
     let before = known.unwrap_or_else(|| new_row(state, &told, ended));

@@ -149,6 +149,18 @@ impl Serving {
             .filter_map(|r| r.plan.as_ref());
         let rows = plans.flat_map(|p| plan::rows(p, self.group)).collect();
         term::out(term::table(&plan::header(self.group), rows));
+        term::out("");
+        term::out("  what this key has used, and what it cost:");
+        term::out(self.usage_line());
+    }
+
+    /// Asks for the tenant's own usage.
+    fn usage_line(&self) -> String {
+        format!(
+            "  curl '{}/billing/v1/usage' -H 'Authorization: Bearer {}'",
+            self.first(),
+            self.api_key
+        )
     }
 }
 

@@ -123,6 +123,7 @@ impl Scene {
             "--threads-per-worker",
             "1",
         ]);
+        greeting_works(&cluster);
         let coordinators = cluster.ready["coordinators"].as_array().expect("a list");
         let gateways = coordinators
             .iter()
@@ -457,6 +458,22 @@ impl Scene {
             "tenant {n}: {ledger:?}"
         );
     }
+}
+
+/// The greeting's last line asks for the tenant's own usage.
+fn greeting_works(cluster: &Cluster) {
+    let output = cluster.output();
+    let line = output.lines().find(|line| line.contains("/billing/v1/usage"));
+    let line = line.unwrap_or_else(|| panic!("no such line in the greeting:\n{output}"));
+    let words: Vec<&str> = line.split('\'').collect();
+    let (url, key) = (words[1], words[3].trim_start_matches("Authorization: Bearer "));
+    let (address, path) = url
+        .trim_start_matches("http://")
+        .split_once('/')
+        .expect("a path");
+    let answer = cluster.send_to(address, "GET", &format!("/{path}"), key, None);
+    let answer = answer.expect("it answers");
+    assert_eq!(answer.status, 200, "{line}: {}", answer.text);
 }
 
 /// Holds a bill against what its client was sent; gives how long before the last token those came that
