@@ -10,10 +10,12 @@ mod logprobs;
 pub mod models;
 mod params;
 mod render;
+mod schema;
 mod stream;
 
 use super::envelope::RequestContext;
 use super::error::ApiError;
+use super::openapi::RefusedWork;
 use super::server::GatewayState;
 use super::usage::Payer;
 use super::{auth, body};
@@ -24,25 +26,50 @@ use completions::CompletionRequest;
 use generation::Generation;
 use job::Job;
 use serde_json::Value;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-/// `POST /v1/chat/completions`
+/// Every route below `/v1`.
+pub fn routes() -> OpenApiRouter<GatewayState> {
+    OpenApiRouter::new()
+        .routes(routes!(chat_completions))
+        .routes(routes!(text_completions))
+        .routes(routes!(models::list))
+        .routes(routes!(models::one))
+}
+
+/// Answers a chat: OpenAI's chat completions, for text.
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "inference", security(("key" = [])),
+    request_body = schema::ChatCompletionRequest,
+    responses(
+        (status = 200, content(
+            (schema::ChatCompletion = "application/json"), (String = "text/event-stream"))),
+        RefusedWork))]
 pub async fn chat_completions(
     State(gateway): State<GatewayState>,
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (payer, wanted) = admit(&gateway, &context, request, ChatRequest::parse).await?;
+    auth::model(&gateway.group, payer.key, &wanted.common.model)?;
     let job = Job::chat(&gateway, wanted).await?;
     respond(&gateway, context, payer, job).await
 }
 
-/// `POST /v1/completions`
+/// Goes on with a text: OpenAI's completions.
+#[utoipa::path(post, path = "/v1/completions", tag = "inference", security(("key" = [])),
+    request_body = schema::CompletionRequest,
+    responses(
+        (status = 200, content(
+            (schema::TextCompletion = "application/json"), (String = "text/event-stream"))),
+        RefusedWork))]
 pub async fn text_completions(
     State(gateway): State<GatewayState>,
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (payer, wanted) = admit(&gateway, &context, request, CompletionRequest::parse).await?;
+    auth::model(&gateway.group, payer.key, &wanted.common.model)?;
     let job = Job::completion(&gateway, wanted).await?;
     respond(&gateway, context, payer, job).await
 }

@@ -1,11 +1,16 @@
 //! The gateway from request to answer, with the real state, a real (tiny) model's words, and a
 //! scripted engine behind the dispatcher's queue.
 
+mod accounts;
 mod admin;
 mod bad_bodies;
+mod billing;
 mod chat;
 mod completions;
 mod connection;
 mod engine;
 mod house;
+mod isolation;
+mod money;
+mod openapi;
 mod stream;
