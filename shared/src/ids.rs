@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use utoipa::ToSchema;
 use wincode::{SchemaRead, SchemaWrite};
 
 macro_rules! number_id {
@@ -10,7 +11,7 @@ macro_rules! number_id {
         $(#[$doc])*
         #[derive(
             Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash,
-            Serialize, Deserialize, SchemaRead, SchemaWrite,
+            Serialize, Deserialize, SchemaRead, SchemaWrite, ToSchema,
         )]
         #[serde(transparent)]
         pub struct $name(pub $inner);
@@ -107,6 +108,7 @@ number_id!(
     Deserialize,
     SchemaRead,
     SchemaWrite,
+    ToSchema,
 )]
 #[serde(transparent)]
 pub struct RequestId(String);

@@ -8,6 +8,7 @@ pub mod identity;
 pub mod ids;
 pub mod limits;
 pub mod model;
+pub mod money;
 pub mod plan;
 pub mod source;
 pub mod telemetry;

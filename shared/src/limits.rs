@@ -459,6 +459,20 @@ pub const SETTLEMENTS_KEPT: usize = 200_000;
 /// older release) comes down to it; few, so that no command takes long.
 pub const FORGOTTEN_AT_ONCE: usize = 8;
 
+/// Rows of a page of the billing API where nobody said how many, and at most.
+pub const BILLING_PAGE_ROWS: u64 = 100;
+pub const BILLING_PAGE_ROWS_MAX: u64 = 1_000;
+
+/// Days of usage in one question: three years' at their day, of 100 models and keys 100,000 sums.
+pub const USAGE_DAYS_ASKED_MAX: u64 = 1_100;
+
+/// Rows that one page looks at where it shows only some of them: a few milliseconds'. Then the page is
+/// short, and its cursor goes on from there.
+pub const REQUESTS_LOOKED_AT_MAX: usize = 20_000;
+
+/// Postings that one page of the ledger looks at, for the same reason.
+pub const POSTINGS_LOOKED_AT_MAX: usize = 20_000;
+
 /// How long usage is kept by the hour: a month and its statement. By the day it is kept for ever.
 pub const USAGE_HOURS_KEPT: u64 = 40 * 24;
 
@@ -638,8 +652,18 @@ pub const MODEL_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 pub const TOKEN_USES_MAX: u32 = 10_000;
 pub const TOKEN_TTL_SECONDS_MAX: u64 = 366 * 86_400;
 
-/// Bytes of a deployment's or tenant's name.
+/// Bytes of a deployment's, tenant's, key's or provider's name.
 pub const NAME_BYTES_MAX: usize = 128;
+
+/// Models that a key names. Each is compared at each request.
+pub const KEY_MODELS_MAX: usize = 64;
+
+/// Longest time for which a key and the one that takes its place both work: a quarter of a year, in which
+/// the slowest of rollouts is done.
+pub const KEY_OVERLAP_SECONDS_MAX: u64 = 92 * 86_400;
+
+/// Bytes of the reason of a movement of money. It stays in the ledger.
+pub const REASON_BYTES_MAX: usize = 256;
 
 /// Files of one sharded safetensors model (the largest public ones have under 200).
 pub const SAFETENSORS_SHARDS_MAX: usize = 1_024;

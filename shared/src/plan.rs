@@ -3,11 +3,22 @@
 use crate::ids::{DeploymentId, Epoch, Replica, WorkerId};
 use crate::model::RankShare;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use wincode::{SchemaRead, SchemaWrite};
 
 /// How ranks exchange tensors.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    SchemaRead,
+    SchemaWrite,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum LinkPolicy {
@@ -19,7 +30,9 @@ pub enum LinkPolicy {
 }
 
 /// Where to get the model: what the resolver in `shared::source` takes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, SchemaRead, SchemaWrite,
+)]
 pub struct ModelRef {
     /// The name it is served under.
     pub name: String,
@@ -30,7 +43,9 @@ pub struct ModelRef {
 }
 
 /// What a deployment asks for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, SchemaRead, SchemaWrite,
+)]
 pub struct DeploymentSpec {
     pub model: ModelRef,
     pub tensor_parallel: u16,
@@ -40,7 +55,9 @@ pub struct DeploymentSpec {
 }
 
 /// One rank of a plan: its share and the worker that runs it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, SchemaRead, SchemaWrite,
+)]
 pub struct RankPlacement {
     pub share: RankShare,
     pub worker: WorkerId,
@@ -54,7 +71,9 @@ pub struct RankPlacement {
 
 /// What one replica's ranks need to run together. Ranks are stage-major: index = stage * tp + rank;
 /// rank 0 is the driver.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, SchemaRead, SchemaWrite,
+)]
 pub struct ReplicaPlan {
     pub deployment: DeploymentId,
     pub replica: Replica,

@@ -4,7 +4,7 @@ use super::WriteArgs;
 use crate::term;
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use trireme_shared::api::{KeyCreated, KeyRequest};
+use trireme_shared::api::{KeyCreated, KeyRequest, KeySettings};
 
 #[derive(Args)]
 #[command(after_help = "Example:\n  cluster key create acme")]
@@ -30,7 +30,7 @@ enum KeyCommand {
 impl KeyArgs {
     pub fn run(self) -> Result<()> {
         let KeyCommand::Create { write, tenant } = self.command;
-        let request = KeyRequest { tenant };
+        let request = KeyRequest::new(tenant, KeySettings::default());
         let created: KeyCreated = write.admin()?.post("/admin/v1/keys", &request)?;
         if write.json() {
             return term::json(&created);

@@ -7,11 +7,9 @@
 use super::{Fleet, FleetError, models};
 use crate::placement;
 use crate::raft::group::{Group, Terms};
-use crate::state::{Command, KeySettings, Outcome, Refusal, TokenRole};
+use crate::state::{Command, Outcome, Refusal, TokenRole};
 use sha2::{Digest, Sha256};
-use trireme_shared::api::{
-    self, DeploymentReport, KeyCreated, KeyRequest, TokenCreated, TokenReport, TokenRequest,
-};
+use trireme_shared::api::{self, DeploymentReport, TokenCreated, TokenReport, TokenRequest};
 use trireme_shared::identity::NodeId;
 use trireme_shared::ids::{CoordinatorId, DeploymentId, TokenRecordId};
 use trireme_shared::limits;
@@ -19,7 +17,7 @@ use trireme_shared::plan::DeploymentSpec;
 use trireme_shared::wall_clock::unix_seconds;
 
 impl Fleet {
-    fn group(&self) -> &Group {
+    pub(super) fn group(&self) -> &Group {
         &self.shared.group
     }
 
@@ -150,38 +148,6 @@ impl Fleet {
             .ok_or_else(missing)
     }
 
-    /// An API key for a tenant, who is made if need be. The key is in the answer and nowhere else.
-    pub async fn create_key(
-        &self,
-        terms: Terms,
-        request: KeyRequest,
-    ) -> Result<KeyCreated, FleetError> {
-        check_name("a tenant's name", &request.tenant)?;
-        let key = format!("sk-tr-{}", hex::encode(random::<20>()?));
-        let hash: [u8; 32] = Sha256::digest(key.as_bytes()).into();
-        let command = Command::CreateKey {
-            tenant: request.tenant,
-            key_hash: hash,
-            settings: KeySettings::default(),
-        };
-        let (tenant, key_id) = match self.act(terms, command).await? {
-            Outcome::Key { tenant, key } => (tenant, key),
-            other => return Err(unexpected(other)),
-        };
-        // Whether or not it works already, or its tenant is suspended.
-        let stored = self.group().read(|s| s.key_of(&hash).map(|key| key.id));
-        if stored != Some(key_id) {
-            return Err(FleetError::Earlier(format!(
-                "this was done by an earlier try, whose key ({key_id}) was not kept: make another"
-            )));
-        }
-        Ok(KeyCreated {
-            tenant,
-            key_id,
-            key,
-        })
-    }
-
     /// A learner shall vote.
     pub async fn promote(&self, terms: Terms, id: CoordinatorId) -> Result<(), FleetError> {
         self.done(terms, Command::PromoteCoordinator { id }).await
@@ -214,14 +180,14 @@ impl Fleet {
         self.done(terms, command).await
     }
 
-    async fn done(&self, terms: Terms, command: Command) -> Result<(), FleetError> {
+    pub(super) async fn done(&self, terms: Terms, command: Command) -> Result<(), FleetError> {
         match self.act(terms, command).await? {
             Outcome::Done => Ok(()),
             other => Err(unexpected(other)),
         }
     }
 
-    async fn act(&self, terms: Terms, command: Command) -> Result<Outcome, FleetError> {
+    pub(super) async fn act(&self, terms: Terms, command: Command) -> Result<Outcome, FleetError> {
         Ok(self.group().propose_as(terms, command).await?)
     }
 }
@@ -249,7 +215,7 @@ fn stored_role(role: api::TokenRole) -> TokenRole {
     }
 }
 
-fn check_name(what: &str, name: &str) -> Result<(), FleetError> {
+pub(super) fn check_name(what: &str, name: &str) -> Result<(), FleetError> {
     let length = (1..=limits::NAME_BYTES_MAX).contains(&name.len());
     if length && name.chars().all(|c| !c.is_control()) {
         return Ok(());
@@ -260,20 +226,23 @@ fn check_name(what: &str, name: &str) -> Result<(), FleetError> {
     )))
 }
 
-fn random<const N: usize>() -> Result<[u8; N], FleetError> {
+pub(super) fn random<const N: usize>() -> Result<[u8; N], FleetError> {
     let mut bytes = [0u8; N];
     getrandom::fill(&mut bytes)
         .map_err(|e| FleetError::Refused(format!("the system gives no random numbers: {e}")))?;
     Ok(bytes)
 }
 
-fn unexpected(outcome: Outcome) -> FleetError {
+pub(super) fn unexpected(outcome: Outcome) -> FleetError {
     match outcome {
         Outcome::Refused(
             why @ (Refusal::UnknownCoordinator(_)
             | Refusal::UnknownWorker(_)
             | Refusal::UnknownDeployment(_)
-            | Refusal::UnknownToken),
+            | Refusal::UnknownToken
+            | Refusal::UnknownTenant(_)
+            | Refusal::UnknownKey(_)
+            | Refusal::UnknownRequest(_)),
         ) => FleetError::Unknown(why.to_string()),
         Outcome::Refused(why @ (Refusal::TooOld | Refusal::UnknownBase)) => {
             FleetError::Earlier(why.to_string())

@@ -7,12 +7,12 @@ use super::*;
 use crate::placement::tests::{manifest, spec};
 use crate::raft::group::Terms;
 use crate::scratch::{Scratch, group_of_one};
-use crate::state::TokenRole;
+use crate::state::{KeySettings, TokenRole};
 use sha2::{Digest, Sha256};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::task::JoinSet;
-use trireme_shared::api::{self, KeyRequest, TokenRequest};
+use trireme_shared::api::{self, TokenRequest};
 use trireme_shared::identity::{ClusterAuthority, JoinToken, NodeId, NodeIdentity};
 use trireme_shared::ids::{CoordinatorId, RequestId, TenantId, TokenRecordId};
 use trireme_shared::transport::{Protocol, join};
@@ -556,7 +556,7 @@ fn tokens_and_keys_are_made_shown_once_and_revoked() {
         let tenant = "acme".to_owned();
         let key = world
             .fleet
-            .create_key(Terms::default(), KeyRequest { tenant })
+            .create_key(Terms::default(), tenant, KeySettings::default())
             .await
             .unwrap();
         assert_eq!(key.key.len(), "sk-tr-".len() + 40);
@@ -566,7 +566,7 @@ fn tokens_and_keys_are_made_shown_once_and_revoked() {
         let tenant = String::new();
         let nameless = world
             .fleet
-            .create_key(Terms::default(), KeyRequest { tenant })
+            .create_key(Terms::default(), tenant, KeySettings::default())
             .await;
         assert!(matches!(nameless, Err(FleetError::Refused(_))));
         let roles = world

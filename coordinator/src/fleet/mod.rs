@@ -4,13 +4,14 @@
 //! handed to workers is in the state first. `follow` feeds what the state and the group tell,
 //! `reconcile` (with `slot`) decides, `control` talks with workers, `dispatch`, `carry`, `progress` and
 //! `drivers` move sequences, `work` says whose workers did how much of them, `models` opens what is to be
-//! planned, `admin` and `status` serve the admin API, `trust` says which authorities and nodes count,
+//! planned, `admin`, `accounts` and `status` serve the admin API, `trust` says which authorities and nodes count,
 //! `inventory` keeps what workers offer. All of it runs on every coordinator; `reconcile` knows what the
 //! leader alone does.
 
 pub mod dispatch;
 pub mod reconcile;
 
+mod accounts;
 mod admin;
 mod carry;
 mod control;

@@ -2,7 +2,7 @@
 
 use super::super::work::LAYER_UNITS;
 use super::*;
-use crate::state::{Account, Counts, Ended, Final, Progress, Report, Work};
+use crate::state::{Account, Counts, Ended, Final, KeySettings, Progress, Report, Work};
 use trireme_shared::ids::{GatewayLife, KeyId, NanoUsd, Tokens};
 
 /// Layers of `placement::tests::manifest`.
@@ -30,7 +30,7 @@ async fn settled(world: &World, completion: u64, work: &WorkLog) -> (i64, [i64; 
     let tenant = "acme".to_owned();
     let key = world
         .fleet
-        .create_key(Terms::default(), KeyRequest { tenant });
+        .create_key(Terms::default(), tenant, KeySettings::default());
     key.await.unwrap();
     let coordinator = group.own();
     let opened = group.propose(Command::OpenGateway { coordinator }).await;

@@ -1,15 +1,16 @@
-//! Who is asking: `Authorization: Bearer <key>`, looked up by the key's SHA-256.
+//! Who is asking: `Authorization: Bearer <key>`, looked up by the key's SHA-256, and what that key opens.
 //!
 //! Keeps true: keys are never logged or kept; what is compared are hashes, so that the time a
-//! lookup takes says nothing about a key.
+//! lookup takes says nothing about a key. A key opens what its scopes say, and no model but those it
+//! names, if it names any.
 
 use super::error::ApiError;
 use super::usage::Payer;
 use crate::raft::group::Group;
-use crate::state::{KeyFault, Principal};
+use crate::state::{KeyFault, Principal, Scopes, State};
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
-use trireme_shared::ids::RequestId;
+use trireme_shared::ids::{KeyId, RequestId, TenantId};
 use trireme_shared::wall_clock::unix_seconds;
 
 /// The key that was presented.
@@ -43,9 +44,23 @@ fn principal(group: &Group, headers: &HeaderMap) -> Result<Principal, ApiError> 
     })
 }
 
+fn scopes(state: &State, key: KeyId) -> Scopes {
+    let none = Scopes {
+        inference: false,
+        billing: false,
+    };
+    state.key(key).map_or(none, |key| key.settings.scopes)
+}
+
 /// The tenant behind a request to `/v1`.
 pub fn tenant(group: &Group, headers: &HeaderMap, request: &RequestId) -> Result<Payer, ApiError> {
     match principal(group, headers)? {
+        Principal::Tenant { key, .. } if !group.read(|s| scopes(s, key)).inference => {
+            Err(ApiError::forbidden(
+                "This API key is not for /v1: it lacks the scope 'inference'. Use another, or have it \
+                 given that scope.",
+            ))
+        }
         Principal::Tenant { tenant, key, .. } => Ok(Payer {
             request: request.clone(),
             tenant,
@@ -59,6 +74,37 @@ pub fn tenant(group: &Group, headers: &HeaderMap, request: &RequestId) -> Result
     }
 }
 
+/// The tenant, and the key, behind a request to `/billing/v1`.
+pub fn billing(group: &Group, headers: &HeaderMap) -> Result<(TenantId, KeyId), ApiError> {
+    match principal(group, headers)? {
+        Principal::Tenant { key, .. } if !group.read(|s| scopes(s, key)).billing => {
+            Err(ApiError::forbidden(
+                "This API key is not for /billing/v1: it lacks the scope 'billing'. Use another, or have \
+                 it given that scope.",
+            ))
+        }
+        Principal::Tenant { tenant, key, .. } => Ok((tenant, key)),
+        Principal::Admin => Err(ApiError::forbidden(
+            "This is the admin key, and /billing/v1 tells a tenant of itself: ask below \
+             /admin/v1/tenants/{name}, or use a tenant's key.",
+        )),
+    }
+}
+
+/// Whether the key may use the model of that name.
+pub fn allows(state: &State, key: KeyId, model: &str) -> bool {
+    let key = state.key(key);
+    key.is_some_and(|key| key.settings.allows(model))
+}
+
+/// Lets a request for that model pass; one that the key may not use is as one that is not served.
+pub fn model(group: &Group, key: KeyId, model: &str) -> Result<(), ApiError> {
+    match group.read(|state| allows(state, key, model)) {
+        true => Ok(()),
+        false => Err(ApiError::model_not_found(model)),
+    }
+}
+
 /// How the audit log names whoever shows the admin key.
 pub const ADMIN: &str = "admin";
 
@@ -67,7 +113,7 @@ pub fn admin(group: &Group, headers: &HeaderMap) -> Result<(), ApiError> {
     match principal(group, headers)? {
         Principal::Admin => Ok(()),
         Principal::Tenant { .. } => Err(ApiError::forbidden(
-            "This needs the admin key: a tenant's key only reaches /v1.",
+            "This needs the admin key: a tenant's key only reaches /v1 and /billing/v1.",
         )),
     }
 }

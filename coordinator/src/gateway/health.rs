@@ -1,13 +1,26 @@
 //! `/health`, `/ready` and `/metrics`: for load balancers and Prometheus, without a key.
 
 use super::error::ApiError;
+use super::openapi::RefusedOpen;
 use super::server::GatewayState;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// What needs no key.
+pub fn routes() -> OpenApiRouter<GatewayState> {
+    OpenApiRouter::new()
+        .routes(routes!(health))
+        .routes(routes!(ready))
+        .routes(routes!(metrics))
+}
 
 /// The process answers.
+#[utoipa::path(get, path = "/health", tag = "service",
+    responses((status = 200, description = "It runs", body = Object), (status = 500, description = "It does not")))]
 pub async fn health() -> Response {
     axum::Json(json!({"status": "ok"})).into_response()
 }
@@ -27,6 +40,8 @@ fn readiness(gateway: &GatewayState) -> Vec<(String, bool)> {
 }
 
 /// 200 once there is a deployment and every deployment can answer; else 503 and why.
+#[utoipa::path(get, path = "/ready", tag = "service",
+    responses((status = 200, description = "Ready", body = Object), RefusedOpen))]
 pub async fn ready(State(gateway): State<GatewayState>) -> Response {
     let deployments = readiness(&gateway);
     let waiting: Vec<&str> = deployments
@@ -55,6 +70,9 @@ pub async fn ready(State(gateway): State<GatewayState>) -> Response {
 }
 
 /// Prometheus's text format.
+#[utoipa::path(get, path = "/metrics", tag = "service",
+    responses(
+        (status = 200, description = "Metrics", body = String, content_type = "text/plain"), RefusedOpen))]
 pub async fn metrics(State(gateway): State<GatewayState>) -> Result<Response, ApiError> {
     let ready = readiness(&gateway);
     let stats: Vec<_> = gateway

@@ -1,4 +1,5 @@
-//! The OpenAI-compatible HTTP endpoint, the admin API, health and metrics.
+//! The OpenAI-compatible HTTP endpoint, the admin and the billing API, health, metrics, and the document
+//! of all of them (`openapi`).
 //!
 //! The life of a request here: `server` accepts it, `envelope` names and bounds it, `auth` finds
 //! who pays, `openai::{chat, completions}` parse it, `openai::generation` dispatches its sequences,
@@ -18,6 +19,7 @@
 
 mod admin;
 mod auth;
+mod billing;
 mod body;
 pub mod desk;
 mod envelope;
@@ -25,6 +27,7 @@ pub mod error;
 mod health;
 mod metrics;
 pub mod openai;
+mod openapi;
 mod server;
 mod session;
 mod stall;
@@ -34,5 +37,6 @@ mod tests;
 pub mod text;
 mod texts;
 mod usage;
+mod view;
 
 pub use server::{GatewayParts, GatewayState, router, serve};

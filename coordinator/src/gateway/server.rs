@@ -10,7 +10,7 @@ use super::error::ApiError;
 use super::metrics::Metrics;
 use super::stall::StallGuard;
 use super::texts::Texts;
-use super::{admin, envelope, health, openai};
+use super::{envelope, openapi};
 use crate::fleet::Fleet;
 use crate::fleet::dispatch::Dispatcher;
 use crate::places::{Place, SharedPlaces};
@@ -18,7 +18,6 @@ use crate::raft::group::Group;
 use crate::state::State;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -146,15 +145,8 @@ impl GatewayState {
 
 /// Every route.
 pub fn router(state: GatewayState) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(openai::chat_completions))
-        .route("/v1/completions", post(openai::text_completions))
-        .route("/v1/models", get(openai::models::list))
-        .route("/v1/models/{*id}", get(openai::models::one))
-        .route("/health", get(health::health))
-        .route("/ready", get(health::ready))
-        .route("/metrics", get(health::metrics))
-        .merge(admin::routes())
+    let (routes, _) = openapi::documented();
+    routes
         .fallback(envelope::unknown_url)
         .method_not_allowed_fallback(envelope::method_not_allowed)
         .layer(from_fn_with_state(state.clone(), envelope::envelope))

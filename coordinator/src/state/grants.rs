@@ -67,7 +67,32 @@ impl Left {
     }
 }
 
+/// When a subject's bounds are whole again if nothing more is used, milliseconds since 1970.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resets {
+    pub requests_ms: u64,
+    pub tokens_ms: u64,
+    /// The next day of UTC.
+    pub day_ms: u64,
+    /// The next month of UTC.
+    pub month_ms: u64,
+}
+
 impl Leases {
+    pub fn resets(&self, subject: Subject, bounds: &Bounds<'_>, now_ms: u64) -> Resets {
+        let (meter, of) = (self.meter(subject), bounds.limits);
+        let requests = of.requests_per_minute.unwrap_or_default();
+        let tokens = of.tokens_per_minute.unwrap_or_default().0;
+        let requests_ms = meter.requests.wait_ms(requests, requests, now_ms);
+        let tokens_ms = meter.tokens.wait_ms(tokens, tokens, now_ms);
+        Resets {
+            requests_ms: now_ms.saturating_add(requests_ms.unwrap_or_default()),
+            tokens_ms: now_ms.saturating_add(tokens_ms.unwrap_or_default()),
+            day_ms: now_ms.saturating_add(until_tomorrow_ms(now_ms)),
+            month_ms: now_ms.saturating_add(until_next_month_ms(now_ms)),
+        }
+    }
+
     pub fn left(&self, subject: Subject, bounds: &Bounds<'_>, now_ms: u64) -> Left {
         let mut lent = self.lent(subject);
         if planted::is(Bug::CheckThenIncrement) {

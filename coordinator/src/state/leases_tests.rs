@@ -416,3 +416,37 @@ fn a_lowered_credit_excuses_what_is_owed_already_and_no_more() {
         .0 += 1;
     assert!(member.state.check().unwrap_err().contains("overdrawn"));
 }
+
+#[test]
+fn bounds_are_whole_again_when_they_are_said_to_be() {
+    let limits = Limits {
+        requests_per_minute: Some(60),
+        tokens_per_minute: Some(Tokens(6_000)),
+        ..Limits::default()
+    };
+    let mut member = house(TenantSettings {
+        limits,
+        ..TenantSettings::default()
+    });
+    let now_ms = member.state.now_ms();
+    let resets = |member: &Member, at_ms| member.state.resets(TENANT, at_ms).unwrap();
+    let idle = resets(&member, now_ms);
+    assert_eq!((idle.requests_ms, idle.tokens_ms), (now_ms, now_ms));
+    assert_eq!((idle.day_ms, idle.month_ms), (86_400_000, 31 * 86_400_000));
+    // A request a second comes back, and a hundred tokens.
+    wish(&mut member, 1, amounts(0, 15, 1_000, 0));
+    let now_ms = member.state.now_ms();
+    let used = resets(&member, now_ms);
+    assert_eq!(used.requests_ms, now_ms + 15_000);
+    assert_eq!(used.tokens_ms, now_ms + 10_000);
+    let left = member.state.left(TENANT, used.requests_ms).unwrap();
+    assert_eq!(left.requests_per_minute, Some(60));
+    let left = member.state.left(TENANT, used.requests_ms - 1).unwrap();
+    assert_eq!(left.requests_per_minute, Some(59));
+    assert!(
+        member
+            .state
+            .resets(Subject::Tenant(TenantId(9)), 0)
+            .is_none()
+    );
+}

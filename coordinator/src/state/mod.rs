@@ -49,12 +49,12 @@ pub use command::{
     Applied, Command, Effect, Origin, Outcome, Proposal, ProposalId, Refusal, Report, Return,
 };
 pub use deployments::Deployment;
-pub use grants::{Answer, Ask, Left, Rate, Rates, Shortage};
+pub use grants::{Answer, Ask, Left, Rate, Rates, Resets, Shortage};
 pub use leases::{Amounts, Gateway, Subject};
 pub use ledger::{Account, Posting, PostingKind};
 pub use members::{Certificate, CoordinatorRecord};
 pub use movements::Movements;
-pub use prices::{DEFAULT_PRICES, PriceList};
+pub use prices::{CostBreakdown, DEFAULT_PRICES, PriceList, Priced};
 pub use requests::{Counts, Ended, Final, OpenRequest, Progress, RequestRow, Work};
 pub use rollups::{UsageKey, UsageTotals};
 pub use settings::{KeySettings, Limits, Payment, Scopes, TenantSettings, TenantStatus};

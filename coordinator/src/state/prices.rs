@@ -8,7 +8,7 @@ use super::codec::{stored, stored_value};
 use super::requests::Counts;
 use super::table::Table;
 use super::{Outcome, Refusal};
-use trireme_shared::ids::{BasisPoints, NanoUsd};
+use trireme_shared::ids::{BasisPoints, NanoUsd, Tokens};
 use wincode::{SchemaRead, SchemaWrite};
 
 /// Prices are for this many tokens.
@@ -46,20 +46,68 @@ impl PriceList {
     /// What a request with those counts costs. More cached tokens than prompt tokens count as all of
     /// them; a cost beyond `i64` (nine thousand million dollars) is held there.
     pub fn cost(&self, counts: &Counts) -> NanoUsd {
+        self.break_down(counts).cost()
+    }
+
+    /// How that cost comes about.
+    pub fn break_down(&self, counts: &Counts) -> CostBreakdown {
         let cached = counts.cached.0.min(counts.prompt.0);
-        let fresh = counts.prompt.0 - cached;
-        let part = |tokens: u64, price: NanoUsd| i128::from(tokens) * i128::from(price.0.max(0));
-        let sum = part(fresh, self.input)
-            .saturating_add(part(cached, self.cached_input))
-            .saturating_add(part(counts.completion.0, self.output));
-        let rounded = sum.saturating_add(TOKENS_PER_PRICE - 1) / TOKENS_PER_PRICE;
-        let rounded = i64::try_from(rounded).unwrap_or(i64::MAX);
-        let least = if counts.completion.0 > 0 {
-            self.minimum.0
-        } else {
-            0
+        let priced = |tokens: u64, price: NanoUsd| Priced {
+            tokens: Tokens(tokens),
+            price: NanoUsd(price.0.max(0)),
         };
-        NanoUsd(rounded.max(least))
+        CostBreakdown {
+            input: priced(counts.prompt.0 - cached, self.input),
+            cached_input: priced(cached, self.cached_input),
+            output: priced(counts.completion.0, self.output),
+            minimum: match counts.completion.0 {
+                0 => NanoUsd(0),
+                _ => self.minimum,
+            },
+        }
+    }
+}
+
+/// Tokens of one kind, and what a million of them cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Priced {
+    pub tokens: Tokens,
+    pub price: NanoUsd,
+}
+
+impl Priced {
+    /// Exactly: in millionths of a nano-dollar.
+    pub fn amount_femto_usd(&self) -> i128 {
+        i128::from(self.tokens.0) * i128::from(self.price.0)
+    }
+}
+
+/// What a cost is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CostBreakdown {
+    pub input: Priced,
+    pub cached_input: Priced,
+    pub output: Priced,
+    /// The least that it comes to.
+    pub minimum: NanoUsd,
+}
+
+impl CostBreakdown {
+    /// Exactly: in millionths of a nano-dollar.
+    pub fn sum_femto_usd(&self) -> i128 {
+        let parts = [self.input, self.cached_input, self.output];
+        let amounts = parts.iter().map(Priced::amount_femto_usd);
+        amounts.fold(0, i128::saturating_add)
+    }
+
+    /// The sum, rounded up to the next nano-dollar.
+    pub fn rounded(&self) -> NanoUsd {
+        let rounded = self.sum_femto_usd().saturating_add(TOKENS_PER_PRICE - 1) / TOKENS_PER_PRICE;
+        NanoUsd(i64::try_from(rounded).unwrap_or(i64::MAX))
+    }
+
+    pub fn cost(&self) -> NanoUsd {
+        self.rounded().max(self.minimum)
     }
 }
 
@@ -129,6 +177,12 @@ impl Prices {
         let since = (model.to_owned(), 0)..=(model.to_owned(), at);
         let newest = self.lists.range(since).next_back();
         newest.map_or(DEFAULT_PRICES, |(_, list)| *list)
+    }
+
+    /// Of one model: since when each is in force, and the list, by time.
+    pub fn of<'a>(&'a self, model: &str) -> impl Iterator<Item = (u64, &'a PriceList)> + use<'a> {
+        let all = (model.to_owned(), 0)..=(model.to_owned(), u64::MAX);
+        self.lists.range(all).map(|((_, from), list)| (*from, list))
     }
 
     pub fn check(&self) -> Result<(), String> {

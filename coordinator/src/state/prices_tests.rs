@@ -110,3 +110,33 @@ fn the_fee_is_at_most_all() {
     assert_eq!(member.refused(fee(10_001)), Refusal::FeeRange);
     assert_eq!(member.state.fee(), BasisPoints(10_000));
 }
+
+/// The parts are the tokens', the sum is theirs, and the cost is the sum rounded up, or the minimum.
+#[test]
+fn a_cost_is_broken_down_into_what_it_is_made_of() {
+    let list = PriceList {
+        input: NanoUsd(1_500_001),
+        cached_input: NanoUsd(250_000),
+        output: NanoUsd(3_000_000),
+        minimum: NanoUsd(100),
+    };
+    let of = list.break_down(&Counts::new(10, 4, 5));
+    assert_eq!(of.input.tokens.0, 6);
+    assert_eq!(of.cached_input.amount_femto_usd(), 4 * 250_000);
+    let sum = 6 * 1_500_001 + 4 * 250_000 + 5 * 3_000_000;
+    assert_eq!(of.sum_femto_usd(), sum);
+    // 25.000006 nano-dollars.
+    assert_eq!((of.rounded(), of.minimum), (NanoUsd(26), NanoUsd(100)));
+    assert_eq!(of.cost(), NanoUsd(100));
+    let none = list.break_down(&Counts::new(1, 9, 0));
+    assert_eq!((none.input.tokens.0, none.cached_input.tokens.0), (0, 1));
+    assert_eq!((none.minimum, none.cost()), (NanoUsd(0), NanoUsd(1)));
+    let most = list.break_down(&Counts::new(u64::MAX, 0, u64::MAX));
+    assert_eq!(most.cost(), NanoUsd(i64::MAX));
+    let mut dates = Prices::default();
+    dates.put("b", 20, list, 1).unwrap();
+    dates.put("a", 30, list, 1).unwrap();
+    dates.put("a", 10, DEFAULT_PRICES, 1).unwrap();
+    let of: Vec<_> = dates.of("a").map(|(from, list)| (from, *list)).collect();
+    assert_eq!(of, [(10, DEFAULT_PRICES), (30, list)]);
+}

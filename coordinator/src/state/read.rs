@@ -10,8 +10,9 @@ use super::requests::{OpenRequest, RequestRow};
 use super::rollups::{Rollups, UsageKey, UsageTotals};
 use super::settle::bounds;
 use super::settlements::Settlement;
-use super::{ApiKey, Left, PriceList, State, Tenant};
+use super::{ApiKey, Left, PriceList, Resets, State, Tenant};
 use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
 use std::ops::RangeInclusive;
 use trireme_shared::ids::{
     BasisPoints, GatewayLife, KeyId, NanoUsd, PostingId, RequestId, RequestNumber, SettlementSeq,
@@ -61,6 +62,14 @@ impl State {
         lists.map(|((model, from), list)| (model.as_str(), *from, list))
     }
 
+    /// Lists of one model, by the second since 1970 from which on each is in force.
+    pub fn prices_of<'a>(
+        &'a self,
+        model: &str,
+    ) -> impl Iterator<Item = (u64, &'a PriceList)> + use<'a> {
+        self.prices.of(model)
+    }
+
     /// What the platform keeps of every charge.
     pub fn fee(&self) -> BasisPoints {
         self.prices.fee
@@ -69,6 +78,15 @@ impl State {
     /// Oldest first; the newest `limits::LEDGER_POSTINGS_MAX`.
     pub fn postings(&self) -> impl DoubleEndedIterator<Item = &Posting> {
         self.ledger.postings.values()
+    }
+
+    /// Those that are kept after one, oldest first.
+    pub fn postings_after(&self, id: PostingId) -> impl Iterator<Item = &Posting> {
+        let newer = (Excluded(id), Unbounded);
+        self.ledger
+            .postings
+            .range(newer)
+            .map(|(_, posting)| posting)
     }
 
     pub fn posting(&self, id: PostingId) -> Option<&Posting> {
@@ -150,6 +168,17 @@ impl State {
         self.ledger.months.of(account)
     }
 
+    /// What moved an account's money in that month since January 1970.
+    pub fn movement(&self, account: &Account, month: u64) -> Movements {
+        let of = (account.clone(), month);
+        self.ledger
+            .months
+            .rows
+            .get(&of)
+            .copied()
+            .unwrap_or_default()
+    }
+
     /// What an account had when that month since January 1970 began.
     pub fn balance_before(&self, account: &Account, month: u64) -> NanoUsd {
         self.ledger.months.balance_before(account, month)
@@ -189,6 +218,17 @@ impl State {
     pub fn earnings(&self) -> impl Iterator<Item = (&str, u64, NanoUsd)> {
         let earned = self.rollups.earnings.iter();
         earned.map(|((provider, day), sum)| (provider.as_str(), *day, *sum))
+    }
+
+    /// What one provider earned in those days since 1970 (UTC), by the day.
+    pub fn earnings_of(
+        &self,
+        provider: &str,
+        days: RangeInclusive<u64>,
+    ) -> impl Iterator<Item = (u64, NanoUsd)> {
+        let days = (provider.to_owned(), *days.start())..=(provider.to_owned(), *days.end());
+        let earned = self.rollups.earnings.range(days);
+        earned.map(|((_, day), sum)| (*day, *sum))
     }
 
     pub fn gateways(&self) -> impl Iterator<Item = &Gateway> {
@@ -239,6 +279,12 @@ impl State {
         let bounds = bounds(&self.tenants, &self.ledger, subject);
         let rates = bounds.map(|b| self.leases.rates(subject, b.limits, now_ms));
         rates.unwrap_or_default()
+    }
+
+    /// When its bounds are whole again if nothing more is used; `None` where there is no such subject.
+    pub fn resets(&self, subject: Subject, now_ms: u64) -> Option<Resets> {
+        let bounds = bounds(&self.tenants, &self.ledger, subject)?;
+        Some(self.leases.resets(subject, &bounds, now_ms))
     }
 
     /// What a subject was charged in the month (UTC) of that time, milliseconds since 1970.

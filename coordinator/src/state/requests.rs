@@ -2,12 +2,15 @@
 //!
 //! Kept true: what was told is cumulative, and the largest of each number counts, so that it may come
 //! late, twice or in any order; one request has one row, as have all attempts under one idempotency key;
-//! the indexes, which are not stored, are those of the rows.
+//! the index, which is not stored, is that of the rows.
+
+mod index;
 
 use super::codec::{CodecError, Sink, Source, Stored, stored_value};
 use super::prices::PriceList;
 use super::table::Table;
 use crate::planted::{self, Bug};
+use index::Index;
 use trireme_shared::ids::{
     GatewayLife, KeyId, NanoUsd, PostingId, RequestId, RequestNumber, TenantId, Tokens,
 };
@@ -155,15 +158,7 @@ pub(super) struct Requests {
     pub last: RequestNumber,
     /// A row that began then or earlier may be gone.
     pub forgotten_ms: u64,
-    /// Of requests and attempts.
-    by_id: Table<RequestId, RequestNumber>,
-    by_idempotency: Table<(TenantId, [u8; 32]), RequestNumber>,
-    by_tenant: Table<(TenantId, RequestNumber), ()>,
-    /// The newest of a tenant's that its caller knows by that id.
-    by_caller: Table<(TenantId, RequestId), RequestNumber>,
-    /// Of those under way.
-    open_by_life: Table<(GatewayLife, RequestId), ()>,
-    open_by_tenant: Table<(TenantId, RequestId), ()>,
+    index: Index,
 }
 
 stored_value!(RequestNumber);
@@ -181,7 +176,7 @@ impl Requests {
             progress: merged,
         };
         self.close(&told.request);
-        self.index_open(&open);
+        self.index.open(&open);
         self.open.insert(told.request.clone(), open);
     }
 
@@ -193,24 +188,15 @@ impl Requests {
     /// It is under way no more.
     pub fn close(&mut self, request: &RequestId) {
         if let Some(open) = self.open.remove(request) {
-            self.open_by_life.remove(&(open.life, request.clone()));
-            let of = (open.progress.tenant, request.clone());
-            self.open_by_tenant.remove(&of);
+            self.index.close(&open);
         }
-    }
-
-    fn index_open(&mut self, open: &OpenRequest) {
-        let request = || open.progress.request.clone();
-        self.open_by_life.insert((open.life, request()), ());
-        let of = (open.progress.tenant, request());
-        self.open_by_tenant.insert(of, ());
     }
 
     /// Whether it is neither under way nor settled, and so old that it may have been settled and
     /// forgotten.
     pub fn is_forgotten(&self, told: &Progress) -> bool {
         told.began_at_ms <= self.forgotten_ms
-            && !self.by_id.contains_key(&told.request)
+            && self.index.by_id(&told.request).is_none()
             && !self.open.contains_key(&told.request)
     }
 
@@ -246,49 +232,39 @@ impl Requests {
 
     /// Requests under way that a life was the last to tell of.
     pub fn open_of(&self, life: GatewayLife) -> Vec<Progress> {
-        let of_life = self
-            .open_by_life
-            .range((life, first_id())..)
-            .map(|(key, ())| key);
-        let of_life = of_life.take_while(|(of, _)| *of == life);
-        let open = of_life.filter_map(|(_, request)| self.open.get(request));
+        let open = self.index.open_of(life);
+        let open = open.filter_map(|request| self.open.get(request));
         open.map(|open| open.progress.clone()).collect()
     }
 
     /// A tenant's requests under way, in the order of their ids.
     pub fn open_of_tenant(&self, tenant: TenantId) -> impl Iterator<Item = &OpenRequest> {
-        let all = self
-            .open_by_tenant
-            .range((tenant, first_id())..)
-            .map(|(key, ())| key);
-        let own = all.take_while(move |(of, _)| *of == tenant);
-        own.filter_map(|(_, request)| self.open.get(request))
+        let open = self.index.open_of_tenant(tenant);
+        open.filter_map(|request| self.open.get(request))
     }
 
     /// The newest row of a tenant that its caller knows by that id.
     pub fn by_caller(&self, tenant: TenantId, id: &RequestId) -> Option<&RequestRow> {
-        self.rows.get(self.by_caller.get(&(tenant, id.clone()))?)
+        self.rows.get(&self.index.by_caller(tenant, id)?)
     }
 
     /// The row that a request, or an attempt at one, belongs to.
     pub fn row_of(&self, told: &Progress) -> Option<&RequestRow> {
-        if let Some(number) = self.by_id.get(&told.request) {
-            return self.rows.get(number);
+        if let Some(number) = self.index.by_id(&told.request) {
+            return self.rows.get(&number);
         }
         let hash = told.idempotency?;
-        let row = self
-            .rows
-            .get(self.by_idempotency.get(&(told.tenant, hash))?)?;
+        let row = self.by_idempotency(told.tenant, &hash)?;
         // Beyond that it is a request of its own.
         (row.attempts.len() + 1 < limits::REQUEST_ATTEMPTS_MAX).then_some(row)
     }
 
     pub fn by_id(&self, id: &RequestId) -> Option<&RequestRow> {
-        self.rows.get(self.by_id.get(id)?)
+        self.rows.get(&self.index.by_id(id)?)
     }
 
     pub fn by_idempotency(&self, tenant: TenantId, hash: &[u8; 32]) -> Option<&RequestRow> {
-        self.rows.get(self.by_idempotency.get(&(tenant, *hash))?)
+        self.rows.get(&self.index.by_idempotency(tenant, hash)?)
     }
 
     /// A tenant's rows below a number, newest first.
@@ -297,32 +273,15 @@ impl Requests {
         tenant: TenantId,
         below: RequestNumber,
     ) -> impl Iterator<Item = &RequestRow> {
-        let numbers = (tenant, RequestNumber(0))..(tenant, below);
-        let numbers = self.by_tenant.range(numbers).rev();
-        numbers.filter_map(|((_, number), ())| self.rows.get(number))
+        let numbers = self.index.of_tenant(tenant, below);
+        numbers.filter_map(|number| self.rows.get(&number))
     }
 
     /// Writes a row down, new or changed.
     pub fn put(&mut self, row: RequestRow) {
         self.last = self.last.max(row.number);
-        self.index(&row);
+        self.index.add(&row);
         self.rows.insert(row.number, row);
-    }
-
-    fn index(&mut self, row: &RequestRow) {
-        for id in std::iter::once(&row.request).chain(&row.attempts) {
-            self.by_id.insert(id.clone(), row.number);
-        }
-        if let Some(hash) = row.idempotency {
-            // The newest: after too many attempts another row goes on.
-            let newest = self.by_idempotency.or_default((row.tenant, hash));
-            *newest = row.number.max(*newest);
-        }
-        if let Some(id) = &row.caller_id {
-            let newest = self.by_caller.or_default((row.tenant, id.clone()));
-            *newest = row.number.max(*newest);
-        }
-        self.by_tenant.insert((row.tenant, row.number), ());
     }
 
     /// Forgets the oldest rows beyond `most`, so many at once.
@@ -333,40 +292,14 @@ impl Requests {
                 return;
             };
             self.rows.remove(&number);
-            for id in std::iter::once(&row.request).chain(&row.attempts) {
-                self.by_id.remove(id);
-            }
-            if let Some(hash) = row.idempotency
-                && self.by_idempotency.get(&(row.tenant, hash)) == Some(&number)
-            {
-                self.by_idempotency.remove(&(row.tenant, hash));
-            }
-            if let Some(id) = row.caller_id
-                && self.by_caller.get(&(row.tenant, id.clone())) == Some(&number)
-            {
-                self.by_caller.remove(&(row.tenant, id));
-            }
-            self.by_tenant.remove(&(row.tenant, number));
+            self.index.remove(&row);
             self.forgotten_ms = self.forgotten_ms.max(row.began_at_ms);
         }
     }
 
-    /// With indexes of those rows.
-    fn indexed(mut self) -> Self {
-        (self.by_id, self.by_idempotency, self.by_tenant) = Default::default();
-        (self.by_caller, self.open_by_life, self.open_by_tenant) = Default::default();
-        for row in self.rows.clone().values() {
-            self.index(row);
-        }
-        for open in self.open.clone().values() {
-            self.index_open(open);
-        }
-        self
-    }
-
     pub fn check(&self) -> Result<(), String> {
-        if self.clone().indexed() != *self {
-            return Err("the indexes of requests are not those of their rows".into());
+        if Index::of(&self.rows, &self.open) != self.index {
+            return Err("the index of requests is not that of their rows".into());
         }
         for (number, row) in self.rows.iter() {
             if row.number != *number || *number > self.last {
@@ -396,20 +329,16 @@ impl Stored for Requests {
     }
 
     fn load(input: &mut Source<'_>) -> Result<Self, CodecError> {
-        let requests = Self {
-            open: Stored::load(input)?,
-            rows: Stored::load(input)?,
+        let open = Stored::load(input)?;
+        let rows = Stored::load(input)?;
+        Ok(Self {
+            index: Index::of(&rows, &open),
+            open,
+            rows,
             last: Stored::load(input)?,
             forgotten_ms: Stored::load(input)?,
-            ..Self::default()
-        };
-        Ok(requests.indexed())
+        })
     }
-}
-
-/// Before all others: an id has at least one character, and none is below this one.
-fn first_id() -> RequestId {
-    RequestId::parse("!").unwrap_or_else(|| unreachable!("it is printable"))
 }
 
 /// The counts of a request, settled at some, of which others were told.

@@ -319,7 +319,15 @@ fn indexes_come_back_with_the_rows() {
     let row = back.request_by_idempotency(TenantId(1), &hash(77)).unwrap();
     assert_eq!(row.caller_id, RequestId::parse("mine"));
     assert_eq!(back.requests_of(TenantId(1), RequestNumber(9)).count(), 3);
+    let mine = RequestId::parse("mine").unwrap();
+    let known = |tenant| {
+        back.request_by_caller(TenantId(tenant), &mine)
+            .map(|r| r.number)
+    };
+    assert_eq!((known(1), known(2)), (Some(row.number), None));
+    let open = |tenant| back.open_requests_of(TenantId(tenant)).count();
+    assert_eq!((open(1), open(2)), (1, 0));
     let mut damaged = state;
-    damaged.requests.by_id = Table::default();
-    assert!(damaged.check().unwrap_err().contains("indexes"));
+    damaged.requests.index = Index::default();
+    assert!(damaged.check().unwrap_err().contains("index of requests"));
 }

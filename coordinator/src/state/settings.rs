@@ -140,6 +140,12 @@ impl Default for KeySettings {
 }
 
 impl KeySettings {
+    /// Whether it may use the model of that name.
+    pub fn allows(&self, model: &str) -> bool {
+        let named = |models: &Vec<String>| models.iter().any(|named| named == model);
+        self.models.as_ref().is_none_or(named)
+    }
+
     pub(super) fn check(&self) -> Result<(), Refusal> {
         match self.monthly_budget.unwrap_or_default().0 < 0 {
             true => Err(Refusal::LimitRange),

@@ -4,6 +4,7 @@
 //! The planner calls it with the fleet's speeds; the loader reads by the shares it made.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use wincode::{SchemaRead, SchemaWrite};
 
 use super::ModelConfig;
@@ -21,6 +22,7 @@ use crate::limits;
     Hash,
     Serialize,
     Deserialize,
+    ToSchema,
     SchemaRead,
     SchemaWrite,
 )]
@@ -48,7 +50,9 @@ impl Span {
 ///
 /// Query heads are `kv_heads` times the group size, so they are not stored. The embedding (first
 /// stage) and output (last stage) matrices are split by vocabulary rows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, SchemaRead, SchemaWrite,
+)]
 pub struct RankShare {
     pub stage: Stage,
     pub rank: Rank,

@@ -4,10 +4,13 @@
 use crate::ids::{CoordinatorId, DeploymentId, Epoch, Replica, WorkerId};
 use crate::plan::Assignment;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use wincode::{SchemaRead, SchemaWrite};
 
 /// Where a coordinator listens for nodes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, SchemaRead, SchemaWrite,
+)]
 pub struct CoordinatorAddress {
     pub id: CoordinatorId,
     /// `host:port`, QUIC.
@@ -15,7 +18,9 @@ pub struct CoordinatorAddress {
 }
 
 /// What a worker offers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, SchemaRead, SchemaWrite,
+)]
 pub struct Inventory {
     /// Equal for processes that can share memory (boot id and the device of `/dev/shm`).
     pub host: String,
@@ -35,7 +40,9 @@ pub struct Inventory {
 }
 
 /// How far one rank has come.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, SchemaRead, SchemaWrite,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum RankState {
     /// Fetching the model file.
@@ -52,7 +59,17 @@ pub enum RankState {
 
 /// A driver's counters. Gauges are of now, counts since the rank started.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, SchemaRead, SchemaWrite,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    SchemaRead,
+    SchemaWrite,
 )]
 pub struct EngineStats {
     pub running: u32,

@@ -398,9 +398,7 @@ fn demo_key(parts: &Parts, admin: &Client, coordinators: &[CoordinatorFile]) -> 
             return Ok(key);
         }
     }
-    let request = KeyRequest {
-        tenant: DEMO_TENANT.to_owned(),
-    };
+    let request = KeyRequest::new(DEMO_TENANT.to_owned(), KeySettings::default());
     let created: KeyCreated = admin.post("/admin/v1/keys", &request)?;
     write_private(&path, created.key.as_bytes())?;
     Ok(created.key)

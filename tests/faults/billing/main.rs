@@ -463,10 +463,15 @@ impl Scene {
 /// The greeting's last line asks for the tenant's own usage.
 fn greeting_works(cluster: &Cluster) {
     let output = cluster.output();
-    let line = output.lines().find(|line| line.contains("/billing/v1/usage"));
+    let line = output
+        .lines()
+        .find(|line| line.contains("/billing/v1/usage"));
     let line = line.unwrap_or_else(|| panic!("no such line in the greeting:\n{output}"));
     let words: Vec<&str> = line.split('\'').collect();
-    let (url, key) = (words[1], words[3].trim_start_matches("Authorization: Bearer "));
+    let (url, key) = (
+        words[1],
+        words[3].trim_start_matches("Authorization: Bearer "),
+    );
     let (address, path) = url
         .trim_start_matches("http://")
         .split_once('/')

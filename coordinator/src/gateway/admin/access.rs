@@ -1,16 +1,20 @@
-//! Who may join (tokens) and who may ask (keys).
+//! Who may join: tokens.
 
 use super::{admit, admit_bare, fresh, numbered};
 use crate::gateway::auth;
 use crate::gateway::error::ApiError;
+use crate::gateway::openapi::{Refused, RefusedAct};
 use crate::gateway::server::GatewayState;
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
-use trireme_shared::api::{KeyCreated, KeyRequest, TokenCreated, TokenReport, TokenRequest};
+use trireme_shared::api::{TokenCreated, TokenReport, TokenRequest};
 use trireme_shared::ids::TokenRecordId;
 
+/// Join tokens, never their secrets.
+#[utoipa::path(get, path = "/admin/v1/tokens", tag = "cluster", security(("key" = [])),
+    responses((status = 200, body = Vec<TokenReport>), Refused))]
 pub async fn tokens(
     State(gateway): State<GatewayState>,
     request: Request,
@@ -20,6 +24,9 @@ pub async fn tokens(
     Ok(Json(gateway.fleet.tokens()))
 }
 
+/// Makes a join token; it is shown once.
+#[utoipa::path(post, path = "/admin/v1/tokens", tag = "cluster", security(("key" = [])), request_body = TokenRequest,
+    responses((status = 201, body = TokenCreated), RefusedAct))]
 pub async fn create_token(
     State(gateway): State<GatewayState>,
     request: Request,
@@ -30,6 +37,10 @@ pub async fn create_token(
     Ok((StatusCode::CREATED, Json(act.told(created)?)))
 }
 
+/// Makes a join token worthless.
+#[utoipa::path(delete, path = "/admin/v1/tokens/{id}", tag = "cluster", security(("key" = [])),
+    params(("id" = String, Path, description = "`j3`")),
+    responses((status = 200, body = TokenReport), RefusedAct))]
 pub async fn revoke_token(
     State(gateway): State<GatewayState>,
     id: Result<Path<String>, PathRejection>,
@@ -44,14 +55,4 @@ pub async fn revoke_token(
     };
     let revoked = gateway.fleet.revoke_token(act.terms(), id).await;
     Ok(Json(act.told(revoked)?))
-}
-
-pub async fn create_key(
-    State(gateway): State<GatewayState>,
-    request: Request,
-) -> Result<(StatusCode, Json<KeyCreated>), ApiError> {
-    let (act, wanted) = admit(&gateway, request).await?;
-    let wanted: KeyRequest = wanted;
-    let created = gateway.fleet.create_key(act.terms(), wanted).await;
-    Ok((StatusCode::CREATED, Json(act.told(created)?)))
 }

@@ -4,6 +4,7 @@ use super::serving::hide_nonces;
 use super::{admit, admit_bare, fresh, members, numbered};
 use crate::gateway::auth;
 use crate::gateway::error::ApiError;
+use crate::gateway::openapi::{Refused, RefusedAct};
 use crate::gateway::server::GatewayState;
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -13,6 +14,9 @@ use trireme_shared::api::*;
 use trireme_shared::identity::NodeId;
 use trireme_shared::ids::{CoordinatorId, WorkerId};
 
+/// Members, workers and what is served.
+#[utoipa::path(get, path = "/admin/v1/status", tag = "cluster", security(("key" = [])),
+    responses((status = 200, body = StatusReport), Refused))]
 pub async fn status(
     State(gateway): State<GatewayState>,
     request: Request,
@@ -57,6 +61,9 @@ async fn group(gateway: &GatewayState) -> Vec<CoordinatorStatus> {
         .read(|s| members::view(s, seen.as_ref(), this))
 }
 
+/// The coordinators of the group.
+#[utoipa::path(get, path = "/admin/v1/members", tag = "cluster", security(("key" = [])),
+    responses((status = 200, body = Vec<CoordinatorStatus>), Refused))]
 pub async fn members(
     State(gateway): State<GatewayState>,
     request: Request,
@@ -67,6 +74,8 @@ pub async fn members(
 }
 
 /// A token for one more coordinator.
+#[utoipa::path(post, path = "/admin/v1/members", tag = "cluster", security(("key" = [])), request_body = MemberRequest,
+    responses((status = 201, body = MemberInvited), RefusedAct))]
 pub async fn invite(
     State(gateway): State<GatewayState>,
     request: Request,
@@ -101,6 +110,10 @@ pub async fn invite(
     Ok((StatusCode::CREATED, Json(invited)))
 }
 
+/// Lets a learner vote.
+#[utoipa::path(post, path = "/admin/v1/members/{id}/promote", tag = "cluster", security(("key" = [])),
+    params(("id" = String, Path, description = "`c2`")),
+    responses((status = 200, body = CoordinatorStatus), RefusedAct))]
 pub async fn promote(
     State(gateway): State<GatewayState>,
     id: Result<Path<String>, PathRejection>,
@@ -114,6 +127,10 @@ pub async fn promote(
     one.map(Json).ok_or_else(no_member)
 }
 
+/// Removes a coordinator for good.
+#[utoipa::path(delete, path = "/admin/v1/members/{id}", tag = "cluster", security(("key" = [])),
+    params(("id" = String, Path, description = "`c2`")),
+    responses((status = 200, body = Removed), RefusedAct))]
 pub async fn remove_member(
     State(gateway): State<GatewayState>,
     id: Result<Path<String>, PathRejection>,
@@ -137,6 +154,9 @@ fn no_member() -> ApiError {
     ApiError::not_found("There is no such coordinator: GET /admin/v1/members lists them.")
 }
 
+/// Workers and coordinators, and their certificates.
+#[utoipa::path(get, path = "/admin/v1/nodes", tag = "cluster", security(("key" = [])),
+    responses((status = 200, body = Vec<NodeReport>), Refused))]
 pub async fn nodes(
     State(gateway): State<GatewayState>,
     request: Request,
@@ -172,6 +192,10 @@ pub async fn nodes(
     })))
 }
 
+/// Removes a worker or a coordinator for good.
+#[utoipa::path(delete, path = "/admin/v1/nodes/{id}", tag = "cluster", security(("key" = [])),
+    params(("id" = String, Path, description = "`w3` or `c2`")),
+    responses((status = 200, body = Removed), RefusedAct))]
 pub async fn remove_node(
     State(gateway): State<GatewayState>,
     id: Result<Path<String>, PathRejection>,

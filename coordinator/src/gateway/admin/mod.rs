@@ -1,6 +1,6 @@
 //! The admin API (`trireme_shared::api` has the table), by area: `cluster` (status, members, nodes),
-//! `serving` (deployments and plans), `access` (join tokens, API keys), `trust` (CA, audit log, backup).
-//! Writes go through `act`.
+//! `serving` (deployments and plans), `access` (join tokens), `trust` (CA, audit log, backup), and accounts:
+//! `tenants`, `keys`, `prices`, `money` (credits, refunds, the ledger), `providers`. Writes go through `act`.
 //!
 //! What it keeps true: only the admin passes; reads are as new as the group's leader confirms, or say
 //! that they may not be.
@@ -8,47 +8,71 @@
 mod access;
 mod act;
 mod cluster;
+mod keys;
 mod members;
+mod money;
+mod prices;
+mod providers;
 mod serving;
+mod tenants;
 mod trust;
 
+use super::billing::params::Params;
+use super::billing::{fresh, now_ms};
 use super::error::ApiError;
+use super::openapi::Refused;
 use super::server::GatewayState;
 use super::{auth, body};
+use crate::state::State as Replica;
 use act::Act;
-use axum::extract::{Request, State};
-use axum::routing::{delete, get, post, put};
-use axum::{Json, Router};
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use trireme_shared::api::IdempotencyKey;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 /// Every route below `/admin/v1`.
-pub fn routes() -> Router<GatewayState> {
-    Router::new()
-        .route("/admin/v1/status", get(cluster::status))
-        .route(
-            "/admin/v1/members",
-            get(cluster::members).post(cluster::invite),
-        )
-        .route("/admin/v1/members/{id}", delete(cluster::remove_member))
-        .route("/admin/v1/members/{id}/promote", post(cluster::promote))
-        .route("/admin/v1/nodes", get(cluster::nodes))
-        .route("/admin/v1/nodes/{id}", delete(cluster::remove_node))
-        .route("/admin/v1/plan", get(serving::plan))
-        .route("/admin/v1/deployments", put(serving::deploy))
-        .route("/admin/v1/deployments/{*name}", delete(serving::undeploy))
-        .route(
-            "/admin/v1/tokens",
-            get(access::tokens).post(access::create_token),
-        )
-        .route("/admin/v1/tokens/{id}", delete(access::revoke_token))
-        .route("/admin/v1/keys", post(access::create_key))
-        .route("/admin/v1/ca", get(trust::authorities))
-        .route("/admin/v1/ca/rotate", post(trust::rotate))
-        .route("/admin/v1/audit", get(trust::audit))
-        .route("/admin/v1/backup", get(trust::backup))
-        .route("/admin/v1/idempotency-key", get(idempotency_key))
+pub fn routes() -> OpenApiRouter<GatewayState> {
+    OpenApiRouter::new()
+        .routes(routes!(cluster::status))
+        .routes(routes!(cluster::members, cluster::invite))
+        .routes(routes!(cluster::remove_member))
+        .routes(routes!(cluster::promote))
+        .routes(routes!(cluster::nodes))
+        .routes(routes!(cluster::remove_node))
+        .routes(routes!(serving::plan))
+        .routes(routes!(serving::deploy))
+        .routes(routes!(serving::undeploy))
+        .routes(routes!(access::tokens, access::create_token))
+        .routes(routes!(access::revoke_token))
+        .routes(routes!(keys::list, keys::create))
+        .routes(routes!(keys::one, keys::put, keys::revoke))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(tenants::list))
+        .routes(routes!(tenants::one, tenants::put))
+        .routes(routes!(tenants::usage))
+        .routes(routes!(tenants::requests))
+        .routes(routes!(tenants::statements))
+        .routes(routes!(tenants::statement))
+        .routes(routes!(prices::list))
+        .routes(routes!(prices::put))
+        .routes(routes!(prices::fee, prices::set_fee))
+        .routes(routes!(money::credit))
+        .routes(routes!(money::refund))
+        .routes(routes!(money::request))
+        .routes(routes!(money::ledger))
+        .routes(routes!(providers::list))
+        .routes(routes!(providers::earnings))
+        .routes(routes!(providers::statement))
+        .routes(routes!(providers::payout))
+        .routes(routes!(trust::authorities))
+        .routes(routes!(trust::rotate))
+        .routes(routes!(trust::audit))
+        .routes(routes!(trust::backup))
+        .routes(routes!(idempotency_key))
 }
 
 /// Lets the admin in and parses the body.
@@ -57,7 +81,8 @@ async fn admit<T: DeserializeOwned + Send + 'static>(
     request: Request,
 ) -> Result<(Act, T), ApiError> {
     let (parts, content) = request.into_parts();
-    let act = match Act::admit(gateway, &parts) {
+    let plain = |act| Params::of(&parts.uri, &[]).map(|_| act);
+    let act = match Act::admit(gateway, &parts).and_then(plain) {
         Ok(act) => act,
         Err(error) => {
             body::discard(content).await;
@@ -75,14 +100,43 @@ async fn admit<T: DeserializeOwned + Send + 'static>(
 async fn admit_bare(gateway: &GatewayState, request: Request) -> Result<Act, ApiError> {
     let (parts, content) = request.into_parts();
     body::discard(content).await;
-    Act::admit(gateway, &parts)
+    let act = Act::admit(gateway, &parts)?;
+    Params::of(&parts.uri, &[])?;
+    Ok(act)
 }
 
-/// Waits until this replica holds all that was acknowledged anywhere; false where nobody leads, so that
-/// it may be old.
-async fn fresh(gateway: &GatewayState) -> bool {
-    let led = gateway.group.leadership().borrow().leader.is_some();
-    led && gateway.group.read_barrier().await.is_ok()
+/// A part of a path, which may be no UTF-8.
+type Named = Result<Path<String>, PathRejection>;
+
+/// A question of the admin's, and the state it is answered from.
+struct Look {
+    state: Replica,
+    params: Params,
+    /// Milliseconds since 1970.
+    now_ms: u64,
+}
+
+impl Look {
+    /// Lets the admin ask. `known`: names of the parameters that the question may have. Looks at the
+    /// request first, and gives what then waits, which must not hold a reference to a body.
+    fn admit<'a>(
+        gateway: &'a GatewayState,
+        request: &Request,
+        known: &[&str],
+    ) -> impl Future<Output = Result<Self, ApiError>> + Send + use<'a> {
+        let admitted = auth::admin(&gateway.group, request.headers());
+        let params = admitted.and_then(|()| Params::of(request.uri(), known));
+        async move {
+            let params = params?;
+            fresh(gateway).await;
+            let state = gateway.group.snapshot();
+            Ok(Self {
+                now_ms: now_ms(&state),
+                state,
+                params,
+            })
+        }
+    }
 }
 
 /// A number from a path, with or without the letter that it is shown with.
@@ -90,6 +144,9 @@ fn numbered(text: &str, letter: char) -> Option<u32> {
     text.strip_prefix(letter).unwrap_or(text).parse().ok()
 }
 
+/// A key for one write: with it in the header `Idempotency-Key` the write takes effect once.
+#[utoipa::path(get, path = "/admin/v1/idempotency-key", tag = "cluster", security(("key" = [])),
+    responses((status = 200, body = IdempotencyKey), Refused))]
 async fn idempotency_key(
     State(gateway): State<GatewayState>,
     request: Request,

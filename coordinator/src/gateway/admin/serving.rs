@@ -4,6 +4,7 @@ use super::{admit, admit_bare};
 use crate::gateway::auth;
 use crate::gateway::envelope::RequestContext;
 use crate::gateway::error::ApiError;
+use crate::gateway::openapi::{Refused, RefusedAct};
 use crate::gateway::server::GatewayState;
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -11,6 +12,9 @@ use axum::extract::{Extension, Path, Request, State};
 use trireme_shared::api::{DeploymentReport, Removed};
 use trireme_shared::plan::{DeploymentSpec, ReplicaPlan};
 
+/// Which worker runs which part of which model.
+#[utoipa::path(get, path = "/admin/v1/plan", tag = "cluster", security(("key" = [])),
+    responses((status = 200, body = Vec<ReplicaPlan>), Refused))]
 pub async fn plan(
     State(gateway): State<GatewayState>,
     request: Request,
@@ -19,6 +23,9 @@ pub async fn plan(
     Ok(Json(gateway.fleet.plans()))
 }
 
+/// Serves a model, or serves it in another way.
+#[utoipa::path(put, path = "/admin/v1/deployments", tag = "cluster", security(("key" = [])), request_body = DeploymentSpec,
+    responses((status = 200, body = DeploymentReport), RefusedAct))]
 pub async fn deploy(
     State(gateway): State<GatewayState>,
     Extension(context): Extension<RequestContext>,
@@ -35,6 +42,10 @@ pub async fn deploy(
     Ok(Json(report))
 }
 
+/// Stops serving a model.
+#[utoipa::path(delete, path = "/admin/v1/deployments/{*name}", tag = "cluster", security(("key" = [])),
+    params(("name" = String, Path, description = "The model's name")),
+    responses((status = 200, body = Removed), RefusedAct))]
 pub async fn undeploy(
     State(gateway): State<GatewayState>,
     name: Result<Path<String>, PathRejection>,

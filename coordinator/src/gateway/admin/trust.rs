@@ -5,6 +5,7 @@ use crate::authority;
 use crate::backup;
 use crate::gateway::auth;
 use crate::gateway::error::ApiError;
+use crate::gateway::openapi::{Refused, RefusedAct};
 use crate::gateway::server::GatewayState;
 use crate::raft::types::SnapshotMeta;
 use crate::state::{Authority, AuthorityStage, audit};
@@ -23,6 +24,9 @@ use trireme_shared::api::{AUDIT_HEAD_HEADER, AuthorityReport, CaReport};
 use trireme_shared::identity::{ClusterAuthority, IdentityError};
 use trireme_shared::limits;
 
+/// The cluster's CAs, and what a rotation is at.
+#[utoipa::path(get, path = "/admin/v1/ca", tag = "cluster", security(("key" = [])),
+    responses((status = 200, body = CaReport), Refused))]
 pub async fn authorities(
     State(gateway): State<GatewayState>,
     request: Request,
@@ -33,6 +37,8 @@ pub async fn authorities(
 }
 
 /// Begins a rotation: `crate::authority` has its steps.
+#[utoipa::path(post, path = "/admin/v1/ca/rotate", tag = "cluster", security(("key" = [])),
+    responses((status = 200, body = CaReport), RefusedAct))]
 pub async fn rotate(
     State(gateway): State<GatewayState>,
     request: Request,
@@ -76,6 +82,9 @@ pub struct AuditPage {
 }
 
 /// Records after `after`, oldest first, a JSON line each.
+#[utoipa::path(get, path = "/admin/v1/audit", tag = "cluster", security(("key" = [])),
+    params(("after" = Option<u64>, Query, description = "Records after this one"), ("limit" = Option<u64>, Query, description = "Records of a page")),
+    responses((status = 200, description = "A JSON line a record", body = String, content_type = "application/x-ndjson"), Refused))]
 pub async fn audit(
     State(gateway): State<GatewayState>,
     page: Result<Query<AuditPage>, QueryRejection>,
@@ -108,6 +117,8 @@ pub async fn audit(
 }
 
 /// The state as it is once the backup itself stands in the audit log.
+#[utoipa::path(get, path = "/admin/v1/backup", tag = "cluster", security(("key" = [])),
+    responses((status = 200, description = "The state, in the format of a snapshot file", body = Vec<u8>, content_type = "application/octet-stream"), Refused))]
 pub async fn backup(
     State(gateway): State<GatewayState>,
     request: Request,

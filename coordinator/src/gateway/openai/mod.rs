@@ -11,10 +11,12 @@ mod logprobs;
 pub mod models;
 mod params;
 mod render;
+mod schema;
 mod stream;
 
 use super::envelope::RequestContext;
 use super::error::ApiError;
+use super::openapi::RefusedWork;
 use super::server::GatewayState;
 use super::usage::Payer;
 use super::{auth, body};
@@ -25,24 +27,53 @@ use completions::CompletionRequest;
 use generation::Generation;
 use job::Job;
 use serde_json::Value;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-/// `POST /v1/chat/completions`
+/// Every route below `/v1`.
+pub fn routes() -> OpenApiRouter<GatewayState> {
+    OpenApiRouter::new()
+        .routes(routes!(chat_completions))
+        .routes(routes!(text_completions))
+        .routes(routes!(models::list))
+        .routes(routes!(models::one))
+}
+
+/// Answers a chat: OpenAI's chat completions, for text.
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "inference", security(("key" = [])),
+    request_body = schema::ChatCompletionRequest,
+    responses(
+        (status = 200, content(
+            (schema::ChatCompletion = "application/json"), (String = "text/event-stream"))),
+        RefusedWork))]
 pub async fn chat_completions(
     State(gateway): State<GatewayState>,
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Response {
-    let make = async |wanted| Job::chat(&gateway, wanted).await;
+    let make = async |payer: &Payer, wanted: ChatRequest| {
+        auth::model(&gateway.group, payer.key, &wanted.common.model)?;
+        Job::chat(&gateway, wanted).await
+    };
     serve(&gateway, context, request, ChatRequest::parse, make).await
 }
 
-/// `POST /v1/completions`
+/// Goes on with a text: OpenAI's completions.
+#[utoipa::path(post, path = "/v1/completions", tag = "inference", security(("key" = [])),
+    request_body = schema::CompletionRequest,
+    responses(
+        (status = 200, content(
+            (schema::TextCompletion = "application/json"), (String = "text/event-stream"))),
+        RefusedWork))]
 pub async fn text_completions(
     State(gateway): State<GatewayState>,
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Response {
-    let make = async |wanted| Job::completion(&gateway, wanted).await;
+    let make = async |payer: &Payer, wanted: CompletionRequest| {
+        auth::model(&gateway.group, payer.key, &wanted.common.model)?;
+        Job::completion(&gateway, wanted).await
+    };
     serve(&gateway, context, request, CompletionRequest::parse, make).await
 }
 
@@ -52,7 +83,7 @@ async fn serve<T: Send + 'static>(
     context: RequestContext,
     request: Request,
     parse: fn(Value) -> Result<T, ApiError>,
-    make: impl AsyncFnOnce(T) -> Result<Job, ApiError>,
+    make: impl AsyncFnOnce(&Payer, T) -> Result<Job, ApiError>,
 ) -> Response {
     let (parts, content) = request.into_parts();
     let payer = auth::tenant(&gateway.group, &parts.headers, &context.id);
@@ -71,7 +102,7 @@ async fn serve<T: Send + 'static>(
         let wish = headers::Asked::of(&parts.headers)?;
         let (wanted, digest) = body::parse_hashed(&parts.headers, content, parse).await?;
         payer.idempotency = wish.idempotency(&digest);
-        let job = make(wanted).await?;
+        let job = make(&payer, wanted).await?;
         respond(gateway, context, &payer, job, wish.cost).await
     };
     let mut response = answered.await.into_response();

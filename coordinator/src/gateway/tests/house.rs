@@ -184,6 +184,47 @@ impl House {
         self.ask(request.body(Body::empty()).unwrap()).await
     }
 
+    /// Asks the admin API; a body that is null is none.
+    pub async fn admin(&self, method: &str, path: &str, body: Value) -> Answer {
+        let mut request = Request::builder().method(method).uri(path);
+        request = request.header("authorization", format!("Bearer {ADMIN}"));
+        request = request.header("content-type", "application/json");
+        let content = match body {
+            Value::Null => Body::empty(),
+            body => Body::from(body.to_string()),
+        };
+        self.ask(request.body(content).unwrap()).await
+    }
+
+    /// As `admin`, and it must be carried out.
+    pub async fn done(&self, method: &str, path: &str, body: Value) -> Value {
+        let answer = self.admin(method, path, body).await;
+        assert!(
+            answer.status.is_success(),
+            "{method} {path}: {}",
+            answer.text
+        );
+        answer.json()
+    }
+
+    /// A new key of a tenant, with these settings.
+    pub async fn key(&self, tenant: &str, extra: Value) -> String {
+        let mut body = json!({"tenant": tenant});
+        merge(&mut body, extra);
+        let made = self.done("POST", "/admin/v1/keys", body).await;
+        made["key"].as_str().unwrap().to_owned()
+    }
+
+    /// A chat under a key and, perhaps, an id of the caller's.
+    pub async fn chat_as(&self, key: &str, id: Option<&str>, extra: Value) -> Answer {
+        let mut request = post("/v1/chat/completions", key, chat_body(extra).to_string());
+        if let Some(id) = id {
+            let id = id.parse().unwrap();
+            request.headers_mut().insert("x-request-id", id);
+        }
+        self.ask(request).await
+    }
+
     /// A chat with one user message "hi" and these fields.
     pub async fn chat(&self, extra: Value) -> Answer {
         self.post("/v1/chat/completions", chat_body(extra)).await

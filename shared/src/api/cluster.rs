@@ -1,46 +1,12 @@
-//! JSON bodies of the admin API: what `cluster status`, `plan`, `token` and the others read and write.
-//!
-//! | method and path | body -> answer |
-//! |---|---|
-//! | GET /admin/v1/status | -> `StatusReport` |
-//! | GET /admin/v1/plan | -> `Vec<ReplicaPlan>` (nonces zeroed) |
-//! | PUT /admin/v1/deployments | `DeploymentSpec` -> `DeploymentReport` |
-//! | DELETE /admin/v1/deployments/{name} | -> `Removed` |
-//! | GET, POST /admin/v1/tokens | `TokenRequest` -> `TokenCreated`; list: `Vec<TokenReport>` |
-//! | DELETE /admin/v1/tokens/{id} | -> `TokenReport` |
-//! | POST /admin/v1/keys | `KeyRequest` -> `KeyCreated` |
-//! | GET, POST /admin/v1/members | `MemberRequest` -> `MemberInvited`; list: `Vec<CoordinatorStatus>` |
-//! | POST /admin/v1/members/{id}/promote | -> `CoordinatorStatus` |
-//! | DELETE /admin/v1/members/{id} | -> `Removed` |
-//! | GET /admin/v1/nodes | -> `Vec<NodeReport>` |
-//! | DELETE /admin/v1/nodes/{w3 or c2} | -> `Removed` |
-//! | GET /admin/v1/ca | -> `CaReport` |
-//! | POST /admin/v1/ca/rotate | -> `CaReport` |
-//! | GET /admin/v1/audit?after=SEQ&limit=N | -> a JSON line a record; header `AUDIT_HEAD_HEADER` |
-//! | GET /admin/v1/backup | -> the state, in the format of a snapshot file |
-//! | GET /admin/v1/idempotency-key | -> `IdempotencyKey` |
-//!
-//! All take the admin key as `Authorization: Bearer`. Errors have OpenAI's shape.
-//!
-//! Every coordinator serves all of it. A write may carry `IDEMPOTENCY_KEY_HEADER`: the same key with
-//! the same method and path takes effect once, however often and wherever it is asked. A key that a
-//! coordinator gave (`IdempotencyKey`) keeps that promise for ever: once it is forgotten it is refused;
-//! one of the client's own making keeps it for `limits::PROPOSAL_WINDOW` commands. 503 with code
-//! `in_doubt` means that the effect may be there or may yet come: ask again with the key that the error
-//! names. 503 with code `no_leader`: nothing was changed.
+//! The cluster: members, nodes, join tokens, deployments, its CA. See the table of routes above (`api`).
 
 use crate::ids::*;
 use crate::plan::{DeploymentSpec, ReplicaPlan};
 use crate::wire::control::{EngineStats, Inventory, RankState};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-/// 1 to `limits::IDEMPOTENCY_KEY_BYTES_MAX` printable ASCII characters.
-pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";
-
-/// The newest audit record, `<seq>:<hash>`: what an export should end at.
-pub const AUDIT_HEAD_HEADER: &str = "x-trireme-audit-head";
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct StatusReport {
     pub cluster: String,
     /// Of the coordinator that answers.
@@ -60,7 +26,7 @@ pub struct StatusReport {
 }
 
 /// Positions in a coordinator's own log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogReport {
     pub first: u64,
     pub last: u64,
@@ -69,7 +35,7 @@ pub struct LogReport {
     pub snapshot: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MemberRole {
     Leader,
@@ -83,7 +49,7 @@ pub enum MemberRole {
 }
 
 /// A member of the group. Positions are its leader's knowledge of it: `null` without a leader.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CoordinatorStatus {
     pub id: CoordinatorId,
     /// Of the coordinator that answers only.
@@ -109,7 +75,7 @@ pub struct CoordinatorStatus {
 }
 
 /// A coordinator's process.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CoordinatorReport {
     pub id: CoordinatorId,
     pub pid: u32,
@@ -117,7 +83,7 @@ pub struct CoordinatorReport {
     pub control: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct WorkerReport {
     pub id: WorkerId,
     pub connected: bool,
@@ -126,14 +92,14 @@ pub struct WorkerReport {
     pub inventory: Option<Inventory>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeploymentReport {
     pub id: DeploymentId,
     pub spec: DeploymentSpec,
     pub replicas: Vec<ReplicaReport>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ReplicaReport {
     pub replica: Replica,
     pub epoch: Option<Epoch>,
@@ -148,7 +114,7 @@ pub struct ReplicaReport {
 }
 
 /// What a certificate lets a node be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     Worker,
@@ -156,7 +122,7 @@ pub enum Role {
 }
 
 /// What a join token lets a node be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenRole {
     Worker,
@@ -166,7 +132,7 @@ pub enum TokenRole {
     Learner,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRequest {
     pub role: TokenRole,
@@ -178,7 +144,7 @@ pub struct TokenRequest {
     pub ttl_seconds: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct TokenCreated {
     pub id: TokenRecordId,
     /// `<CA fingerprint>.<id>.<secret>`; shown once.
@@ -187,7 +153,7 @@ pub struct TokenCreated {
     pub expires_at: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct TokenReport {
     pub id: TokenRecordId,
     pub role: TokenRole,
@@ -197,22 +163,7 @@ pub struct TokenReport {
     pub revoked: bool,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct KeyRequest {
-    /// Created if it does not exist.
-    pub tenant: String,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct KeyCreated {
-    pub tenant: TenantId,
-    pub key_id: KeyId,
-    /// Shown once; only its hash is kept.
-    pub key: String,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemberRequest {
     /// It shall not vote until it is promoted.
@@ -222,7 +173,7 @@ pub struct MemberRequest {
 }
 
 /// A token for one coordinator, and what to run with it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct MemberInvited {
     pub token: TokenCreated,
     /// Control addresses of the coordinators there are.
@@ -232,12 +183,12 @@ pub struct MemberInvited {
 }
 
 /// What is no more, as it was named in the path.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Removed {
     pub removed: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct NodeReport {
     /// `w3` or `c2`.
     pub id: String,
@@ -255,14 +206,14 @@ pub struct NodeReport {
     pub certificate_expires_at: Option<u64>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CaReport {
     pub authorities: Vec<AuthorityReport>,
     /// What a rotation is at, in words; `null` where none is under way.
     pub rotation: Option<String>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct AuthorityReport {
     /// Lower-case hex SHA-256 of its certificate.
     pub fingerprint: String,
@@ -274,13 +225,13 @@ pub struct AuthorityReport {
 }
 
 /// A key for one write.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct IdempotencyKey {
     pub key: String,
 }
 
 /// What a coordinator writes to `<data-dir>/coordinator.json` (mode 0600) when it listens.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CoordinatorFile {
     pub id: CoordinatorId,
     pub pid: u32,
