@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 pub mod processes;
+pub mod python;
 
 /// How long a cluster may take to be ready: the first run on a machine fetches the model.
 const READY_DEADLINE: Duration = Duration::from_secs(300);
@@ -45,6 +46,16 @@ impl Answer {
 
 pub fn binary() -> Command {
     Command::new(env!("CARGO_BIN_EXE_cluster"))
+}
+
+/// A tiny random model's file, in a folder of its own.
+pub fn tiny_model() -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("tiny.gguf");
+    let model = trireme_shared::model::random::RandomModel::tiny(1);
+    model.write_gguf(&path).expect("it can be written");
+    let path = path.to_string_lossy().into_owned();
+    (dir, path)
 }
 
 /// Runs `cluster` to its end and returns (status, stdout, stderr).

@@ -12,13 +12,12 @@ mod client;
 mod harness;
 
 use client::{Asked, Heard, ask};
-use harness::{Cluster, DEADLINE, processes, wait_for};
+use harness::{Cluster, DEADLINE, processes, tiny_model, wait_for};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use trireme_shared::model::random::RandomModel;
 
 const TENANTS: usize = 20;
 const CLIENTS_PER_TENANT: usize = 10;
@@ -71,6 +70,8 @@ impl Chance {
 
 struct Scene {
     cluster: Cluster,
+    /// Workers that start again read it again.
+    _model: tempfile::TempDir,
     gateways: Vec<String>,
     tenants: Vec<Tenant>,
     over: AtomicBool,
@@ -111,12 +112,7 @@ impl Drop for Over<'_> {
 
 impl Scene {
     fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let model = dir.path().join("tiny.gguf");
-        RandomModel::tiny(1)
-            .write_gguf(&model)
-            .expect("it can be written");
-        let model = model.to_string_lossy().into_owned();
+        let (folder, model) = tiny_model();
         let cluster = Cluster::up(&[
             "--model",
             &model,
@@ -149,13 +145,12 @@ impl Scene {
             killed: Mutex::default(),
             told: Mutex::default(),
             cluster,
+            _model: folder,
         };
         for n in 0..TENANTS {
             let tenant = scene.tenant(n);
             scene.tenants.push(tenant);
         }
-        // The model's file is open in the workers; those that start again find it in their cache or here.
-        std::mem::forget(dir);
         scene
     }
 
