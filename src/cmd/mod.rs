@@ -8,6 +8,7 @@ mod chat;
 mod completions;
 mod coordinator;
 mod deploy;
+mod export;
 mod join;
 mod key;
 mod member;
@@ -108,6 +109,8 @@ enum Command {
     Ca(ca::CaArgs),
     /// Export and verify the audit log
     Audit(audit::AuditArgs),
+    /// Write what was settled as files, each settlement once: CloudEvents or Parquet
+    Export(export::ExportArgs),
     /// Write the cluster's state to a file
     Backup(backup::BackupArgs),
     /// Make a new group of one from a backup
@@ -138,6 +141,7 @@ impl Cli {
             Command::Node(args) => args.run(),
             Command::Ca(args) => args.run(),
             Command::Audit(args) => args.run(),
+            Command::Export(args) => args.run(),
             Command::Backup(args) => args.run(),
             Command::Restore(args) => args.run(),
             Command::Completions(args) => args.run(),
