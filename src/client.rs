@@ -459,6 +459,17 @@ impl Client {
                 "`cluster member list` shows the coordinators"
             }
             404 if path.starts_with("/admin/v1/nodes") => "`cluster node list` shows the nodes",
+            404 if path.starts_with("/admin/v1/tenants") => {
+                "`cluster tenant list` shows the tenants"
+            }
+            404 if path.starts_with("/admin/v1/keys") => "`cluster key list` shows the keys",
+            404 if path.starts_with("/admin/v1/providers") => {
+                "`cluster provider list` shows the providers"
+            }
+            404 if path.starts_with("/admin/v1/requests") => {
+                "take the id that the request's answer had as `x-request-id`"
+            }
+            404 if path.contains("/statements") => "`cluster statement --list` shows the months",
             404 => "check the address, and the model's name with `cluster status`",
             429 | 503 => "try again in a moment; `cluster status` shows what is not ready",
             _ => "",

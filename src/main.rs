@@ -15,6 +15,7 @@ mod size;
 mod sse;
 mod stats;
 mod term;
+mod url;
 
 use clap::Parser;
 use std::process::ExitCode;

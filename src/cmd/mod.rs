@@ -1,5 +1,6 @@
 //! The subcommands, a file each, and the options they share.
 
+mod account;
 mod audit;
 mod backup;
 mod bench;
@@ -13,13 +14,18 @@ mod join;
 mod key;
 mod member;
 mod model;
+mod money;
 mod node;
 mod plan;
+mod price;
+mod provider;
 mod restore;
 mod status;
+mod tenant;
 mod token;
 mod undeploy;
 mod up;
+mod usage;
 
 use crate::client::Client;
 use crate::failure::Failure;
@@ -103,8 +109,24 @@ enum Command {
     Node(node::NodeArgs),
     /// Create, list and revoke join tokens
     Token(token::TokenArgs),
-    /// Create API keys
+    /// List tenants, and set how they pay and what bounds them
+    Tenant(tenant::TenantArgs),
+    /// Create, list, change, rotate and revoke API keys
     Key(key::KeyArgs),
+    /// List and set what models cost
+    Price(price::PriceArgs),
+    /// Show or set what the platform keeps of every charge
+    Fee(price::FeeArgs),
+    /// Credit a tenant with money that it paid in
+    Credit(money::CreditArgs),
+    /// Give part of a request's charge back
+    Refund(money::RefundArgs),
+    /// Show what a tenant used and what it cost
+    Usage(usage::UsageArgs),
+    /// Show a tenant's statement of a month
+    Statement(usage::StatementArgs),
+    /// List providers, what they earned, and pay them
+    Provider(provider::ProviderArgs),
     /// Show and rotate the cluster's certificate authority
     Ca(ca::CaArgs),
     /// Export and verify the audit log
@@ -130,7 +152,15 @@ impl Cli {
             Command::Join(args) => args.run(),
             Command::Deploy(args) => args.run(),
             Command::Undeploy(args) => args.run(),
+            Command::Tenant(args) => args.run(),
             Command::Key(args) => args.run(),
+            Command::Price(args) => args.run(),
+            Command::Fee(args) => args.run(),
+            Command::Credit(args) => args.run(),
+            Command::Refund(args) => args.run(),
+            Command::Usage(args) => args.run(),
+            Command::Statement(args) => args.run(),
+            Command::Provider(args) => args.run(),
             Command::Status(args) => args.run(),
             Command::Plan(args) => args.run(),
             Command::Chat(args) => args.run(),
@@ -278,6 +308,17 @@ fn when(seconds: u64) -> String {
         .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
         .and_then(|at| at.format(&Rfc3339).ok())
         .unwrap_or_else(|| "never".to_owned())
+}
+
+/// A day (its first second in UTC) or a time of RFC 3339, as seconds since 1970.
+fn moment(text: &str) -> Result<u64, String> {
+    let wrong = || "write a day like 2027-01-01 or a time like 2027-01-01T12:00:00Z".to_owned();
+    // A day is a time at its midnight.
+    let midnight = format!("{text}T00:00:00Z");
+    let parsed = OffsetDateTime::parse(text, &Rfc3339);
+    let parsed = parsed.or_else(|_| OffsetDateTime::parse(&midnight, &Rfc3339));
+    let at = parsed.map_err(|_| wrong())?.unix_timestamp();
+    u64::try_from(at).map_err(|_| wrong())
 }
 
 /// A length of time as people write it (90s, 30m, 24h, 7d), in seconds.
@@ -473,6 +514,9 @@ mod tests {
             assert!(seconds(wrong).is_err(), "{wrong}");
         }
         assert_eq!(when(0), "1970-01-01T00:00:00Z");
+        assert_eq!(moment("1970-01-02"), Ok(86_400));
+        assert_eq!(moment("1970-01-02T01:00:00+01:00"), Ok(86_400));
+        assert!(moment("tomorrow").is_err());
     }
 
     #[test]

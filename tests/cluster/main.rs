@@ -1,6 +1,7 @@
 //! `cluster up` as its user meets it: what it prints, how it ends, what happens when a process of
 //! it dies. Each test has a cluster of its own; they run one at a time.
 
+mod accounts;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod rotation;

@@ -61,7 +61,13 @@ impl Coordinator {
     fn export(&self, to: &Path, format: &str, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cluster"));
         command
-            .args(["export", "--coordinator", &self.url, "--api-key", "sk-admin"])
+            .args([
+                "export",
+                "--coordinator",
+                &self.url,
+                "--api-key",
+                "sk-admin",
+            ])
             .args(["--format", format, "--to"])
             .arg(to)
             .args(more)
@@ -79,7 +85,11 @@ fn answer(stream: TcpStream, newest: &AtomicU64, told: &Sender<()>) -> std::io::
         if reader.read_line(&mut line)? == 0 {
             return Ok(());
         }
-        let target = line.split_whitespace().nth(1).unwrap_or_default().to_owned();
+        let target = line
+            .split_whitespace()
+            .nth(1)
+            .unwrap_or_default()
+            .to_owned();
         while reader.read_line(&mut line)? > 2 {}
         let body = page(&target, newest.load(Ordering::SeqCst)).to_string();
         let stream = reader.get_mut();
@@ -130,7 +140,10 @@ fn exported(folder: &Path) -> Vec<u64> {
         let event: Value = serde_json::from_str(line).expect("a whole line");
         event["data"]["sequence"].as_u64().expect("a number")
     };
-    files.values().flat_map(|text| text.lines().map(number)).collect()
+    files
+        .values()
+        .flat_map(|text| text.lines().map(number))
+        .collect()
 }
 
 #[test]
@@ -177,7 +190,12 @@ fn one_destination_has_one_format() {
     let events = events.expect("it runs");
     let told = String::from_utf8_lossy(&events.stderr);
     assert_eq!(events.status.code(), Some(1), "{told}");
-    assert!(told.contains("another format") && told.contains("next:"), "{told}");
-    let nowhere = coordinator.export(Path::new("gs://b/x"), "parquet", &[]).output();
+    assert!(
+        told.contains("another format") && told.contains("next:"),
+        "{told}"
+    );
+    let nowhere = coordinator
+        .export(Path::new("gs://b/x"), "parquet", &[])
+        .output();
     assert_eq!(nowhere.expect("it runs").status.code(), Some(2));
 }

@@ -1,8 +1,8 @@
 //! One choice: from the engine's tokens to certain text, stop strings and logprobs.
 //!
 //! [`Choice`] is the pure core; [`run`] is its driver. Keeps true: no text is given out that a stop
-//! string might still take back; a logprob is given out only with the text of its token; nothing
-//! that was generated after the end of a choice is counted. Dropping `run` cancels the sequence.
+//! string might still take back; a token is counted, and its logprob given out, only with its text, so that nobody
+//! pays for what was held back when they left; nothing that was generated after the end of a choice is counted. Dropping `run` cancels the sequence.
 
 use super::error::ApiError;
 use super::stop::StopMatcher;
@@ -30,7 +30,7 @@ pub enum ChoiceEvent {
     Started { cached_tokens: u32 },
     /// Of all prompt positions but the first, before any `Delta`.
     PromptLogprobs(Vec<TokenLogprobs>),
-    /// Text that became certain (perhaps none) and the tokens that were generated for it.
+    /// Text that became certain (perhaps none) and the tokens that begin in it, or that end the choice.
     Delta {
         text: String,
         tokens: u32,
@@ -52,7 +52,9 @@ pub struct Choice<'t> {
     /// Characters decoded, and of these given out.
     decoded: usize,
     released: usize,
-    /// Logprobs of tokens whose text was not given out yet, in order.
+    /// Where tokens begin whose text was not given out yet, in characters, in order.
+    held: VecDeque<usize>,
+    /// The logprobs of those.
     pending: VecDeque<PlacedLogprobs>,
 }
 
@@ -65,6 +67,7 @@ impl<'t> Choice<'t> {
             prompt_logprobs: Vec::new(),
             decoded: 0,
             released: 0,
+            held: VecDeque::new(),
             pending: VecDeque::new(),
         }
     }
@@ -116,8 +119,9 @@ impl<'t> Choice<'t> {
     }
 
     fn token(&mut self, token: u32, logprobs: Option<TokenLogprobs>, out: &mut Vec<ChoiceEvent>) {
+        self.held.push_back(self.decoded);
         if self.stop_tokens.contains(&token) {
-            // Generated and counted, but no part of the text: its logprobs come last.
+            // Generated, but no part of the text: it and its logprobs come last.
             if let Some(entry) = logprobs {
                 self.pending.push_back(PlacedLogprobs {
                     offset: self.decoded,
@@ -125,7 +129,6 @@ impl<'t> Choice<'t> {
                     ends_text: true,
                 });
             }
-            out.push(self.delta(String::new(), 1));
             return;
         }
         let Some(decoder) = self.decoder.as_mut() else {
@@ -141,7 +144,11 @@ impl<'t> Choice<'t> {
         }
         self.decoded += piece.chars().count();
         let released = self.stops.push(&piece);
-        out.push(self.delta(released.text, 1));
+        let rest = match released.hit {
+            true => std::mem::take(&mut self.held).len(),
+            false => 0,
+        };
+        out.extend(self.delta(released.text, rest));
         if released.hit {
             self.decoder = None;
             out.push(ChoiceEvent::Finished(FinishReason::Stop));
@@ -157,32 +164,36 @@ impl<'t> Choice<'t> {
         } else {
             text.push_str(&self.stops.finish());
         }
-        let mut delta = self.delta(text, 0);
-        if let ChoiceEvent::Delta { text, logprobs, .. } = &mut delta {
-            if !released.hit {
-                // Tokens that never became a character have their place at the end.
-                logprobs.extend(self.pending.drain(..));
-            }
-            if !text.is_empty() || !logprobs.is_empty() {
-                out.push(delta);
-            }
+        // Tokens that never became a character have their place at the end.
+        let rest = std::mem::take(&mut self.held).len();
+        let mut last = self.delta(text, rest);
+        if let (Some(ChoiceEvent::Delta { logprobs, .. }), false) = (&mut last, released.hit) {
+            logprobs.extend(self.pending.drain(..));
         }
+        out.extend(last);
         out.push(ChoiceEvent::Finished(reason));
     }
 
-    /// Gives out `text` with the logprobs of the tokens that begin in it.
-    fn delta(&mut self, text: String, tokens: u32) -> ChoiceEvent {
+    /// Gives out `text` with the tokens that begin in it, `more` that do not, and the logprobs of the
+    /// former. `None` where that is nothing.
+    fn delta(&mut self, text: String, more: usize) -> Option<ChoiceEvent> {
         self.released += text.chars().count();
+        let begun = self.held.iter().take_while(|at| **at < self.released);
+        let begun = begun.count();
+        self.held.drain(..begun);
+        let tokens = u32::try_from(begun + more).unwrap_or(u32::MAX);
         let ready = self
             .pending
             .iter()
             .take_while(|placed| placed.offset < self.released)
             .count();
-        ChoiceEvent::Delta {
+        let logprobs: Vec<_> = self.pending.drain(..ready).collect();
+        let something = tokens > 0 || !text.is_empty() || !logprobs.is_empty();
+        something.then_some(ChoiceEvent::Delta {
             text,
             tokens,
-            logprobs: self.pending.drain(..ready).collect(),
-        }
+            logprobs,
+        })
     }
 }
 

@@ -26,6 +26,8 @@ const CLIENTS_PER_TENANT: usize = 10;
 const POOR_TENANTS: usize = 4;
 const POOR_BALANCE: i64 = 40_000;
 const RICH_BALANCE: i64 = 1_000_000_000;
+/// Several seconds' worth: `cluster up` gives a node up that ends five times in a minute.
+const ANSWERS_BETWEEN_KILLS: usize = 300;
 /// What a gateway that is killed has not told yet: two looks of half a second. The rest is what a machine
 /// with two cores and seven busy processes takes to look.
 const SHORTFALL_MAX: Duration = Duration::from_secs(5);
@@ -40,6 +42,8 @@ struct Told {
     whole: Option<(u64, u64, i64)>,
     /// Some attempt broke off with nobody leaving: its gateway died, or we failed.
     broken: bool,
+    /// What each attempt came to, for whoever reads why a bill is wrong.
+    story: Vec<String>,
 }
 
 struct Tenant {
@@ -209,6 +213,7 @@ impl Scene {
             tokens: Vec::new(),
             whole: None,
             broken: false,
+            story: Vec::new(),
         };
         // Six of ten ask once, two of them to leave in the middle; the others ask again: until it is
         // whole, or once more although it was.
@@ -247,23 +252,40 @@ impl Scene {
         );
         told.broken |= !heard.is_whole() && !leaves;
         told.whole = told.whole.or(heard.usage);
+        told.story.push(format!(
+            "{} tokens, status {}, leaves {leaves}, usage {:?}, {:?}",
+            heard.tokens.len(),
+            heard.status,
+            heard.usage,
+            heard.text
+        ));
         if heard.tokens.len() > told.tokens.len() {
             told.tokens = heard.tokens.clone();
         }
     }
 
-    /// Kills a node now and then, each kind in turn, and waits until it is back and answers come.
+    /// Kills a node now and then, coordinators and workers in turn, each at most every fifth of what
+    /// `cluster up` forgives, and waits until it is back and answers come.
     fn kill_for(&self, time: Duration, kills: &mut BTreeMap<&'static str, usize>) {
+        const NODES: [(&str, &str); 7] = [
+            ("coordinator-1", "coordinator"),
+            ("worker-1", "worker"),
+            ("coordinator-2", "coordinator"),
+            ("worker-2", "worker"),
+            ("coordinator-3", "coordinator"),
+            ("worker-3", "worker"),
+            ("worker-4", "worker"),
+        ];
         let end = Instant::now() + time;
-        let mut chance = Chance(4_711);
-        let kinds = [("coordinator", "coordinator"), ("join", "worker")];
-        for (word, kind) in kinds.iter().cycle() {
-            self.wait_for_answers(20);
+        for (folder, kind) in NODES.iter().cycle() {
+            self.wait_for_answers(ANSWERS_BETWEEN_KILLS);
             if Instant::now() >= end {
                 return;
             }
-            let nodes = self.nodes(word);
-            let Some(victim) = nodes.get(chance.next(nodes.len().max(1) as u64) as usize) else {
+            let data = self.cluster.dir.path().join("data").join(folder);
+            let mut nodes = processes::naming(&data);
+            nodes.retain(|pid| *pid != self.cluster.child.id());
+            let [victim] = &nodes[..] else {
                 continue;
             };
             processes::signal(*victim, libc::SIGKILL);
@@ -271,25 +293,17 @@ impl Scene {
             wait_for("the killed node to end", DEADLINE, || {
                 (!processes::is_alive(*victim)).then_some(())
             });
-            wait_for("the nodes to be back", DEADLINE, || {
-                self.is_whole().then_some(())
-            });
+            let began = Instant::now();
+            while let Err(status) = self.is_whole() {
+                let waits = began.elapsed() < DEADLINE;
+                assert!(
+                    waits,
+                    "{victim} is not back: {status}\n{}",
+                    self.cluster.logs()
+                );
+                std::thread::sleep(Duration::from_millis(100));
+            }
         }
-    }
-
-    /// Process ids of this cluster's nodes of a kind, by their subcommand.
-    fn nodes(&self, word: &str) -> Vec<u32> {
-        let data = self.cluster.dir.path().join("data");
-        let of_kind = |pid: &u32| {
-            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            command
-                .split(|b| *b == 0)
-                .any(|word_| word_ == word.as_bytes())
-        };
-        let mut nodes = processes::naming(&data);
-        nodes.retain(|pid| *pid != self.cluster.child.id() && of_kind(pid));
-        nodes.sort_unstable();
-        nodes
     }
 
     fn wait_for_answers(&self, more: usize) {
@@ -299,18 +313,17 @@ impl Scene {
         });
     }
 
-    /// Everybody votes again, and both replicas are ready.
-    fn is_whole(&self) -> bool {
-        let Some(status) = self.try_get("/admin/v1/status", self.cluster.admin_key()) else {
-            return false;
-        };
+    /// Whether everybody votes again and both replicas are ready; else the status.
+    fn is_whole(&self) -> Result<(), String> {
+        let status = self.try_get("/admin/v1/status", self.cluster.admin_key());
+        let status = status.unwrap_or_default();
         let all = |list: &Value, name: &str| {
             let list = list.as_array().cloned().unwrap_or_default();
-            list.iter().all(|one| one[name] == true)
+            !list.is_empty() && list.iter().all(|one| one[name] == true)
         };
-        status["leader"].is_number()
-            && all(&status["coordinators"], "active")
-            && all(&status["deployments"][0]["replicas"], "ready")
+        let whole = all(&status["coordinators"], "active")
+            && all(&status["deployments"][0]["replicas"], "ready");
+        whole.then_some(()).ok_or_else(|| status.to_string())
     }
 
     /// From whichever gateway answers.
@@ -355,7 +368,7 @@ impl Scene {
         for (n, tenant) in self.tenants.iter().enumerate() {
             let next = ("next_cursor", "cursor");
             let rows = self.pages(
-                "/billing/v1/requests?limit=200",
+                "/billing/v1/requests?limit=1000",
                 &tenant.key,
                 "requests",
                 next,
@@ -403,7 +416,7 @@ impl Scene {
     fn ledger(&self) -> BTreeMap<String, i64> {
         let key = self.cluster.admin_key();
         let next = ("next_after", "after");
-        let postings = self.pages("/admin/v1/ledger?limit=200", key, "postings", next);
+        let postings = self.pages("/admin/v1/ledger?limit=1000", key, "postings", next);
         let mut sums = BTreeMap::new();
         for posting in &postings {
             let mut sum = 0;
@@ -433,13 +446,7 @@ impl Scene {
         };
         let charged = sum("charged_nano_usd");
         let usage = self.get("/billing/v1/usage", &tenant.key);
-        let usage = usage["usage"].as_array().expect("rows").iter();
-        let used = |name: &str| {
-            usage
-                .clone()
-                .map(|u| u[name].as_i64().expect(name))
-                .sum::<i64>()
-        };
+        let used = |name: &str| usage["total"][name].as_i64().expect(name);
         assert_eq!(used("requests"), rows.len() as i64, "tenant {n}");
         assert_eq!(used("cost_nano_usd"), charged, "tenant {n}");
         for name in ["prompt_tokens", "completion_tokens"] {
@@ -489,8 +496,9 @@ fn check(told: &Told, row: Option<&Value>) -> Duration {
     let sent = told.tokens.len();
     assert!(
         billed <= sent,
-        "{}: {billed} tokens billed, {sent} sent: {row:?}",
-        told.id
+        "{}: {billed} tokens billed, {sent} sent: {row:?}; {:?}",
+        told.id,
+        told.story
     );
     if let Some((prompt, completion, cost)) = told.whole {
         let row = row.unwrap_or_else(|| panic!("{} is not on the bill", told.id));
@@ -506,8 +514,9 @@ fn check(told: &Told, row: Option<&Value>) -> Duration {
     }
     assert!(
         billed == sent || told.broken,
-        "{}: {billed} tokens billed, {sent} sent, and nothing broke: {row:?}",
-        told.id
+        "{}: {billed} tokens billed, {sent} sent, and nothing broke: {row:?}; {:?}",
+        told.id,
+        told.story
     );
     match (told.tokens.get(billed), told.tokens.last()) {
         (Some(first), Some(last)) => (*last - *first).max(Duration::from_nanos(1)),

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use trireme_shared::api::{
     Balance, Bounds, BudgetReport, LimitReport, LimitsReport, ModelPrices, PriceReport,
 };
-use trireme_shared::ids::{KeyId, TenantId};
+use trireme_shared::ids::{KeyId, NanoUsd, TenantId};
 
 /// What the account has and may still spend.
 #[utoipa::path(get, path = "/billing/v1/balance", tag = "billing", security(("key" = [])),
@@ -61,7 +61,7 @@ fn bounds(
     state: &Replica,
     subject: Subject,
     limits: &state::Limits,
-    budget: Option<trireme_shared::ids::NanoUsd>,
+    budget: Option<NanoUsd>,
     now_ms: u64,
 ) -> Bounds {
     let left: Left = state.left(subject, now_ms).unwrap_or_default();

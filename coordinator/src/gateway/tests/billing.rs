@@ -1,11 +1,11 @@
 //! The billing API of a tenant: balance, limits, prices, usage, requests, statements.
 
 use super::house::{Answer, House, KEY, MODEL, chat_prompt};
-use crate::state::{Command, Counts, Outcome, Progress, Report, Subject};
+use crate::state::{Command, Counts, Progress, Report, Subject};
 use axum::body::Body;
 use axum::http::{Request, header};
 use serde_json::{Value, json};
-use trireme_shared::ids::{CoordinatorId, KeyId, RequestId, TenantId};
+use trireme_shared::ids::{KeyId, RequestId, TenantId};
 use trireme_shared::wall_clock::unix_ms;
 
 async fn told(house: &House, path: &str) -> Value {
@@ -221,11 +221,7 @@ async fn a_request_says_how_its_price_came_about() {
 
 /// A request of which a gateway told, and that has not ended.
 async fn tell_of(house: &House, name: &str, caller: &str) {
-    let coordinator = CoordinatorId(1);
-    let opened = house.group.propose(Command::OpenGateway { coordinator });
-    let Outcome::Gateway(life) = opened.await.unwrap() else {
-        panic!("no life");
-    };
+    let life = house.life_elsewhere().await;
     let mut report = Report::new(life);
     report.progress.push(Progress {
         request: RequestId::parse(name).unwrap(),

@@ -6,7 +6,7 @@ use crate::fleet::{Fleet, FleetSetup};
 use crate::gateway::{GatewayParts, GatewayState, router};
 use crate::raft::group::Group;
 use crate::scratch::{Scratch, group_of_one};
-use crate::state::{Command, KeySettings, UsageTotals};
+use crate::state::{Command, KeySettings, Outcome, TokenRole, UsageTotals};
 use axum::body::Body;
 use axum::http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tower::ServiceExt;
 use trireme_shared::api::CoordinatorReport;
 use trireme_shared::identity::ClusterAuthority;
-use trireme_shared::ids::CoordinatorId;
+use trireme_shared::ids::{CoordinatorId, GatewayLife};
 use trireme_shared::model::random::RandomModel;
 use trireme_shared::plan::{DeploymentSpec, LinkPolicy, ModelRef};
 
@@ -163,6 +163,30 @@ impl House {
             cancels,
             group,
             _dir: dir,
+        }
+    }
+
+    /// A life of another coordinator's gateway, which ends when somebody says so.
+    pub async fn life_elsewhere(&self) -> GatewayLife {
+        let secret_hash = [77; 32];
+        let invite = Command::CreateToken {
+            secret_hash,
+            role: TokenRole::Learner,
+            provider: None,
+            uses: 1,
+            expires_at: u64::MAX,
+        };
+        let Outcome::Token(token) = self.group.propose(invite).await.unwrap() else {
+            panic!("no token");
+        };
+        let join = Command::JoinCoordinator { token, secret_hash };
+        let Outcome::Coordinator(coordinator) = self.group.propose(join).await.unwrap() else {
+            panic!("no coordinator");
+        };
+        let open = Command::OpenGateway { coordinator };
+        match self.group.propose(open).await.unwrap() {
+            Outcome::Gateway(life) => life,
+            other => panic!("{other:?}"),
         }
     }
 

@@ -168,3 +168,113 @@ async fn an_id_of_the_callers_is_its_own() {
         assert_eq!(hidden.status, 404);
     }
 }
+
+/// A generator whose numbers do not depend on what is answered: SplitMix64 (Steele, Lea, Flood 2014).
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) % n as u64) as usize
+    }
+
+    fn of<'a>(&mut self, all: &'a [String]) -> &'a str {
+        &all[self.below(all.len())]
+    }
+}
+
+/// A name as it is, or bent a little.
+fn bent(name: &str, chance: &mut Chance) -> String {
+    match chance.below(8) {
+        0 => name.to_uppercase(),
+        1 => format!("{name}%00"),
+        2 => format!("..%2F{name}"),
+        3 => format!("%20{name}"),
+        4 => name.replacen('_', "%5F", 1),
+        5 => format!("{name}%2F..%2F{name}"),
+        _ => name.to_owned(),
+    }
+}
+
+/// Usage, requests, keys, statements, limits and the admin's own routes, with the other's ids, names and
+/// cursors in paths, parameters and headers.
+#[tokio::test]
+async fn ten_thousand_attempts_find_nothing_of_another_tenant() {
+    const ATTEMPTS: usize = 10_000;
+    let house = House::new().await;
+    let zeta = house.key("zeta", json!({"name": "zeta-laptop"})).await;
+    let mut names = Vec::new();
+    for n in 0..4 {
+        let caller = format!("zeta-secret-{n}");
+        house.chat_as(&zeta, Some(&caller), json!({})).await;
+        names.push(caller);
+    }
+    let credit = json!({"amount_nano_usd": 777_777_777, "reason": "zeta-reason"});
+    house
+        .done("POST", "/admin/v1/tenants/zeta/credits", credit)
+        .await;
+    let own = house
+        .get("/billing/v1/requests?limit=2", &zeta)
+        .await
+        .json();
+    let cursor = own["next_cursor"].as_str().unwrap();
+    for request in own["requests"].as_array().unwrap() {
+        names.push(request["id"].as_str().unwrap().to_owned());
+    }
+    names.extend(["zeta", "t2", "2", "k2", "zeta-laptop", cursor].map(str::to_owned));
+    let (_, document) = crate::gateway::openapi::documented();
+    let document = serde_json::to_value(&document).unwrap();
+    let paths = document["paths"].as_object().unwrap().keys();
+    let paths: Vec<String> = paths
+        .filter(|path| path.starts_with("/billing/v1") || path.starts_with("/admin/v1"))
+        .cloned()
+        .collect();
+    let parameters: Vec<String> = [
+        "tenant", "key", "cursor", "model", "account", "from", "after", "id", "group_by", "limit",
+    ]
+    .map(str::to_owned)
+    .into();
+    let headers = [
+        "x-tenant-id",
+        "openai-organization",
+        "x-forwarded-user",
+        "x-request-id",
+    ];
+    let mut chance = Chance(20_261_127);
+    let (mut answered, mut of_admin) = (0, 0);
+    for _ in 0..ATTEMPTS {
+        let mut path = chance.of(&paths).to_owned();
+        while let (Some(from), Some(to)) = (path.find('{'), path.find('}')) {
+            let name = bent(chance.of(&names), &mut chance);
+            path.replace_range(from..=to, &name);
+        }
+        for n in 0..chance.below(3) {
+            let name = chance.of(&parameters).to_owned();
+            let value = bent(chance.of(&names), &mut chance);
+            path.push_str(&format!("{}{name}={value}", if n == 0 { "?" } else { "&" }));
+        }
+        let mut request = axum::http::Request::get(&path);
+        request = request.header("authorization", format!("Bearer {KEY}"));
+        let header = headers[chance.below(headers.len())];
+        request = request.header(header, chance.of(&names));
+        let answer = house
+            .ask(request.body(axum::body::Body::empty()).unwrap())
+            .await;
+        assert!(!answer.status.is_server_error(), "{path}: {}", answer.text);
+        if path.starts_with("/admin/") {
+            of_admin += 1;
+            assert!(!answer.status.is_success(), "{path}: {}", answer.text);
+        }
+        if answer.status.is_success() {
+            answered += 1;
+            for secret in ["zeta", "777777777", "0.777"] {
+                assert!(!answer.text.contains(secret), "{path}: {}", answer.text);
+            }
+        }
+    }
+    // Neither was everything refused, nor was only one API asked.
+    assert!(answered > 100 && of_admin > 1_000, "{answered} {of_admin}");
+}

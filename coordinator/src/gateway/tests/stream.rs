@@ -133,3 +133,21 @@ async fn a_client_that_leaves_cancels_every_choice_and_pays_for_what_it_got() {
     );
     assert!(metrics.contains(&billed), "{billed}{metrics}");
 }
+
+#[tokio::test]
+async fn a_client_that_leaves_pays_for_nothing_that_was_held_back() {
+    let mut house = House::new().await;
+    house
+        .engine
+        .script(Script::says("to be sto").then(End::Hang));
+    let body = chat_body(json!({"stream": true, "stop": "stop"})).to_string();
+    let response = house.send(post("/v1/chat/completions", KEY, body)).await;
+    let mut frames = response.into_body().into_data_stream();
+    // The role, and six characters.
+    for _ in 0..7 {
+        frames.next().await.unwrap().unwrap();
+    }
+    drop(frames);
+    house.cancels.recv().await.unwrap();
+    assert_eq!(house.recorded().await.completion, Tokens(6));
+}
