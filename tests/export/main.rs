@@ -158,7 +158,7 @@ fn killed_at_any_time_it_writes_each_settlement_once() {
         let before = exported(dir.path()).len();
         // Every third life has a rival.
         let mut alive = vec![];
-        for _ in 0..1 + u64::from(life % 3 == 0) {
+        for _ in 0..1 + u64::from(life.is_multiple_of(3)) {
             let mut command = coordinator.export(dir.path(), "cloudevents", &follow);
             alive.push(command.spawn().expect("it starts"));
         }

@@ -56,7 +56,7 @@ impl Log {
 }
 
 fn row(sequence: u64) -> SettlementReport {
-    let known = sequence % 5 != 0;
+    let known = !sequence.is_multiple_of(5);
     SettlementReport {
         sequence: SettlementSeq(sequence),
         settled_at_ms: 1_780_000_000_123 + sequence,
