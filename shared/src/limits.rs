@@ -455,6 +455,17 @@ pub const LEDGER_POSTINGS_MAX: usize = 1_000_000;
 /// three minutes', which an export that looks every few seconds never misses.
 pub const SETTLEMENTS_KEPT: usize = 200_000;
 
+/// Settlements in one file of an export where nobody said how many, some 5 MiB as JSON; and at most, as
+/// the exporter holds a file in memory.
+pub const EXPORT_FILE_ROWS: u64 = 10_000;
+pub const EXPORT_FILE_ROWS_MAX: u64 = 100_000;
+
+/// Largest file of an export that is read again: `EXPORT_FILE_ROWS_MAX` at 1 KiB, with room to spare.
+pub const EXPORT_FILE_BYTES_MAX: u64 = 256 << 20;
+
+/// One question to an object store: a file of `EXPORT_FILE_ROWS_MAX` at 1 MiB a second.
+pub const EXPORT_STORE_DEADLINE: Duration = Duration::from_secs(120);
+
 /// Rows forgotten as one is added: more than one, so that a state with more than it may keep (of an
 /// older release) comes down to it; few, so that no command takes long.
 pub const FORGOTTEN_AT_ONCE: usize = 8;

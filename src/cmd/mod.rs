@@ -9,6 +9,7 @@ mod chat;
 mod completions;
 mod coordinator;
 mod deploy;
+mod export;
 mod join;
 mod key;
 mod member;
@@ -130,6 +131,8 @@ enum Command {
     Ca(ca::CaArgs),
     /// Export and verify the audit log
     Audit(audit::AuditArgs),
+    /// Write what was settled as files, each settlement once: CloudEvents or Parquet
+    Export(export::ExportArgs),
     /// Write the cluster's state to a file
     Backup(backup::BackupArgs),
     /// Make a new group of one from a backup
@@ -168,6 +171,7 @@ impl Cli {
             Command::Node(args) => args.run(),
             Command::Ca(args) => args.run(),
             Command::Audit(args) => args.run(),
+            Command::Export(args) => args.run(),
             Command::Backup(args) => args.run(),
             Command::Restore(args) => args.run(),
             Command::Completions(args) => args.run(),

@@ -247,6 +247,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message).coded("not_found")
     }
 
+    /// What a log no longer holds.
+    pub fn lost(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::GONE, "invalid_request_error", message).coded(code)
+    }
+
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
             .coded("internal_error")

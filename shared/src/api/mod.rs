@@ -1,5 +1,5 @@
 //! JSON bodies of the admin API and of the billing API: what `cluster status`, `tenant`, `usage` and the
-//! others read and write. `cluster`, `accounts` and `billing` hold them; `GET /openapi.json` tells all of it.
+//! others read and write. `cluster`, `accounts`, `billing` and `export` hold them; `GET /openapi.json` tells all of it.
 //!
 //! | method and path | body -> answer |
 //! |---|---|
@@ -22,6 +22,7 @@
 //! | GET /admin/v1/requests/{id} | -> `AdminRequestReport` |
 //! | POST /admin/v1/requests/{id}/refunds | `MoneyRequest` -> `PostingReport` |
 //! | GET /admin/v1/ledger?account=&after=&limit= | -> `LedgerPage` |
+//! | GET /admin/v1/settlements?after=SEQ&limit=N | -> `SettlementsPage`; 410 `settlements_lost` |
 //! | GET /admin/v1/providers | -> `Vec<ProviderReport>` |
 //! | GET /admin/v1/providers/{name}/earnings?from=&to= | -> `Earnings` |
 //! | GET /admin/v1/providers/{name}/statements/{yyyy-mm} | -> `ProviderStatement` |
@@ -64,10 +65,12 @@
 mod accounts;
 mod billing;
 mod cluster;
+mod export;
 
 pub use accounts::*;
 pub use billing::*;
 pub use cluster::*;
+pub use export::*;
 
 /// 1 to `limits::IDEMPOTENCY_KEY_BYTES_MAX` printable ASCII characters.
 pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";

@@ -1,6 +1,7 @@
 //! The admin API (`trireme_shared::api` has the table), by area: `cluster` (status, members, nodes),
 //! `serving` (deployments and plans), `access` (join tokens), `trust` (CA, audit log, backup), and accounts:
-//! `tenants`, `keys`, `prices`, `money` (credits, refunds, the ledger), `providers`. Writes go through `act`.
+//! `tenants`, `keys`, `prices`, `money` (credits, refunds, the ledger), `providers`,
+//! `settlements` (what an export reads). Writes go through `act`.
 //!
 //! What it keeps true: only the admin passes; reads are as new as the group's leader confirms, or say
 //! that they may not be.
@@ -14,6 +15,7 @@ mod money;
 mod prices;
 mod providers;
 mod serving;
+mod settlements;
 mod tenants;
 mod trust;
 
@@ -64,6 +66,7 @@ pub fn routes() -> OpenApiRouter<GatewayState> {
         .routes(routes!(money::refund))
         .routes(routes!(money::request))
         .routes(routes!(money::ledger))
+        .routes(routes!(settlements::list))
         .routes(routes!(providers::list))
         .routes(routes!(providers::earnings))
         .routes(routes!(providers::statement))

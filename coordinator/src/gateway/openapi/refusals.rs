@@ -38,6 +38,7 @@ fn meaning(status: u16) -> &'static str {
         404 => "There is no such thing, or it is not the caller's",
         408 => "The body did not arrive in time",
         409 => "It was done before, under the same idempotency key, and its answer is gone",
+        410 => "It was kept once, and is kept no longer",
         413 => "The body is too large",
         415 => "The body is not plain `application/json`",
         429 => "A limit, a budget or the balance is used up",
@@ -80,6 +81,8 @@ refused! {
     Refused: 400, 401, 403, 500, 503;
     /// Of a question about one thing, which may not be there.
     RefusedOne: 400, 401, 403, 404, 500, 503;
+    /// Of a question of a log, which may have been cut short.
+    RefusedLog: 400, 401, 403, 410, 500, 503;
     /// Of a change.
     RefusedAct: 400, 401, 403, 404, 408, 409, 413, 415, 500, 503;
     /// Of work for a model.

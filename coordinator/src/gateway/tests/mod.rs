@@ -16,4 +16,5 @@ mod money;
 mod openapi;
 mod paid;
 mod places;
+mod settlements;
 mod stream;

@@ -7,7 +7,7 @@ use trireme_shared::ids::{KeyId, NanoUsd, RequestId, TenantId};
 use trireme_shared::wall_clock::unix_ms;
 
 /// Settles requests as another coordinator's gateway does, with the work of a provider's machines.
-async fn settle(house: &House, names: &[&str]) {
+pub async fn settle(house: &House, names: &[&str]) {
     let life = house.life_elsewhere().await;
     for name in names {
         let report = Report {

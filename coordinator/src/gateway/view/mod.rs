@@ -6,7 +6,9 @@ mod requests;
 mod settings;
 
 pub use money::{account, posting, price_list, provider, sums};
-pub use requests::{admin_open_request, admin_request, open_request, request, running, settled};
+pub use requests::{
+    admin_open_request, admin_request, open_request, request, running, settled, settlement,
+};
 pub use settings::{key, stored_key_settings, stored_tenant_settings, tenant};
 
 use crate::state::State;

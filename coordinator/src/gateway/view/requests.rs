@@ -2,10 +2,12 @@
 
 use super::money::{posting, posting_type, reason_of};
 use super::tenant_name;
-use crate::state::{self, Account, Counts, Ended, OpenRequest, Posting, RequestRow, State};
+use crate::state::{
+    self, Account, Counts, Ended, OpenRequest, Posting, RequestRow, Settlement, State,
+};
 use trireme_shared::api::{
     AdminRequestReport, HowPriced, OwnPosting, PricePart, PricedPart, RequestReport, RequestStatus,
-    RequestSummary, WorkReport,
+    RequestSummary, SettlementReport, WorkReport,
 };
 use trireme_shared::ids::{NanoUsd, TenantId};
 
@@ -144,5 +146,27 @@ pub fn admin_open_request(state: &State, open: &OpenRequest) -> AdminRequestRepo
         postings: Vec::new(),
         attempts: Vec::new(),
         work: work(&open.progress.work),
+    }
+}
+
+/// Of a request so old that its row is gone only its key still tells whose it was.
+pub fn settlement(state: &State, of: &Settlement) -> SettlementReport {
+    let row = state.request(of.request);
+    let of_key = || state.key(of.key).map(|key| key.tenant);
+    let tenant = row.map(|row| row.tenant).or_else(of_key);
+    SettlementReport {
+        sequence: of.seq,
+        settled_at_ms: of.at_ms,
+        tenant,
+        tenant_name: tenant.map(|id| tenant_name(state, id)),
+        key: of.key,
+        model: row.map(|row| row.model.clone()),
+        request: row.map(|row| row.request.clone()),
+        caller_id: row.and_then(|row| row.caller_id.clone()),
+        status: status(of.ended),
+        prompt_tokens: of.added.prompt.0,
+        cached_tokens: of.added.cached.0,
+        completion_tokens: of.added.completion.0,
+        charged_nano_usd: of.charged,
     }
 }
