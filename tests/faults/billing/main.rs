@@ -373,6 +373,7 @@ impl Scene {
         let killed = self.killed.lock().expect("nobody panicked").clone();
         let (mut rows_in_all, mut short) = (0, 0);
         let ledger = self.ledger();
+        let mut exported = self.exported();
         for (n, tenant) in self.tenants.iter().enumerate() {
             let next = ("next_cursor", "cursor");
             let rows = self.pages(
@@ -401,8 +402,15 @@ impl Scene {
                     "nobody asked for {row}"
                 );
             }
+            for row in &rows {
+                let id = row["id"].as_str().expect("an id");
+                let of = |name: &str| row[name].as_i64().expect(name);
+                let counts = ["prompt_tokens", "completion_tokens", "charged_nano_usd"].map(of);
+                assert_eq!(exported.remove(id), Some(counts), "the export of {row}");
+            }
             self.check_sums(n, tenant, &rows, &ledger);
         }
+        assert_eq!(exported, BTreeMap::new(), "what nobody has a row for");
         println!(
             "{kills:?} killed; {} requests told of by clients, {rows_in_all} rows, {} refused; \
              {short} were billed short, by what came within {longest:?} at most",
@@ -417,6 +425,45 @@ impl Scene {
             self.refused.load(Ordering::Relaxed) > 0,
             "the poor were refused"
         );
+    }
+
+    /// Of each request, the sums of prompt and completion tokens and of charges in the exported events.
+    fn exported(&self) -> BTreeMap<String, [i64; 3]> {
+        let folder = self.cluster.dir.path().join("export");
+        let urls: Vec<String> = self
+            .gateways
+            .iter()
+            .map(|g| format!("http://{g}"))
+            .collect();
+        let to = folder.to_string_lossy().into_owned();
+        let urls = urls.join(",");
+        let key = self.cluster.admin_key();
+        let args = [
+            "export",
+            "--to",
+            &to,
+            "--coordinator",
+            &urls,
+            "--api-key",
+            key,
+        ];
+        let (status, out, err) = harness::run(&args);
+        assert!(status.success(), "{out}{err}");
+        let mut sums = BTreeMap::<String, [i64; 3]>::new();
+        for file in std::fs::read_dir(&folder).expect("a folder").flatten() {
+            let text = std::fs::read_to_string(file.path()).expect("an export");
+            for line in text.lines() {
+                let event: Value = serde_json::from_str(line).expect("an event");
+                let data = &event["data"];
+                let id = data["request_id"].as_str().expect("a request").to_owned();
+                let sum = sums.entry(id).or_default();
+                let names = ["prompt_tokens", "completion_tokens", "charged_nano_usd"];
+                for (sum, name) in sum.iter_mut().zip(names) {
+                    *sum += data[name].as_i64().expect(name);
+                }
+            }
+        }
+        sums
     }
 
     /// Of each account, the sum of its lines; each posting sums to zero.
