@@ -145,7 +145,7 @@ fn proposals() -> Vec<Proposal> {
 }
 
 fn state() -> State {
-    let mut state = State::with_ledger_rows(50);
+    let mut state = State::with_ledger_rows(50, "m");
     for proposal in proposals() {
         apply(&mut state, &proposal);
     }

@@ -6,8 +6,9 @@ use super::{KeySettings, State};
 use trireme_shared::ids::{CoordinatorId, KeyId, RequestId, TenantId};
 
 impl State {
-    /// A state with that many settled requests of one tenant.
-    pub fn with_ledger_rows(rows: u64) -> Self {
+    /// A state with that many settled requests of one tenant, all of the model of that name, which is
+    /// written into each row: a long one makes large rows.
+    pub fn with_ledger_rows(rows: u64, model: &str) -> Self {
         let mut state = Self::default();
         let settings = KeySettings::default();
         let made = state.tenants.create_key("acme", &[1; 32], &settings, 1);
@@ -19,7 +20,7 @@ impl State {
                 caller_id: None,
                 tenant: TenantId(1),
                 key: KeyId(1),
-                model: "m".into(),
+                model: model.to_owned(),
                 began_at_ms: row,
                 idempotency: None,
                 counts: Counts::new(1 + row % 512, 0, row % 128),

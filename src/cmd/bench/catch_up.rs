@@ -10,11 +10,11 @@ use trireme_coordinator::raft::bench::catch_up::{CatchUpBench, CatchUpReport, Co
 
 #[derive(Args)]
 #[command(
-    after_help = "Example:\n  cluster bench catch-up\n  cluster bench catch-up --rows 1000000 --rate 500"
+    after_help = "Example:\n  cluster bench catch-up\n  cluster bench catch-up --rows 200000 --rate 500"
 )]
 pub struct CatchUpArgs {
-    /// Ledger rows in the state: some 96 bytes each in the snapshot, and more in memory, three times
-    #[arg(long, value_name = "N", default_value_t = 5_500_000)]
+    /// Settled requests in the state: some 520 bytes each in the snapshot, and more in memory, three times
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     rows: u64,
     /// Commands a second, whatever becomes of those before
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
