@@ -150,15 +150,15 @@ fn exported(folder: &Path) -> Vec<u64> {
 fn killed_at_any_time_it_writes_each_settlement_once() {
     let coordinator = Coordinator::start();
     let dir = tempfile::tempdir().expect("a folder");
-    let follow = ["--rows", "3", "--follow", "--every", "1s"];
     let mut grew = 0;
     for life in 0..40u64 {
         coordinator.newest.fetch_add(40, Ordering::SeqCst);
         coordinator.forget_questions();
         let before = exported(dir.path()).len();
-        // Every third life has a rival.
+        // Every third life has a rival, whose files are of another size.
         let mut alive = vec![];
-        for _ in 0..1 + u64::from(life.is_multiple_of(3)) {
+        for rows in &["3", "5"][..1 + usize::from(life.is_multiple_of(3))] {
+            let follow = ["--follow", "--every", "1s", "--rows", rows];
             let mut command = coordinator.export(dir.path(), "cloudevents", &follow);
             alive.push(command.spawn().expect("it starts"));
         }
