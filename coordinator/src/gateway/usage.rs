@@ -10,7 +10,7 @@ use super::error::ApiError;
 use super::metrics::Metrics;
 use super::server::Permit;
 use crate::fleet::work::WorkLog;
-use crate::state::{Counts, Deployment, Ended, Final};
+use crate::state::{Counts, Ended, Final};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use trireme_shared::ids::{KeyId, NanoUsd, RequestId, TenantId, Tokens};
@@ -49,13 +49,24 @@ pub struct Payer {
     pub idempotency: Option<[u8; 32]>,
 }
 
+/// A request that was let in.
+pub struct Admitted {
+    pub payer: Payer,
+    /// The name it was asked for by.
+    pub model: String,
+    pub held: Held,
+    /// Tokens reach the client as they are generated, so a broken answer is billed for them.
+    pub streaming: bool,
+    pub work: WorkLog,
+    pub permit: Permit,
+}
+
 /// Counts one request's tokens and has them settled once.
 pub struct Meter {
     desk: Desk,
     metrics: Metrics,
     live: Arc<Live>,
     held: Option<Held>,
-    /// Tokens reach the client as they are generated, so a broken answer is billed for them.
     streaming: bool,
     /// A prompt entered a batch: there is something to tell.
     started: bool,
@@ -69,12 +80,14 @@ impl Meter {
     pub fn new(
         desk: Desk,
         metrics: Metrics,
-        payer: Payer,
-        deployment: &Deployment,
-        held: Held,
-        streaming: bool,
-        work: WorkLog,
-        permit: Permit,
+        Admitted {
+            payer,
+            model,
+            held,
+            streaming,
+            work,
+            permit,
+        }: Admitted,
     ) -> Self {
         let about = About {
             // Callers may use an id twice; a request is settled once.
@@ -82,7 +95,7 @@ impl Meter {
             caller_id: payer.request,
             tenant: payer.tenant,
             key: payer.key,
-            model: deployment.spec.model.name.clone(),
+            model,
             began_at_ms: unix_ms(),
             idempotency: payer.idempotency,
         };

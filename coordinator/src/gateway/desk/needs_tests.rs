@@ -175,7 +175,8 @@ fn only_what_is_bounded_is_needed() {
 
 #[test]
 fn each_limit_denies_by_its_own_name() {
-    let cases: [(fn(&mut Limits), Shortage, bool); 4] = [
+    type Set = fn(&mut Limits);
+    let cases: [(Set, Shortage, bool); 4] = [
         (
             |l| l.requests_per_minute = Some(0),
             Shortage::RequestsPerMinute,

@@ -12,7 +12,7 @@ use crate::gateway::error::ApiError;
 use crate::gateway::metrics::{Ended, Metrics, Served};
 use crate::gateway::server::GatewayState;
 use crate::gateway::session::{self, ChoiceEvent, ChoiceIndex};
-use crate::gateway::usage::{Meter, Payer, Usage};
+use crate::gateway::usage::{Admitted, Meter, Payer, Usage};
 use crate::state;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -114,12 +114,14 @@ impl Generation {
             meter: Meter::new(
                 gateway.desk.clone(),
                 gateway.metrics.clone(),
-                payer,
-                &job.deployment,
-                held,
-                job.shape.stream,
-                work,
-                context.permit,
+                Admitted {
+                    payer,
+                    model: job.deployment.spec.model.name.clone(),
+                    held,
+                    streaming: job.shape.stream,
+                    work,
+                    permit: context.permit,
+                },
             ),
             metrics: gateway.metrics.clone(),
             model: job.shape.model.clone(),
