@@ -10,7 +10,7 @@ use crate::raft::group::{GroupError, Terms};
 use crate::state::{Amounts, Answer, Command, Outcome, ProposalId, Refusal, Report, Return, State};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -324,10 +324,7 @@ async fn tell(shared: &Shared, report: Report) -> Fate {
         base: Some(shared.group.read(State::commands)),
         origin: None,
     };
-    let mut pause = Duration::ZERO;
     loop {
-        sleep(pause).await;
-        pause = limits::LIFE_RETRY;
         let command = Command::Report {
             report: report.clone(),
         };
@@ -348,6 +345,7 @@ async fn tell(shared: &Shared, report: Report) -> Fate {
             Err(GroupError::Stopped) => return Fate::Stopped,
             Err(error) => tracing::warn!(%error, "a report is told again"),
         }
+        sleep(limits::LIFE_RETRY).await;
     }
 }
 
