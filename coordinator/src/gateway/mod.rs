@@ -25,6 +25,7 @@ pub mod desk;
 mod envelope;
 pub mod error;
 mod health;
+mod idempotency;
 mod metrics;
 pub mod openai;
 mod openapi;

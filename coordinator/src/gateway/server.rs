@@ -44,17 +44,6 @@ struct Holding {
     place: OnceLock<Place>,
 }
 
-impl Permit {
-    /// One of them, if any is left.
-    pub fn of(places: &Arc<Semaphore>) -> Option<Self> {
-        let permit = Arc::clone(places).try_acquire_owned().ok()?;
-        Some(Self(Arc::new(Holding {
-            _running: permit,
-            place: OnceLock::new(),
-        })))
-    }
-}
-
 /// Where a request came from, among its extensions: what the audit log calls its origin.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerAddress(pub SocketAddr);
@@ -104,7 +93,11 @@ impl GatewayState {
     /// Lets one more request run, if that is possible. Each connection has one at a time: this bound
     /// is met by nobody who came over one, and so locks nobody out.
     pub(super) fn permit(&self) -> Option<Permit> {
-        Permit::of(&self.requests)
+        let permit = Arc::clone(&self.requests).try_acquire_owned().ok()?;
+        Some(Permit(Arc::new(Holding {
+            _running: permit,
+            place: OnceLock::new(),
+        })))
     }
 
     /// A tenant's weight in fair queuing.

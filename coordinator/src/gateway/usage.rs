@@ -163,7 +163,7 @@ impl Meter {
         let (held, permit) = (self.held.take(), self.permit.clone());
         tokio::spawn(async move {
             let (model, id) = (last.progress.model.clone(), last.progress.caller_id.clone());
-            let charged = desk.settle(last, held, permit.clone()).await;
+            let charged = desk.settle(last, held).await;
             match charged {
                 Some(cost) => {
                     metrics.billed(&model, u64::try_from(cost.0).unwrap_or(0));

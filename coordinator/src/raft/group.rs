@@ -657,7 +657,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn random_id() -> Result<ProposalId, GroupError> {
+pub(crate) fn random_id() -> Result<ProposalId, GroupError> {
     let mut id = ProposalId([0; 16]);
     getrandom::fill(&mut id.0).map_err(|e| GroupError::Random(e.to_string()))?;
     Ok(id)

@@ -11,13 +11,12 @@
 use crate::fleet::FleetError;
 use crate::gateway::auth;
 use crate::gateway::error::ApiError;
+use crate::gateway::idempotency;
 use crate::gateway::server::{GatewayState, PeerAddress};
 use crate::raft::group::{GroupError, Terms};
 use crate::state::{Origin, ProposalId};
 use axum::http::request::Parts;
 use sha2::{Digest, Sha256};
-use trireme_shared::api::IDEMPOTENCY_KEY_HEADER;
-use trireme_shared::limits;
 
 const DOMAIN: &[u8] = b"trireme idempotency";
 
@@ -31,8 +30,8 @@ impl Act {
     /// Lets only the admin pass.
     pub fn admit(gateway: &GatewayState, parts: &Parts) -> Result<Self, ApiError> {
         auth::admin(&gateway.group, &parts.headers)?;
-        let key = match given_key(parts)? {
-            Some(key) => key,
+        let key = match idempotency::key(&parts.headers)? {
+            Some(key) => key.to_owned(),
             None => new_key(gateway)?,
         };
         let from = parts.extensions.get::<PeerAddress>();
@@ -79,24 +78,6 @@ fn base(key: &str) -> Option<u64> {
     let is_hex = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
     let ours = random.len() == 32 && random.bytes().all(is_hex);
     ours.then(|| base.parse().ok()).flatten()
-}
-
-fn given_key(parts: &Parts) -> Result<Option<String>, ApiError> {
-    let mut values = parts.headers.get_all(IDEMPOTENCY_KEY_HEADER).iter();
-    let Some(value) = values.next() else {
-        return Ok(None);
-    };
-    let key = value.to_str().unwrap_or_default();
-    let good = (1..=limits::IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len())
-        && key.bytes().all(|b| (b' '..=b'~').contains(&b))
-        && values.next().is_none();
-    match good {
-        true => Ok(Some(key.to_owned())),
-        false => Err(ApiError::body(format!(
-            "The header 'Idempotency-Key' is given once, with 1 to {} printable ASCII characters.",
-            limits::IDEMPOTENCY_KEY_BYTES_MAX
-        ))),
-    }
 }
 
 /// None of the parts but the last holds a zero byte, so that no two lists of them are one.

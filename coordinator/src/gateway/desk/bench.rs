@@ -7,18 +7,14 @@
 
 use super::{About, Desk, Live, Wish};
 use crate::fleet::work::WorkLog;
-use crate::gateway::server::Permit;
 use crate::gateway::usage::Payer;
-use crate::raft::bench::{commits, leader, start};
+use crate::raft::bench::{at, commits, leader, start};
 use crate::raft::group::Group;
 use crate::state::{Command, Counts, Ended, Final, KeySettings, Outcome, State};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use trireme_shared::ids::{RequestId, TenantId};
-use trireme_shared::limits;
 use trireme_shared::wall_clock::unix_ms;
 
 /// What to measure.
@@ -118,17 +114,15 @@ impl SettleBench {
             });
         }
         let desk = Desk::start(group.clone());
-        let places = Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS_MAX));
         let mut tasks = JoinSet::new();
         let began = Instant::now();
         let end = began + self.duration;
         for n in 0..self.clients {
             let (desk, payer) = (desk.clone(), payers[n % TENANTS].clone());
-            let places = Arc::clone(&places);
             tasks.spawn(async move {
                 let mut taken = Vec::new();
                 while Instant::now() < end {
-                    taken.push(request(&desk, &payer, &places).await?);
+                    taken.push(request(&desk, &payer).await?);
                 }
                 Ok::<_, String>(taken)
             });
@@ -148,8 +142,7 @@ struct Taken {
     settle: Duration,
 }
 
-async fn request(desk: &Desk, payer: &Payer, places: &Arc<Semaphore>) -> Result<Taken, String> {
-    let permit = Permit::of(places).ok_or("there are fewer places than clients")?;
+async fn request(desk: &Desk, payer: &Payer) -> Result<Taken, String> {
     let wish = Wish {
         model: "m".into(),
         prompts: vec![(83, 128)],
@@ -173,7 +166,7 @@ async fn request(desk: &Desk, payer: &Payer, places: &Arc<Semaphore>) -> Result<
         progress: live.progress(Counts::new(83, 0, 128)),
         ended: Ended::Finished,
     };
-    let charged = desk.settle(last, Some(held), permit).await;
+    let charged = desk.settle(last, Some(held)).await;
     charged.ok_or("a request was not settled")?;
     Ok(Taken {
         admit: admitted - began,
@@ -195,9 +188,4 @@ fn month(requests: u64) -> (Duration, usize) {
     }
     taken.sort_unstable();
     (at(&taken, 50), rows)
-}
-
-fn at(sorted: &[Duration], percent: usize) -> Duration {
-    let index = (sorted.len() * percent).div_ceil(100).max(1) - 1;
-    sorted.get(index).copied().unwrap_or_default()
 }

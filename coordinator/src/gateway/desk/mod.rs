@@ -18,7 +18,6 @@ pub use live::{About, Live};
 pub use needs::Wish;
 
 use super::error::ApiError;
-use super::server::Permit;
 use super::usage::Payer;
 use crate::raft::group::Group;
 use crate::state::{Amounts, Answer, Ask, Final, Rates, Shortage, Subject};
@@ -51,8 +50,6 @@ struct Settlement {
     hold: Option<Hold>,
     /// What was charged for it in all; `None` where the state knows nothing of it.
     charged: oneshot::Sender<Option<NanoUsd>>,
-    /// Whoever waits for all permits then sees all records.
-    permit: Permit,
 }
 
 /// What the desk and its reporter share.
@@ -228,18 +225,12 @@ impl Desk {
 
     /// Has a request settled, and gives what was charged for it. It is told until the group has it, even
     /// if nobody waits for this.
-    pub async fn settle(
-        &self,
-        last: Final,
-        mut held: Option<Held>,
-        permit: Permit,
-    ) -> Option<NanoUsd> {
+    pub async fn settle(&self, last: Final, mut held: Option<Held>) -> Option<NanoUsd> {
         let (charged, told) = oneshot::channel();
         let settlement = Settlement {
             last,
             hold: held.as_mut().and_then(|held| held.hold.take()),
             charged,
-            permit,
         };
         // Bounded by the requests there are; it waits only while the group has no leader.
         self.queue

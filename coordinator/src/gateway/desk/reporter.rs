@@ -6,8 +6,8 @@
 //! settlements first; asks of an ended life are answered by their waiter asking anew.
 
 use super::{Item, Settlement, Shared};
-use crate::raft::group::{GroupError, Terms};
-use crate::state::{Amounts, Answer, Command, Outcome, ProposalId, Refusal, Report, Return, State};
+use crate::raft::group::{GroupError, Terms, random_id};
+use crate::state::{Amounts, Answer, Command, Outcome, Refusal, Report, Return, State};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
@@ -249,7 +249,6 @@ impl Reporter {
                         last,
                         hold,
                         charged: answer,
-                        permit,
                     } = *settlement;
                     let charged = charged.next().flatten();
                     if let Some(hold) = hold {
@@ -262,7 +261,6 @@ impl Reporter {
                         purse.put_back(hold, used);
                     }
                     let _ = answer.send(charged);
-                    drop(permit);
                 }
             }
         }
@@ -316,8 +314,12 @@ async fn open(shared: Arc<Shared>) -> Landed {
 
 /// Proposes the report until its outcome is known.
 async fn tell(shared: &Shared, report: Report) -> Fate {
-    let Some(id) = draw().await else {
-        return Fate::Stopped;
+    let id = match random_id() {
+        Ok(id) => id,
+        Err(error) => {
+            tracing::error!(%error, "a report cannot be named");
+            return Fate::Stopped;
+        }
     };
     let terms = Terms {
         id: Some(id),
@@ -346,16 +348,5 @@ async fn tell(shared: &Shared, report: Report) -> Fate {
             Err(error) => tracing::warn!(%error, "a report is told again"),
         }
         sleep(limits::LIFE_RETRY).await;
-    }
-}
-
-async fn draw() -> Option<ProposalId> {
-    let mut id = [0; 16];
-    match getrandom::fill(&mut id) {
-        Ok(()) => Some(ProposalId(id)),
-        Err(error) => {
-            tracing::error!(%error, "the system gives no random numbers");
-            None
-        }
     }
 }

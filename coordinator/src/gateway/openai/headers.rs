@@ -8,12 +8,11 @@
 //! | `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` | answer | limits a minute, where there are any; `reset` is when all is there again, as OpenAI writes it (`6m0s`) |
 
 use crate::gateway::error::ApiError;
+use crate::gateway::idempotency;
 use crate::state::{Rate, Rates};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
-use trireme_shared::api::IDEMPOTENCY_KEY_HEADER;
 use trireme_shared::ids::NanoUsd;
-use trireme_shared::limits;
 
 const COST_WANTED: HeaderName = HeaderName::from_static("x-trireme-cost");
 const COST: HeaderName = HeaderName::from_static("x-trireme-cost-nano-usd");
@@ -21,7 +20,7 @@ const DOMAIN: &[u8] = b"trireme request";
 
 /// What a request's headers ask for.
 pub struct Asked<'a> {
-    key: Option<&'a [u8]>,
+    key: Option<&'a str>,
     pub cost: bool,
 }
 
@@ -35,19 +34,8 @@ impl<'a> Asked<'a> {
                 return Err(ApiError::body(message));
             }
         };
-        let mut keys = headers.get_all(IDEMPOTENCY_KEY_HEADER).iter();
-        let key = keys.next().map(HeaderValue::as_bytes);
-        let good = key.is_none_or(|key| {
-            (1..=limits::IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len())
-                && key.iter().all(|b| (b' '..=b'~').contains(b))
-        });
-        match good && keys.next().is_none() {
-            true => Ok(Self { key, cost }),
-            false => Err(ApiError::body(format!(
-                "The header 'Idempotency-Key' is given once, with 1 to {} printable ASCII characters.",
-                limits::IDEMPOTENCY_KEY_BYTES_MAX
-            ))),
-        }
+        let key = idempotency::key(headers)?;
+        Ok(Self { key, cost })
     }
 
     /// Names what was asked under the caller's key; `body` is the SHA-256 of the request's. Another
@@ -109,6 +97,7 @@ fn duration(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use trireme_shared::api::IDEMPOTENCY_KEY_HEADER;
 
     #[test]
     fn durations_are_written_as_openai_does() {

@@ -239,7 +239,7 @@ impl Bare {
     }
 }
 
-fn at(sorted: &[Duration], percent: usize) -> Duration {
+pub(crate) fn at(sorted: &[Duration], percent: usize) -> Duration {
     let index = (sorted.len() * percent).div_ceil(100).max(1) - 1;
     sorted.get(index).copied().unwrap_or_default()
 }
