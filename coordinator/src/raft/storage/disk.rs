@@ -19,6 +19,10 @@ pub trait Disk {
     /// zeros are durable on return.
     fn create(&mut self, name: &str, size: u64) -> io::Result<()>;
 
+    /// A file of `size` bytes is likely to be created soon: a disk may make its zeros meanwhile, so that
+    /// `create` need not wait for them.
+    fn prepare(&mut self, _size: u64) {}
+
     /// Writes at `offset`; the file grows if need be. Durable only after `sync`.
     fn write(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
 

@@ -2,7 +2,7 @@
 
 use super::{Batch, Disk, Folder, LogId, StorageError, Wal, wal_tests};
 use crate::scratch::Scratch;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 #[test]
 fn a_log_in_a_folder_is_private_and_comes_back() {
@@ -56,5 +56,53 @@ fn files_do_what_the_seam_says() {
     assert!(folder.len("b").is_err());
     for name in ["", ".", "..", "../b", "a/b"] {
         assert!(folder.create(name, 0).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn a_file_made_ahead_is_taken_once_and_only_for_its_size() {
+    let scratch = Scratch::new();
+    let mut folder = Folder::open(scratch.path()).unwrap();
+    folder.prepare(2_500_000);
+    assert!(folder.list().unwrap().is_empty());
+    folder.wait_for_spare();
+    let inode = |name: &str| std::fs::metadata(scratch.path().join(name)).unwrap().ino();
+    let ahead = inode("spare");
+    folder.create("other", 10).unwrap();
+    assert_ne!(inode("other"), ahead);
+    folder.create("next", 2_500_000).unwrap();
+    assert_eq!(inode("next"), ahead);
+    assert_eq!(folder.len("next").unwrap(), 2_500_000);
+    folder.write("next", 5, b"abc").unwrap();
+    folder.create("third", 2_500_000).unwrap();
+    let mut bytes = [1; 10];
+    folder.read("third", 0, &mut bytes).unwrap();
+    assert_eq!(bytes, [0; 10]);
+    // What was made ahead and not used is gone with the folder's next user.
+    folder.prepare(2_500_000);
+    folder.wait_for_spare();
+    drop(folder);
+    assert!(scratch.path().join("spare").exists());
+    drop(Folder::open(scratch.path()).unwrap());
+    assert!(!scratch.path().join("spare").exists());
+}
+
+#[test]
+fn a_full_log_segment_has_the_next_one_made_ahead() {
+    let scratch = Scratch::new();
+    let folder = Folder::open(scratch.path()).unwrap();
+    let (mut wal, _) = Wal::open(folder, LogId([3; 16])).unwrap();
+    let spare = scratch.path().join("spare");
+    let mut index = 1;
+    while wal.disk().list().unwrap().len() < 2 {
+        wal.append(&wal_tests::batch(index, 1, 1, 1 << 20)).unwrap();
+        wal.disk().wait_for_spare();
+        let half_full = index > 8;
+        assert_eq!(
+            spare.exists(),
+            half_full && wal.disk().list().unwrap().len() < 2,
+            "{index}"
+        );
+        index += 1;
     }
 }

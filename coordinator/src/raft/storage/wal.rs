@@ -321,6 +321,9 @@ impl<D: Disk> Wal<D> {
         self.end = record::align(at + bytes.len() as u64);
         self.next_sequence += 1;
         self.bytes_since_checkpoint += bytes.len() as u64;
+        if self.end > self.segment_bytes / 2 {
+            self.disk.prepare(self.segment_bytes);
+        }
         recover::mark_segments(self.segments.make_contiguous(), mark.resets, entries);
         self.ballot = mark.ballot.unwrap_or(self.ballot);
         if mark.snapshot.is_some() {
