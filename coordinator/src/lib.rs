@@ -25,6 +25,7 @@ use crate::authority::Rotation;
 use crate::bootstrap::{Entered, Upkeep};
 use crate::fleet::dispatch::Dispatcher;
 use crate::fleet::{Fleet, FleetSetup};
+use crate::gateway::traces::Traces;
 use crate::gateway::{GatewayParts, GatewayState};
 use crate::raft::group::Group;
 use std::net::SocketAddr;
@@ -148,6 +149,9 @@ async fn serve(
         fleet: fleet.clone(),
         group: group.clone(),
         cache_dir: config.cache_dir.clone(),
+        traces: Traces::from_environment().map_err(|e| {
+            CoordinatorError::Start(format!("the environment's OTEL_ variables: {e}"))
+        })?,
     })
     .map_err(|e| CoordinatorError::Start(e.to_string()))?;
 

@@ -905,3 +905,12 @@ pub const AUTHORITY_SETTLE: Duration = Duration::from_secs(30);
 
 /// How often the leader looks whether a rotation of the CA can go on.
 pub const AUTHORITY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// One batch of traces on its way to a collector; while it is sent, the next ones wait.
+pub const TRACES_SEND_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a collector says of a batch: a few words.
+pub const TRACES_ANSWER_BYTES_MAX: u64 = 64 << 10;
+
+/// A coordinator's last traces at its end: they are worth no longer wait.
+pub const TRACES_FLUSH_DEADLINE: Duration = Duration::from_secs(2);

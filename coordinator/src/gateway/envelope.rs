@@ -27,6 +27,8 @@ pub struct RequestContext {
     pub id: RequestId,
     pub arrived: Instant,
     pub permit: Permit,
+    /// What the caller says it is part of.
+    pub trace: opentelemetry::Context,
 }
 
 /// The outermost layer.
@@ -61,10 +63,12 @@ pub async fn envelope(
                 ApiError::unavailable("overloaded", "Too many requests are running here.", 1);
             return (busy.into_response(), None);
         };
+        let trace = gateway.traces.parent(request.headers());
         request.extensions_mut().insert(RequestContext {
             id: id.clone(),
             arrived,
             permit: permit.clone(),
+            trace,
         });
         (next.run(request).await, Some(permit))
     };

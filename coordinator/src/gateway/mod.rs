@@ -37,6 +37,7 @@ mod stop;
 mod tests;
 pub mod text;
 mod texts;
+pub mod traces;
 mod usage;
 mod view;
 

@@ -10,6 +10,7 @@ use super::error::ApiError;
 use super::metrics::Metrics;
 use super::stall::StallGuard;
 use super::texts::Texts;
+use super::traces::Traces;
 use super::{envelope, openapi};
 use crate::fleet::Fleet;
 use crate::fleet::dispatch::Dispatcher;
@@ -55,6 +56,7 @@ pub struct GatewayParts {
     pub group: Group,
     /// Model cache; `None` is the user's cache folder.
     pub cache_dir: Option<PathBuf>,
+    pub traces: Traces,
 }
 
 /// What every handler shares. Cheap to clone.
@@ -66,6 +68,7 @@ pub struct GatewayState {
     pub(super) desk: Desk,
     pub(super) texts: Texts,
     pub(super) metrics: Metrics,
+    pub(super) traces: Traces,
     /// Long prompts being tokenised.
     pub(super) long_prompts: Arc<Semaphore>,
     /// Requests running, whoever sends them.
@@ -84,6 +87,7 @@ impl GatewayState {
             group: parts.group,
             texts: Texts::new(parts.cache_dir),
             metrics: Metrics::new()?,
+            traces: parts.traces,
             long_prompts: Arc::new(Semaphore::new(limits::LONG_PROMPTS_AT_ONCE)),
             requests: Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS_MAX)),
             places: SharedPlaces::new(limits::HTTP_REQUESTS_MAX),
@@ -191,6 +195,9 @@ pub async fn serve(listener: TcpListener, state: GatewayState, shutdown: Cancell
         tracing::error!("usage of some requests was not recorded before the gateway ended");
     }
     state.desk.close().await;
+    let traces = state.traces.clone();
+    // What it says of a failure it logs.
+    let _ = tokio::task::spawn_blocking(move || traces.close()).await;
 }
 
 /// One client's connection, from accept to close.

@@ -125,6 +125,11 @@ impl Meter {
         });
     }
 
+    /// What was counted so far.
+    pub fn counts(&self) -> Counts {
+        self.live.counts()
+    }
+
     pub fn completion(&mut self, tokens: Tokens) {
         self.live.count(|counts| counts.completion.0 += tokens.0);
     }

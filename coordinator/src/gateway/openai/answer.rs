@@ -27,7 +27,7 @@ pub async fn collect(
             Ok(Some(next)) => next,
             Ok(None) => break,
             Err(error) => {
-                generation.failed();
+                generation.failed(&error);
                 return Err(error);
             }
         };

@@ -3,7 +3,7 @@
 //! Keeps true: dropping a `Generation` cancels every sequence and records what was delivered.
 
 use super::job::Job;
-use super::render::Renderer;
+use super::render::{Renderer, finish_reason};
 use crate::fleet::dispatch::SequenceRequest;
 use crate::fleet::work::WorkLog;
 use crate::gateway::desk::Held;
@@ -12,12 +12,13 @@ use crate::gateway::error::ApiError;
 use crate::gateway::metrics::{Ended, Metrics, Served};
 use crate::gateway::server::GatewayState;
 use crate::gateway::session::{self, ChoiceEvent, ChoiceIndex};
+use crate::gateway::traces::{Generated, Traces};
 use crate::gateway::usage::{Admitted, Meter, Payer, Usage};
 use crate::state;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use trireme_shared::ids::{RequestId, Tokens};
+use trireme_shared::ids::{RequestId, TenantId, Tokens};
 use trireme_shared::limits;
 use trireme_shared::wire::generate::FinishReason;
 
@@ -39,6 +40,10 @@ pub struct Generation {
     choices_per_prompt: usize,
     meter: Meter,
     metrics: Metrics,
+    traces: Traces,
+    /// What the caller says it is part of.
+    trace: opentelemetry::Context,
+    tenant: TenantId,
     model: String,
     request: RequestId,
     arrived: Instant,
@@ -49,6 +54,9 @@ pub struct Generation {
     shortened: Option<u32>,
     /// A choice ended for that.
     exhausted: bool,
+    finish_reasons: Vec<&'static str>,
+    /// What it came to, once that is durable; before, why it did not end well.
+    outcome: Result<Usage, &'static str>,
 }
 
 impl Generation {
@@ -100,6 +108,7 @@ impl Generation {
             }
         }
         let choices = job.prompts.len() * n;
+        let tenant = payer.tenant;
         let generation = Self {
             events,
             _sessions: sessions,
@@ -124,6 +133,9 @@ impl Generation {
                 },
             ),
             metrics: gateway.metrics.clone(),
+            traces: gateway.traces.clone(),
+            trace: context.trace,
+            tenant,
             model: job.shape.model.clone(),
             request: context.id,
             arrived: context.arrived,
@@ -132,6 +144,8 @@ impl Generation {
             operation: job.shape.api.operation(),
             shortened,
             exhausted: false,
+            finish_reasons: Vec::new(),
+            outcome: Err("client_disconnected"),
         };
         Ok((generation, Renderer::new(job.shape, choices)))
     }
@@ -207,6 +221,7 @@ impl Generation {
                     FinishReason::Length => Ended::Length,
                 };
                 self.metrics.ended(model, how, now - self.arrived);
+                self.finish_reasons.push(finish_reason(*reason));
             }
             _ => {}
         }
@@ -219,7 +234,9 @@ impl Generation {
             false => state::Ended::Finished,
         };
         let last_token = Instant::now();
-        let usage = self.meter.settle(ended).await?;
+        let settled = self.meter.settle(ended).await;
+        let usage = settled.inspect_err(|error| self.outcome = Err(class(error)))?;
+        self.outcome = Ok(usage);
         self.metrics.served(&Served {
             operation: self.operation,
             model: &self.model,
@@ -245,7 +262,8 @@ impl Generation {
     }
 
     /// We failed. What was delivered by then is billed.
-    pub fn failed(&mut self) {
+    pub fn failed(&mut self, error: &ApiError) {
+        self.outcome = Err(class(error));
         self.meter.failed();
     }
 
@@ -259,11 +277,32 @@ impl Generation {
     }
 }
 
+/// Of errors, for traces.
+fn class(error: &ApiError) -> &'static str {
+    error.code.unwrap_or(error.kind)
+}
+
 impl Drop for Generation {
     fn drop(&mut self) {
         for _ in self.choices.iter().filter(|choice| !choice.ended) {
             self.metrics
                 .ended(&self.model, Ended::Abort, self.arrived.elapsed());
         }
+        let counts = self.meter.counts();
+        self.traces.generated(
+            &self.trace,
+            &Generated {
+                operation: self.operation,
+                model: &self.model,
+                request_id: self.request.as_str(),
+                tenant: self.tenant,
+                took: self.arrived.elapsed(),
+                first_token: self.first_token,
+                finish_reasons: &self.finish_reasons,
+                counts,
+                cost_nano_usd: self.outcome.ok().map(|usage| usage.cost.0),
+                error: self.outcome.err(),
+            },
+        );
     }
 }

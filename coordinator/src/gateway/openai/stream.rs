@@ -80,7 +80,7 @@ impl Events {
                 Ok(Ok(None)) => return Some(self.end().await),
                 Ok(Err(error)) => {
                     // Dropping it cancels the other choices and bills what was delivered.
-                    generation.failed();
+                    generation.failed(&error);
                     self.generation = None;
                     return Some(frame(&error.to_json()));
                 }

@@ -155,6 +155,7 @@ impl House {
             fleet,
             group: group.clone(),
             cache_dir: Some(dir.path().to_owned()),
+            traces: Default::default(),
         })
         .unwrap();
         Self {
