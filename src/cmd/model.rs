@@ -8,8 +8,10 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use trireme_shared::model::random::RandomModel;
 use trireme_shared::source::{self, Progress, ResolveOptions, ResolvedModel, SourceError};
 
 /// Exit code after a Ctrl-C, as shells give it.
@@ -47,6 +49,17 @@ enum ModelCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Write a small model of random weights: it says nothing sensible, and costs next to nothing to run
+    #[command(
+        after_help = "Example:\n  cluster model random tiny.gguf\n  cluster up --model tiny.gguf"
+    )]
+    Random {
+        /// The GGUF file to write; there must be none yet
+        file: PathBuf,
+        /// The same seed gives the same weights
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+    },
     /// Show a model's shape, how its numbers are stored, and its files
     #[command(
         after_help = "Example:\n  cluster model inspect ./model.gguf\n  cluster model inspect smollm2 --json"
@@ -69,6 +82,7 @@ impl ModelArgs {
                 sha256,
                 json,
             } => pull(&source, sha256, json),
+            ModelCommand::Random { file, seed } => random(&file, seed),
             ModelCommand::Inspect { source, json } => inspect(&source, json),
         }
     }
@@ -144,6 +158,25 @@ fn pull(source: &str, sha256: Option<String>, as_json: bool) -> Result<()> {
     if let Some(sha256) = &resolved.sha256 {
         term::out(format!("  sha256  {sha256}"));
     }
+    Ok(())
+}
+
+fn random(file: &Path, seed: u64) -> Result<()> {
+    if file.exists() {
+        return Err(Failure::usage(
+            format!("{} is there already", file.display()),
+            "name a file that is not there yet",
+        )
+        .into());
+    }
+    RandomModel::tiny(seed).write_gguf(file).map_err(|error| {
+        Failure::new(
+            format!("cannot write {}", file.display()),
+            "see that its folder is there and can be written",
+        )
+        .because(error)
+    })?;
+    term::out(format!("{}, for `cluster up --model {0}`", file.display()));
     Ok(())
 }
 

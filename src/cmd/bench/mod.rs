@@ -5,6 +5,7 @@ mod catch_up;
 mod commits;
 mod engine;
 mod fair;
+mod gateway;
 mod load;
 mod serve;
 mod settle;
@@ -32,6 +33,8 @@ enum BenchCommand {
     Serve(serve::ServeArgs),
     /// Measure one tenant's requests alone, and while another tenant floods the server
     Fair(fair::FairArgs),
+    /// Measure what the gateway adds to a request, at a fixed rate
+    Gateway(gateway::GatewayArgs),
     /// Measure the engine in this process, without network and split: prefill and decode tok/s
     Engine(engine::EngineArgs),
     /// Measure a group of coordinators in this process: commands/s through commit, and how long one takes
@@ -47,6 +50,7 @@ impl BenchArgs {
         match self.command {
             BenchCommand::Serve(args) => args.run(),
             BenchCommand::Fair(args) => args.run(),
+            BenchCommand::Gateway(args) => args.run(),
             BenchCommand::Engine(args) => args.run(),
             BenchCommand::Commits(args) => args.run(),
             BenchCommand::Settle(args) => args.run(),
