@@ -395,6 +395,7 @@ impl Asker {
             request = request.header("authorization", format!("Bearer {key}"));
         }
         let exchange = async {
+            connection.ready().await?;
             let answer = connection
                 .send_request(request.body(Full::new(body))?)
                 .await?;
