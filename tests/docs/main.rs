@@ -133,6 +133,7 @@ fn cores_are_pure() {
         "worker/src/engine/batcher.rs",
         "worker/src/engine/sequence.rs",
         "worker/src/engine/pages.rs",
+        "worker/src/engine/prefix.rs",
         "worker/src/engine/sampler.rs",
         "worker/src/engine/waiting.rs",
         "worker/src/parallel/topology.rs",

@@ -12,7 +12,7 @@ pub enum Protocol {
     Control,
     /// Gateway to driver: `trireme-generate/2`.
     Generate,
-    /// Rank to rank: `trireme-link/1`.
+    /// Rank to rank: `trireme-link/2`.
     Link,
     /// Member to member, Raft's own messages and snapshots: `trireme-raft/1`.
     Raft,
@@ -40,7 +40,7 @@ impl Protocol {
             Self::Join => b"trireme-join/1",
             Self::Control => b"trireme-control/1",
             Self::Generate => b"trireme-generate/2",
-            Self::Link => b"trireme-link/1",
+            Self::Link => b"trireme-link/2",
             Self::Raft => b"trireme-raft/1",
             Self::Group => b"trireme-group/1",
         }

@@ -13,13 +13,16 @@
 //! - When pages run out the newest sequence of the tenant that was served most for its weight gives its
 //!   pages back and is computed again later, before any new one; its client sees a pause, not an error.
 //!   The oldest is never preempted, so there is always progress.
+//! - A sequence that begins as another of its tenant's did takes over that one's full pages, if they are
+//!   still there, and computes the rest only (`prefix`, `pages`). A page is found by others once the step
+//!   that filled it has ended.
 //! - Every sequence ends with exactly one `Finished` or `Failed`, unless it was cancelled.
 //!
 //! With a pipeline, up to `steps_in_flight` plans are out at once. Ranks run plans in order, so
 //! pages freed by one plan may be given out by the next although the former still runs.
 
 use super::pages::PagePool;
-use super::plan::{EntryResult, PlanError, Sampled, SequenceKey, StepPlan, StepResults};
+use super::plan::{EntryResult, PlanEntry, PlanError, Sampled, SequenceKey, StepPlan, StepResults};
 use super::sequence::{self, Sequence, SequenceId};
 use super::waiting::{Served, WaitingRoom};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -36,6 +39,13 @@ pub struct Capacity {
     pub vocab: u32,
     /// Stages of the pipeline: a step for each may be under way.
     pub steps_in_flight: usize,
+}
+
+/// A step on its way through the ranks.
+struct Step {
+    number: u64,
+    /// How far it brings each of its sequences, in tokens.
+    ends: Vec<(SequenceKey, usize)>,
 }
 
 /// Something to tell a client.
@@ -57,7 +67,7 @@ pub struct Batcher {
     by_key: HashMap<SequenceKey, SequenceId>,
     /// Keys that the ranks still know and must forget.
     removed: Vec<SequenceKey>,
-    in_flight: VecDeque<u64>,
+    in_flight: VecDeque<Step>,
     next_step: u64,
     next_key: u64,
     next_id: u64,
@@ -99,7 +109,7 @@ impl Batcher {
         let finished = sequence.finished();
         self.sequences.insert(id, sequence);
         if let Some(reason) = finished {
-            self.start(id);
+            self.start(id, 0);
             self.sequences.remove(&id);
             self.tell_finished(id, reason);
         } else if let Some(refused) = self.waiting.arrive(id, tenant, weight) {
@@ -168,7 +178,11 @@ impl Batcher {
             return None;
         }
         plan.removed = std::mem::take(&mut self.removed);
-        self.in_flight.push_back(plan.step);
+        let end = |entry: &PlanEntry| entry.context as usize + entry.tokens.len();
+        self.in_flight.push_back(Step {
+            number: plan.step,
+            ends: plan.entries.iter().map(|e| (e.key, end(e))).collect(),
+        });
         self.next_step += 1;
         self.stats.steps += 1;
         Some(plan)
@@ -176,11 +190,20 @@ impl Batcher {
 
     /// Takes the results of the oldest step in flight.
     pub fn complete(&mut self, results: StepResults) -> Result<(), PlanError> {
-        if self.in_flight.pop_front() != Some(results.step) {
+        let step = self.in_flight.pop_front();
+        let Some(step) = step.filter(|step| step.number == results.step) else {
             return Err(PlanError(format!(
                 "results of step {} came out of turn",
                 results.step
             )));
+        };
+        for (key, end) in step.ends {
+            let id = self.by_key.get(&key);
+            if let Some(sequence) = id.and_then(|id| self.sequences.get_mut(id)) {
+                for (page, name) in sequence.filled(end) {
+                    self.pool.name(page, name);
+                }
+            }
         }
         for result in results.results {
             // A sequence that left since the step was planned has no key any more.
@@ -347,31 +370,23 @@ impl Batcher {
             })
             .collect();
         while budget > 0 && rows_left > 0 {
-            let mut fresh = false;
-            let id = match prefilling.pop_front() {
-                Some(id) => id,
-                None => {
-                    let Some(id) = self.admit(plan, &mut added_bytes) else {
-                        return;
-                    };
-                    fresh = true;
-                    id
-                }
+            let (id, new_pages) = match prefilling.pop_front() {
+                Some(id) => (id, Vec::new()),
+                None => match self.admit(plan, &mut added_bytes) {
+                    Some(admitted) => admitted,
+                    None => return,
+                },
             };
             let Some(sequence) = self.sequences.get_mut(&id) else {
                 continue;
             };
-            let pages = if fresh {
-                sequence.pages.clone()
-            } else {
-                Vec::new()
-            };
-            if let Some(entry) = sequence.chunk(plan.step, budget, rows_left, pages) {
+            let cached = sequence.prompt_cached();
+            if let Some(entry) = sequence.chunk(plan.step, budget, rows_left, new_pages) {
                 budget -= entry.tokens.len();
                 rows_left -= entry.score.as_ref().map_or(0, |s| s.targets.len());
                 rows_left -= usize::from(entry.sample.is_some());
                 plan.entries.push(entry);
-                self.start(id);
+                self.start(id, cached);
                 // Before the next one is admitted, so that tenants take turns within a step too.
                 self.charge(id);
             }
@@ -379,41 +394,53 @@ impl Batcher {
     }
 
     /// Moves the next waiting sequence into the running batch if its pages are free and running ones
-    /// keep room to grow.
-    fn admit(&mut self, plan: &mut StepPlan, added_bytes: &mut usize) -> Option<SequenceId> {
+    /// keep room to grow. Gives also its pages that no other has filled.
+    fn admit(
+        &mut self,
+        plan: &mut StepPlan,
+        added_bytes: &mut usize,
+    ) -> Option<(SequenceId, Vec<u32>)> {
         loop {
             if self.running.len() >= limits::STEP_SEQUENCES_MAX.min(self.rows_max) {
                 return None;
             }
             let id = self.waiting.next(|id| !self.sequences[&id].paused)?;
             let sequence = self.sequences.get_mut(&id)?;
-            let needed = sequence.pages_wanted();
-            if needed > self.pool.total() {
-                self.start(id);
+            let wanted = sequence.pages_wanted();
+            if wanted > self.pool.total() {
+                self.start(id, 0);
                 self.finish(id, FinishReason::Length);
                 continue;
             }
-            if needed + self.running.len() > self.pool.free() && !self.running.is_empty() {
+            let found = self.pool.find(sequence.wanted_names());
+            let needed = wanted - found.pages;
+            let room = self.pool.available() - found.kept;
+            if needed + self.running.len() > room && !self.running.is_empty() {
                 return None;
             }
             let bytes = *added_bytes + sequence.added_bytes();
             if bytes > limits::STEP_ADDED_BYTES_MAX && !plan.added.is_empty() {
                 return None;
             }
-            let pages = self.pool.allocate(needed)?;
+            if needed > room {
+                return None;
+            }
+            let held = self.pool.share(sequence.wanted_names());
+            let new_pages = self.pool.allocate(needed)?;
             *added_bytes = bytes;
             let key = SequenceKey(self.next_key);
             self.next_key += 1;
-            plan.added.push(sequence.admit(key, pages));
+            plan.added.push(sequence.admit(key, held));
+            sequence.pages.extend_from_slice(&new_pages);
             self.by_key.insert(key, id);
             self.waiting.begin(id, sequence.tenant());
             self.running.insert(id);
-            return Some(id);
+            return Some((id, new_pages));
         }
     }
 
     /// Tells the client, once, that its sequence is being worked on.
-    fn start(&mut self, id: SequenceId) {
+    fn start(&mut self, id: SequenceId, cached_tokens: usize) {
         let Some(sequence) = self.sequences.get_mut(&id) else {
             return;
         };
@@ -422,7 +449,9 @@ impl Batcher {
             self.stats.prompt_tokens += sequence.prompt_len() as u64;
             self.effects.push(Effect {
                 sequence: id,
-                event: GenerateEvent::Started { cached_tokens: 0 },
+                event: GenerateEvent::Started {
+                    cached_tokens: cached_tokens as u32,
+                },
             });
         }
     }

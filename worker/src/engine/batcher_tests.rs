@@ -3,6 +3,7 @@
 
 use super::super::plan::SequenceTable;
 use super::*;
+use crate::model::SequenceSlice;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use trireme_shared::ids::{DeploymentId, Epoch, Replica, RequestId, TenantId};
@@ -63,6 +64,8 @@ fn expected(request: &GenerateRequest, context: usize) -> (Vec<u32>, FinishReaso
 struct Ranks {
     table: SequenceTable,
     memory: Vec<[u32; PAGE_TOKENS]>,
+    /// Whose tokens each page holds.
+    tenants: Vec<TenantId>,
 }
 
 impl Ranks {
@@ -70,14 +73,23 @@ impl Ranks {
         Self {
             table: SequenceTable::new(pages, VOCAB),
             memory: vec![[u32::MAX; PAGE_TOKENS]; pages as usize],
+            tenants: vec![TenantId(0); pages as usize],
         }
     }
 
-    fn run(&mut self, plan: &StepPlan) -> StepResults {
+    /// `tenants` are those of the plan's entries.
+    fn run(&mut self, plan: &StepPlan, tenants: &[TenantId]) -> StepResults {
         let batch = self.table.apply(plan).expect("the plan is valid");
-        let mut owned = std::collections::HashSet::new();
-        for slice in &batch.sequences {
-            assert!(slice.pages.iter().all(|p| owned.insert(*p)), "page shared");
+        let written =
+            |slice: &SequenceSlice| slice.pages[slice.context as usize / PAGE_TOKENS..].to_vec();
+        for (at, (slice, tenant)) in batch.sequences.iter().zip(tenants).enumerate() {
+            for page in written(slice) {
+                let mut others = batch.sequences.iter().enumerate().filter(|(i, _)| *i != at);
+                assert!(!others.any(|(_, s)| s.pages.contains(&page)), "page shared");
+                self.tenants[page as usize] = *tenant;
+            }
+            let whose = slice.pages.iter().map(|page| self.tenants[*page as usize]);
+            assert!(whose.into_iter().all(|of| of == *tenant), "another's page");
             for row in 0..slice.len {
                 let at = (slice.context + row) as usize;
                 let page = slice.pages[at / PAGE_TOKENS] as usize;
@@ -122,6 +134,7 @@ impl Ranks {
 #[derive(Default)]
 pub struct Client {
     pub started: bool,
+    pub cached: usize,
     scores: Vec<TokenLogprobs>,
     pub tokens: Vec<u32>,
     pub end: Option<GenerateEvent>,
@@ -162,7 +175,12 @@ impl World {
         if let Some(plan) = &plan {
             assert!(plan.rows() <= limits::STEP_TOKENS_MAX);
             let sent = StepPlan::decode(&plan.encode().unwrap()).unwrap();
-            self.flying.push_back(self.ranks.run(&sent));
+            let tenants: Vec<TenantId> = plan
+                .entries
+                .iter()
+                .map(|entry| self.clients[&self.batcher.by_key[&entry.key]].0.tenant)
+                .collect();
+            self.flying.push_back(self.ranks.run(&sent, &tenants));
         }
         self.deliver();
         plan
@@ -182,8 +200,10 @@ impl World {
             let (request, client) = self.clients.get_mut(&sequence).expect("a live client");
             assert!(client.end.is_none(), "an event after the last");
             match event {
-                GenerateEvent::Started { .. } => {
+                GenerateEvent::Started { cached_tokens } => {
                     assert!(!std::mem::replace(&mut client.started, true));
+                    client.cached = cached_tokens as usize;
+                    assert!(client.cached <= request.prompt.len());
                 }
                 GenerateEvent::PromptLogprobs { first, entries } => {
                     assert_eq!(first as usize, client.scores.len() + 1);
@@ -239,7 +259,13 @@ fn random_request(random: &mut ChaCha8Rng, context: u32) -> GenerateRequest {
     let mut below = |n: u32| random.next_u32() % n;
     let long = below(4) == 0;
     let prompt_len = 1 + below(if long { context } else { 40.min(context) });
-    let mut made = request((0..prompt_len).map(|_| below(VOCAB)).collect(), below(60));
+    // Many begin alike, as conversations do, whoever's they are.
+    let (stem, alike) = (below(3), below(prompt_len + 1) * below(2));
+    let prompt = (0..prompt_len).map(|at| match at < alike {
+        true => (stem * 7 + at) % VOCAB,
+        false => below(VOCAB),
+    });
+    let mut made = request(prompt.collect(), below(60));
     made.tenant = TenantId(1 + below(3));
     made.weight = 1 + below(4);
     if below(3) == 0 {
@@ -260,7 +286,7 @@ fn random_request(random: &mut ChaCha8Rng, context: u32) -> GenerateRequest {
 }
 
 /// Random arrivals, cancels, pauses and late results on small pools. Replay one seed by its number.
-fn simulate(seed: u64) -> u64 {
+fn simulate(seed: u64) -> (u64, usize) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let pages = 4 + random.next_u32() % 40;
     let context = (pages * PAGE_TOKENS as u32).min(16 + random.next_u32() % 900);
@@ -313,16 +339,20 @@ fn simulate(seed: u64) -> u64 {
             world.check(id, context as usize);
         }
     }
-    world.batcher.stats().preemptions
+    let cached = world.clients.values().map(|(_, client)| client.cached);
+    (world.batcher.stats().preemptions, cached.sum())
 }
 
 #[test]
 fn random_traffic_on_tiny_pools_gives_every_client_its_tokens() {
-    let mut preemptions = 0;
+    let (mut preemptions, mut cached) = (0, 0);
     for seed in 0..150 {
         let outcome = std::panic::catch_unwind(|| simulate(seed));
-        preemptions += outcome.unwrap_or_else(|_| panic!("replay with simulate({seed})"));
+        let (of, held) = outcome.unwrap_or_else(|_| panic!("replay with simulate({seed})"));
+        preemptions += of;
+        cached += held;
     }
+    assert!(cached > 2_000, "only {cached} tokens were not computed");
     assert!(
         preemptions > 100,
         "only {preemptions}: the pools are too large"
@@ -465,4 +495,93 @@ fn results_that_were_not_asked_for_end_the_epoch() {
         world.batcher.complete(results(vec![])).is_err(),
         "no step is out"
     );
+}
+
+/// Runs one request to its end and gives the tokens it had not to compute.
+fn cached(world: &mut World, tenant: u32, prompt: &[u32], context: usize) -> usize {
+    let mut asked = request(prompt.to_vec(), 3);
+    asked.tenant = TenantId(tenant);
+    let id = world.submit(asked);
+    world.run_until_idle();
+    world.check(id, context);
+    world.clients[&id].1.cached
+}
+
+#[test]
+fn a_beginning_that_was_computed_is_not_computed_again() {
+    let mut world = World::new(64, 512, 1);
+    let prompt: Vec<u32> = (0..100).collect();
+    assert_eq!(cached(&mut world, 1, &prompt, 512), 0);
+    // All full pages; the last token is always computed, since the next comes of it.
+    assert_eq!(cached(&mut world, 1, &prompt, 512), 96);
+    assert_eq!(cached(&mut world, 1, &prompt[..96], 512), 80);
+    assert_eq!(cached(&mut world, 1, &prompt[..97], 512), 96);
+    let mut other = prompt.clone();
+    other[40] += 1;
+    assert_eq!(cached(&mut world, 1, &other, 512), 32);
+    // What was generated is found too: a conversation goes on where it was.
+    let mut talk = request(prompt[..90].to_vec(), 30);
+    talk.tenant = TenantId(3);
+    let id = world.submit(talk);
+    world.run_until_idle();
+    let whole = [&prompt[..90], &world.clients[&id].1.tokens, &[7; 9]].concat();
+    // Of 120 tokens the last was never put into the cache: 119 of them are 7 pages.
+    assert_eq!(cached(&mut world, 3, &whole, 512), 112);
+    world.check_empty();
+}
+
+#[test]
+fn two_at_once_with_one_beginning_share_it_from_the_second_step_on() {
+    let mut world = World::new(64, 512, 1);
+    let prompt: Vec<u32> = (0..64).collect();
+    let first = world.submit(request(prompt.clone(), 8));
+    world.plan();
+    // Not found while the step that fills it is under way.
+    let beside = world.submit(request([&prompt[..], &[1]].concat(), 8));
+    assert!(world.batcher.plan().is_none(), "a step is in flight");
+    world.land();
+    world.run_until_idle();
+    for id in [first, beside] {
+        world.check(id, 512);
+    }
+    assert_eq!(world.clients[&beside].1.cached, 64);
+    world.check_empty();
+}
+
+#[test]
+fn nobody_is_spared_work_by_another_tenants_prompts() {
+    let mut random = ChaCha8Rng::seed_from_u64(5);
+    let mut world = World::new(256, 256, 1);
+    let secret: Vec<u32> = (0..200).map(|_| random.next_u32() % VOCAB).collect();
+    assert_eq!(cached(&mut world, 1, &secret, 256), 0);
+    for attempt in 0..10_000u32 {
+        // Another tenant each time, who knows any part of it, and goes on in any way.
+        let known = 1 + random.next_u32() as usize % secret.len();
+        let mut guess = secret[..known].to_vec();
+        guess.extend((0..random.next_u32() % 20).map(|_| random.next_u32() % VOCAB));
+        let mut asked = request(guess, 0);
+        asked.max_tokens = 1;
+        asked.tenant = TenantId(2 + attempt);
+        let id = world.submit(asked);
+        world.run_until_idle();
+        let (_, client) = world.clients.remove(&id).expect("it ran");
+        assert!(client.started);
+        assert_eq!(client.cached, 0, "attempt {attempt}");
+        if attempt % 10 == 0 {
+            assert!(cached(&mut world, 1, &secret, 256) > 0, "it is still there");
+        }
+    }
+}
+
+#[test]
+fn prompts_whose_scores_are_asked_for_are_computed() {
+    let mut world = World::new(64, 512, 1);
+    let prompt: Vec<u32> = (0..100).collect();
+    cached(&mut world, 1, &prompt, 512);
+    let mut scored = request(prompt, 3);
+    scored.prompt_logprobs = Some(0);
+    let id = world.submit(scored);
+    world.run_until_idle();
+    world.check(id, 512);
+    assert_eq!(world.clients[&id].1.cached, 0);
 }

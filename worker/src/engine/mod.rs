@@ -10,6 +10,7 @@ mod driver;
 mod mailbox;
 pub mod pages;
 pub mod plan;
+pub mod prefix;
 mod rank;
 pub mod sampler;
 pub mod sequence;

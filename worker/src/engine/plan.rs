@@ -25,6 +25,8 @@ pub struct AddedSequence {
     pub prompt_logprobs: Option<u8>,
     /// (token, times generated so far), by token; empty where no penalty asks for it.
     pub generated: Vec<(u32, u32)>,
+    /// Full pages that hold its first tokens already, written by earlier steps. It never writes them.
+    pub held: Vec<u32>,
 }
 
 /// Prompt positions to score: the logits of row `first_row + i` give the log-probability of
@@ -209,13 +211,19 @@ impl SequenceTable {
             }
         }
         for added in &plan.added {
+            if added.held.iter().any(|&page| page >= self.kv_pages) {
+                return refuse(format!(
+                    "sequence {} has a page outside the pool",
+                    added.key.0
+                ));
+            }
             let sequence = RankSequence {
                 sampling: added.sampling.clone(),
                 logprobs: added.logprobs,
                 prompt_logprobs: added.prompt_logprobs,
                 generated: added.generated.iter().copied().collect(),
-                pages: Vec::new(),
-                context: 0,
+                pages: added.held.clone(),
+                context: (added.held.len() * limits::PAGE_TOKENS) as u32,
             };
             if self.sequences.insert(added.key, sequence).is_some() {
                 return refuse(format!("sequence {} was added twice", added.key.0));
@@ -293,6 +301,7 @@ mod tests {
             logprobs: None,
             prompt_logprobs: Some(2),
             generated: vec![(3, 2)],
+            held: vec![],
         }
     }
 
@@ -377,6 +386,16 @@ mod tests {
         });
         assert!(refused(vec![scored]).contains("scored rows"));
         assert!(fresh().apply(&StepPlan::default()).is_err(), "step again");
+        let holding = |held: Vec<u32>| StepPlan {
+            step: 1,
+            added: vec![AddedSequence { held, ..added(2) }],
+            entries: vec![entry(2, 32, &[1], &[5])],
+            ..StepPlan::default()
+        };
+        assert!(fresh().apply(&holding(vec![3, 8])).is_err(), "outside");
+        assert!(fresh().apply(&holding(vec![3])).is_err(), "too few");
+        let batch = fresh().apply(&holding(vec![3, 4])).unwrap();
+        assert_eq!(batch.sequences[0].pages, vec![3, 4, 5]);
     }
 
     #[test]

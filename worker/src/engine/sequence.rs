@@ -1,6 +1,7 @@
 //! One sequence in the batcher: how far it is and what its next chunk looks like. Pure.
 
 use super::plan::{AddedSequence, PlanEntry, Score, SequenceKey};
+use super::prefix::{PageName, PageNames};
 use super::sampler::wants_history;
 use std::collections::BTreeMap;
 use trireme_shared::ids::TenantId;
@@ -23,8 +24,11 @@ pub struct Sequence {
     /// Set while running.
     pub key: Option<SequenceKey>,
     pub pages: Vec<u32>,
-    /// Tokens that planned steps put into the KV cache.
+    names: PageNames,
+    /// Tokens in the KV cache by the end of the planned steps.
     scheduled: usize,
+    /// Pages whose tokens steps that have ended put there.
+    named: usize,
     /// Tokens that its tenant was charged for: those that steps computed, but not again those that are
     /// computed again because it was preempted.
     charged: usize,
@@ -90,16 +94,18 @@ impl Sequence {
             generate_max: (request.max_tokens as usize).min(room),
             prompt_len,
             tokens,
-            request,
             key: None,
             pages: Vec::new(),
+            names: PageNames::new(request.tenant),
             scheduled: 0,
+            named: 0,
             charged: 0,
             scored,
             score_planned: scored,
             paused: false,
             started: false,
             last_step: 0,
+            request,
         }
     }
 
@@ -112,6 +118,11 @@ impl Sequence {
         let fresh = self.scheduled.saturating_sub(self.charged);
         self.charged += fresh;
         fresh
+    }
+
+    /// Of its prompt, what it does not compute; asked before its first chunk.
+    pub fn prompt_cached(&self) -> usize {
+        self.scheduled.min(self.prompt_len)
     }
 
     pub fn prompt_len(&self) -> usize {
@@ -164,6 +175,26 @@ impl Sequence {
         self.wanted().div_ceil(PAGE_TOKENS)
     }
 
+    /// Names of the full pages that another sequence may have left and that would spare it work: at
+    /// least one token remains, and none whose scores are still to be reported.
+    pub fn wanted_names(&mut self) -> &[PageName] {
+        let spared = match self.scored < self.prompt_len {
+            true => 0,
+            false => self.wanted().saturating_sub(1) / PAGE_TOKENS,
+        };
+        self.names.of(&self.tokens, spared)
+    }
+
+    /// Pages that are full now that a step which reached token `end` has ended, each with its name.
+    pub fn filled(&mut self, end: usize) -> Vec<(u32, PageName)> {
+        let full = end / PAGE_TOKENS;
+        let first = self.named.min(full);
+        self.named = full;
+        let names = &self.names.of(&self.tokens, full)[first..];
+        let pages = self.pages[first..].iter().copied();
+        pages.zip(names.iter().copied()).collect()
+    }
+
     /// Whether the next token needs a page more than it has.
     pub fn needs_page(&self) -> bool {
         self.scheduled + 1 > self.pages.len() * PAGE_TOKENS
@@ -179,11 +210,14 @@ impl Sequence {
         64 + 8 * (self.request.sampling.logit_bias.len() + history)
     }
 
-    /// Enters the running batch under `key`, from its first token.
-    pub fn admit(&mut self, key: SequenceKey, pages: Vec<u32>) -> AddedSequence {
+    /// Enters the running batch under `key`, from the first token on that `held` pages do not hold.
+    pub fn admit(&mut self, key: SequenceKey, held: Vec<u32>) -> AddedSequence {
         self.key = Some(key);
-        self.pages = pages;
-        self.scheduled = 0;
+        self.scheduled = held.len() * PAGE_TOKENS;
+        self.named = held.len();
+        // What nobody computes costs nobody's turn.
+        self.charged = self.charged.max(self.scheduled);
+        self.pages.clone_from(&held);
         self.score_planned = self.scored;
         let mut generated = BTreeMap::new();
         if wants_history(&self.request.sampling) {
@@ -197,12 +231,14 @@ impl Sequence {
             logprobs: self.request.logprobs,
             prompt_logprobs: self.request.prompt_logprobs,
             generated: generated.into_iter().collect(),
+            held,
         }
     }
 
     /// Leaves the running batch; gives its key and pages back. What was in flight is void.
     pub fn leave(&mut self) -> (Option<SequenceKey>, Vec<u32>) {
         self.scheduled = 0;
+        self.named = 0;
         self.score_planned = self.scored;
         (self.key.take(), std::mem::take(&mut self.pages))
     }
