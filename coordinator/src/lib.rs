@@ -20,6 +20,7 @@ mod reaper;
 #[cfg(test)]
 mod scratch;
 pub mod state;
+pub mod webhooks;
 
 use crate::authority::Rotation;
 use crate::bootstrap::{Entered, Upkeep};
@@ -27,6 +28,7 @@ use crate::fleet::dispatch::Dispatcher;
 use crate::fleet::{Fleet, FleetSetup};
 use crate::gateway::{GatewayParts, GatewayState};
 use crate::raft::group::Group;
+use crate::webhooks::reach::Reach;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,6 +49,8 @@ pub struct CoordinatorConfig {
     pub http: SocketAddr,
     /// Model cache; `None` is the user's cache folder.
     pub cache_dir: Option<PathBuf>,
+    /// Where tenants' webhooks may be.
+    pub webhooks: Reach,
     /// The group to join, where the data folder holds none yet.
     pub join: Option<JoinConfig>,
 }
@@ -148,6 +152,7 @@ async fn serve(
         fleet: fleet.clone(),
         group: group.clone(),
         cache_dir: config.cache_dir.clone(),
+        reach: config.webhooks,
     })
     .map_err(|e| CoordinatorError::Start(e.to_string()))?;
 
@@ -171,6 +176,11 @@ async fn serve(
     };
     tokio::spawn(rotation.run(close_all.clone()));
     tokio::spawn(reaper::reap(group.clone(), close_all.clone()));
+    tokio::spawn(webhooks::deliver(
+        group.clone(),
+        config.webhooks,
+        close_all.clone(),
+    ));
     tokio::spawn(accept_all(
         endpoint.clone(),
         group.clone(),

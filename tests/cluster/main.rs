@@ -5,6 +5,7 @@ mod accounts;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod rotation;
+mod webhooks;
 
 use harness::{Cluster, DEADLINE, processes, run, wait_for};
 use serde_json::json;

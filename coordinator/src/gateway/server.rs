@@ -16,6 +16,7 @@ use crate::fleet::dispatch::Dispatcher;
 use crate::places::{Place, SharedPlaces};
 use crate::raft::group::Group;
 use crate::state::State;
+use crate::webhooks::reach::Reach;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use hyper::body::Incoming;
@@ -55,6 +56,8 @@ pub struct GatewayParts {
     pub group: Group,
     /// Model cache; `None` is the user's cache folder.
     pub cache_dir: Option<PathBuf>,
+    /// Where tenants' webhooks may be.
+    pub reach: Reach,
 }
 
 /// What every handler shares. Cheap to clone.
@@ -66,6 +69,7 @@ pub struct GatewayState {
     pub(super) desk: Desk,
     pub(super) texts: Texts,
     pub(super) metrics: Metrics,
+    pub(super) reach: Reach,
     /// Long prompts being tokenised.
     pub(super) long_prompts: Arc<Semaphore>,
     /// Requests running, whoever sends them.
@@ -84,6 +88,7 @@ impl GatewayState {
             group: parts.group,
             texts: Texts::new(parts.cache_dir),
             metrics: Metrics::new()?,
+            reach: parts.reach,
             long_prompts: Arc::new(Semaphore::new(limits::LONG_PROMPTS_AT_ONCE)),
             requests: Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS_MAX)),
             places: SharedPlaces::new(limits::HTTP_REQUESTS_MAX),
