@@ -20,6 +20,7 @@ mod reaper;
 #[cfg(test)]
 mod scratch;
 pub mod state;
+pub mod webhooks;
 
 use crate::authority::Rotation;
 use crate::bootstrap::{Entered, Upkeep};
@@ -28,6 +29,7 @@ use crate::fleet::{Fleet, FleetSetup};
 use crate::gateway::traces::Traces;
 use crate::gateway::{GatewayParts, GatewayState};
 use crate::raft::group::Group;
+use crate::webhooks::reach::Reach;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,6 +50,8 @@ pub struct CoordinatorConfig {
     pub http: SocketAddr,
     /// Model cache; `None` is the user's cache folder.
     pub cache_dir: Option<PathBuf>,
+    /// Where tenants' webhooks may be.
+    pub webhooks: Reach,
     /// The group to join, where the data folder holds none yet.
     pub join: Option<JoinConfig>,
 }
@@ -152,6 +156,7 @@ async fn serve(
         traces: Traces::from_environment().map_err(|e| {
             CoordinatorError::Start(format!("the environment's OTEL_ variables: {e}"))
         })?,
+        reach: config.webhooks,
     })
     .map_err(|e| CoordinatorError::Start(e.to_string()))?;
 
@@ -175,6 +180,11 @@ async fn serve(
     };
     tokio::spawn(rotation.run(close_all.clone()));
     tokio::spawn(reaper::reap(group.clone(), close_all.clone()));
+    tokio::spawn(webhooks::deliver(
+        group.clone(),
+        config.webhooks,
+        close_all.clone(),
+    ));
     tokio::spawn(accept_all(
         endpoint.clone(),
         group.clone(),

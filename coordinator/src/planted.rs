@@ -38,10 +38,12 @@ pub enum Bug {
     FloatRounding,
     /// A request whose caller left is not settled.
     LoseOnDisconnect,
+    /// That a tenant was told of a threshold of its budget is forgotten.
+    TellTwice,
 }
 
 impl Bug {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::AckBeforeSync,
         Self::AnswerByPosition,
         Self::ApplyTwice,
@@ -59,6 +61,7 @@ impl Bug {
         Self::LeaseNotReturned,
         Self::FloatRounding,
         Self::LoseOnDisconnect,
+        Self::TellTwice,
     ];
 }
 

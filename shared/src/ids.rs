@@ -81,6 +81,10 @@ number_id!(
     SettlementSeq(u64), ""
 );
 number_id!(
+    /// One event for a tenant's webhook, counted from 1 in the order in which they came about.
+    EventSeq(u64), ""
+);
+number_id!(
     /// One movement of money, counted from 1.
     PostingId(u64), "p"
 );

@@ -676,6 +676,56 @@ pub const KEY_OVERLAP_SECONDS_MAX: u64 = 92 * 86_400;
 /// Bytes of the reason of a movement of money. It stays in the ledger.
 pub const REASON_BYTES_MAX: usize = 256;
 
+/// Tenants with a webhook; with `WEBHOOK_EVENTS_MAX` waiting events each, of 150 bytes, 48 MB of state.
+pub const WEBHOOKS_MAX: usize = 10_000;
+
+/// Events of one tenant that wait to be delivered: a month makes four, and the rest are tests. More make
+/// the oldest go.
+pub const WEBHOOK_EVENTS_MAX: usize = 32;
+
+/// What a tenant may do to its webhook in a minute, all at once after a quiet one: each is a write of the
+/// group's, and a record of its audit log.
+pub const WEBHOOK_ACTS_PER_MINUTE: u64 = 30;
+
+/// Statements that a tenant is told of at once, after a time in which nothing ran: a year's.
+pub const WEBHOOK_STATEMENTS_AT_ONCE: u64 = 12;
+
+/// Bytes of a webhook's address; what servers and browsers take.
+pub const WEBHOOK_URL_BYTES_MAX: usize = 2_048;
+
+/// Bytes of a secret that signs: as many as the digest that it keys. Standard Webhooks asks for 24 to 64.
+pub const WEBHOOK_SECRET_BYTES: usize = 32;
+
+/// Bytes of what is kept of why an event was not delivered.
+pub const WEBHOOK_ERROR_BYTES_MAX: usize = 200;
+
+/// How often the leader looks for events to deliver.
+pub const WEBHOOK_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One try to deliver an event, from the name look-up to the answer's status. A receiver that has more to do does
+/// it after it has answered.
+pub const WEBHOOK_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Events on their way at once, one of a tenant: with receivers that take 0.2 s, 160 a second.
+pub const WEBHOOKS_AT_ONCE: usize = 32;
+
+/// Bytes of the head of a receiver's answer. Its body is not read.
+pub const WEBHOOK_ANSWER_BYTES_MAX: usize = 16 << 10;
+
+/// Pauses after an event's failed tries, by which Standard Webhooks suggests to go: ten tries in three days
+/// and four hours, then it is given up.
+pub const WEBHOOK_PAUSES: [Duration; 9] = [
+    Duration::from_secs(5),
+    Duration::from_secs(5 * 60),
+    Duration::from_secs(30 * 60),
+    Duration::from_secs(2 * 3_600),
+    Duration::from_secs(5 * 3_600),
+    Duration::from_secs(10 * 3_600),
+    Duration::from_secs(14 * 3_600),
+    Duration::from_secs(20 * 3_600),
+    Duration::from_secs(24 * 3_600),
+];
+
 /// Files of one sharded safetensors model (the largest public ones have under 200).
 pub const SAFETENSORS_SHARDS_MAX: usize = 1_024;
 /// Bytes of a model folder's JSON files (tokenizer.json of a 256k vocabulary is 34 MB).

@@ -5,6 +5,7 @@ use anyhow::Result;
 use clap::Args;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use trireme_coordinator::webhooks::reach::Reach;
 use trireme_coordinator::{CoordinatorConfig, JoinConfig};
 use trireme_shared::limits;
 
@@ -45,6 +46,9 @@ pub struct CoordinatorArgs {
     /// Folder for model files [default: this user's cache folder]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
+    /// Let tenants' webhooks be at private addresses, and on this machine by http
+    #[arg(long)]
+    allow_private_webhooks: bool,
     /// End when stdin closes
     #[arg(long, hide = true)]
     lifeline: bool,
@@ -65,6 +69,10 @@ impl CoordinatorArgs {
             listen: self.listen,
             http: self.http,
             cache_dir: self.cache_dir,
+            webhooks: match self.allow_private_webhooks {
+                true => Reach::Private,
+                false => Reach::Public,
+            },
             join,
         };
         super::serve(self.lifeline, |shutdown| {

@@ -26,6 +26,7 @@ mod token;
 mod undeploy;
 mod up;
 mod usage;
+mod webhook;
 
 use crate::client::Client;
 use crate::failure::Failure;
@@ -38,6 +39,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
+use trireme_shared::ids::RequestId;
 use trireme_shared::plan::LinkPolicy;
 use trireme_shared::telemetry::{self, LogFormat};
 use trireme_worker::backend::Isa;
@@ -125,6 +127,8 @@ enum Command {
     Usage(usage::UsageArgs),
     /// Show a tenant's statement of a month
     Statement(usage::StatementArgs),
+    /// Set, show, test and remove where a tenant is told of its budget and statements
+    Webhook(webhook::WebhookArgs),
     /// List providers, what they earned, and pay them
     Provider(provider::ProviderArgs),
     /// Show and rotate the cluster's certificate authority
@@ -161,6 +165,7 @@ impl Cli {
             Command::Usage(args) => args.run(),
             Command::Statement(args) => args.run(),
             Command::Provider(args) => args.run(),
+            Command::Webhook(args) => args.run(),
             Command::Status(args) => args.run(),
             Command::Plan(args) => args.run(),
             Command::Chat(args) => args.run(),
@@ -227,6 +232,14 @@ impl WriteArgs {
             .client
             .admin()?
             .with_request_id(self.request_id.clone()))
+    }
+
+    /// A client for one write of a tenant's. Its key is of our own making: coordinators give theirs to the
+    /// admin only.
+    fn tenant(&self) -> Result<Client> {
+        let id = self.request_id.clone();
+        let id = id.unwrap_or_else(|| RequestId::random().to_string());
+        Ok(self.client.tenant()?.with_request_id(Some(id)))
     }
 
     fn json(&self) -> bool {

@@ -213,6 +213,27 @@ fn accounts_are_run_by_command() {
     let (well, _, err) = house.try_as(&key, &["statement", "2001-01"]);
     assert!(!well && err.contains("--list"), "{err}");
 
+    // Where it is told of its account; it is nobody's who reads this.
+    let set = ["webhook", "set", "https://192.0.2.1/hook"];
+    let (well, _, err) = house.try_as(&key, &set);
+    assert!(!well && err.contains("not a public address"), "{err}");
+    let set = [
+        "webhook",
+        "set",
+        "https://trireme.invalid/hook",
+        "--event",
+        "statement.ready",
+    ];
+    let secret = house.out(&key, &set);
+    assert!(secret.starts_with("whsec_"), "{secret}");
+    assert!(house.out(&key, &["webhook", "test"]).contains("test-t1-1"));
+    let shown = house.json(&key, &["webhook", "show"]);
+    assert_eq!(shown["events"], serde_json::json!(["statement.ready"]));
+    assert!(!house.out(&key, &set).contains("whsec_"));
+    house.out(&key, &["webhook", "remove"]);
+    let (well, _, err) = house.try_as(&key, &["webhook", "show"]);
+    assert!(!well && err.contains("no webhook"), "{err}");
+
     // Suspended, it is let in nowhere.
     house.admin(&["tenant", "suspend", "acme inc/1"]);
     let (well, _, err) = house.try_as(&key, &["usage"]);

@@ -6,6 +6,7 @@ mod accounts;
 mod harness;
 mod rotation;
 mod traces;
+mod webhooks;
 
 use harness::{Cluster, DEADLINE, processes, run, wait_for};
 use serde_json::json;

@@ -120,6 +120,7 @@ fn cores_are_pure() {
         "coordinator/src/fleet/progress.rs",
         "coordinator/src/gateway/stop.rs",
         "coordinator/src/places.rs",
+        "coordinator/src/webhooks/letter.rs",
         "coordinator/src/gateway/billing/statement_csv.rs",
         "coordinator/src/gateway/billing/statement_html.rs",
         "coordinator/src/gateway/openapi/page.rs",
@@ -231,7 +232,7 @@ fn documents_name_commands_that_exist() {
 fn subcommands<'a>(words: &[&'a str]) -> Vec<&'a str> {
     let grouped = [
         "audit", "bench", "ca", "key", "member", "model", "node", "price", "provider", "tenant",
-        "token",
+        "token", "webhook",
     ];
     let plain = |w: &&&str| w.chars().all(|c| c.is_ascii_lowercase());
     let count = 1 + usize::from(words.first().is_some_and(|w| grouped.contains(w)));

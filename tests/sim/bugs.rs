@@ -54,4 +54,5 @@ bugs! {
     not_returning_a_lease_is_caught: LeaseNotReturned,
     rounding_in_floating_point_is_caught: FloatRounding,
     losing_a_request_on_disconnect_is_caught: LoseOnDisconnect,
+    telling_twice_of_a_budget_is_caught: TellTwice,
 }

@@ -6,7 +6,7 @@ use crate::chance::Chance;
 use crate::workload::START_MS;
 use trireme_coordinator::state::{
     Amounts, Ask, Command, Counts, Ended, Final, KeySettings, Limits, Payment, PriceList, Progress,
-    Report, Return, State, Subject, TenantSettings, Work,
+    Report, Return, State, Subject, TenantSettings, Topics, Work,
 };
 use trireme_shared::ids::{
     BasisPoints, CoordinatorId, GatewayLife, KeyId, NanoUsd, RequestId, TenantId, Tokens,
@@ -80,6 +80,19 @@ impl Charges {
                 amount: money(chance, 5_000),
                 reason: "a month".into(),
             },
+            (29..=30, _) => Command::PutWebhook {
+                tenant,
+                url: "https://192.0.2.1/hook".into(),
+                topics: Topics {
+                    budget: chance.happens(800),
+                    statements: chance.happens(800),
+                },
+                secret: chance.bytes(),
+                rotate: chance.happens(200),
+            },
+            (31, _) => Command::TestWebhook { tenant },
+            (32..=33, _) => deliver(chance, state)?,
+            (34, _) if chance.happens(300) => Command::RemoveWebhook { tenant },
             (_, Some(life)) => self.report(chance, state, life, tenant, key),
         };
         Some(command)
@@ -199,6 +212,21 @@ impl Charges {
         self.requests.drain(..forgotten);
         told
     }
+}
+
+/// What came of a try of an event, by this replica, which may have been tried by another leader.
+fn deliver(chance: &mut Chance, state: &State) -> Option<Command> {
+    let waiting: Vec<_> = state
+        .webhook_events()
+        .map(|event| (event.tenant, event.seq, event.failures))
+        .collect();
+    let (tenant, event, failures) = chance.pick(&waiting)?;
+    Some(Command::NoteDelivery {
+        tenant,
+        event,
+        failures,
+        error: chance.happens(600).then(|| "it answered 500".into()),
+    })
 }
 
 fn money(chance: &mut Chance, most: u64) -> NanoUsd {

@@ -18,11 +18,12 @@ use trireme_coordinator::state::{
 use trireme_shared::ids::Epoch;
 
 /// Faults of the state machine itself.
-const IN_ALL_ALIKE: [Bug; 4] = [
+const IN_ALL_ALIKE: [Bug; 5] = [
     Bug::CountTwiceOnRetry,
     Bug::CheckThenIncrement,
     Bug::LeaseNotReturned,
     Bug::FloatRounding,
+    Bug::TellTwice,
 ];
 
 /// What was not as it must be.

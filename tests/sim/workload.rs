@@ -182,7 +182,9 @@ pub fn fits(command: &Command, outcome: &Outcome) -> bool {
         | (Command::CommitPlan { .. }, O::Planned(_))
         | (Command::RotateKey { .. }, O::Key { .. })
         | (Command::PutTenant { .. }, O::Tenant(_))
-        | (Command::OpenGateway { .. }, O::Gateway(_)) => true,
+        | (Command::OpenGateway { .. }, O::Gateway(_))
+        | (Command::PutWebhook { .. }, O::Webhook { .. })
+        | (Command::TestWebhook { .. }, O::Event(_)) => true,
         (
             Command::Credit { .. } | Command::Refund { .. } | Command::Payout { .. },
             O::Posting(_),
@@ -201,7 +203,9 @@ pub fn fits(command: &Command, outcome: &Outcome) -> bool {
             | Command::Credit { .. }
             | Command::Refund { .. }
             | Command::Payout { .. }
-            | Command::Report { .. },
+            | Command::Report { .. }
+            | Command::PutWebhook { .. }
+            | Command::TestWebhook { .. },
             _,
         ) => false,
         (_, outcome) => *outcome == O::Done,
@@ -229,6 +233,10 @@ pub fn name(command: &Command) -> &'static str {
         Command::Report { .. } => "Report",
         Command::CloseGateway { .. } => "CloseGateway",
         Command::ReapGateway { .. } => "ReapGateway",
+        Command::PutWebhook { .. } => "PutWebhook",
+        Command::RemoveWebhook { .. } => "RemoveWebhook",
+        Command::TestWebhook { .. } => "TestWebhook",
+        Command::NoteDelivery { .. } => "NoteDelivery",
         Command::RecordAct { .. } => "RecordAct",
         Command::JoinCoordinator { .. } => "JoinCoordinator",
         Command::PutCoordinator { .. } => "PutCoordinator",

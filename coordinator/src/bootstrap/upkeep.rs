@@ -4,6 +4,7 @@
 
 use super::enter::own_identity;
 use crate::raft::group::{Group, Kind};
+use crate::state::codec::STATE_VERSION;
 use crate::state::{Command, Outcome, State};
 use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
@@ -171,7 +172,8 @@ impl Upkeep {
     /// Has a state that an older release wrote keep all that this one does. Does not end.
     async fn upgrade(&self) {
         while !self.group.read(State::is_current) {
-            match self.group.propose(Command::Upgrade).await {
+            let version = STATE_VERSION;
+            match self.group.propose(Command::UpgradeTo { version }).await {
                 Ok(outcome) => tracing::info!(?outcome, "the state goes on as this release's"),
                 Err(error) => {
                     tracing::debug!(%error, "the state is an older release's yet");

@@ -242,8 +242,14 @@ pub(super) fn unexpected(outcome: Outcome) -> FleetError {
             | Refusal::UnknownToken
             | Refusal::UnknownTenant(_)
             | Refusal::UnknownKey(_)
-            | Refusal::UnknownRequest(_)),
+            | Refusal::UnknownRequest(_)
+            | Refusal::NoWebhook),
         ) => FleetError::Unknown(why.to_string()),
+        Outcome::Refused(why @ Refusal::TooManyActs { retry_after_ms }) => FleetError::TooOften {
+            why: why.to_string(),
+            retry_after_ms,
+        },
+        Outcome::Refused(why @ Refusal::OlderVersion) => FleetError::NotYet(why.to_string()),
         Outcome::Refused(why @ (Refusal::TooOld | Refusal::UnknownBase)) => {
             FleetError::Earlier(why.to_string())
         }

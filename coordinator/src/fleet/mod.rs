@@ -23,6 +23,7 @@ mod progress;
 mod slot;
 mod status;
 mod trust;
+mod webhooks;
 pub mod work;
 
 use crate::places::SharedPlaces;
@@ -54,6 +55,11 @@ pub enum FleetError {
     /// The act took effect before, under the same proposal id, or may have.
     #[error("{0}")]
     Earlier(String),
+    #[error("{why}")]
+    TooOften { why: String, retry_after_ms: u64 },
+    /// It can be asked again in a moment.
+    #[error("{0}")]
+    NotYet(String),
     #[error(transparent)]
     Group(#[from] GroupError),
 }

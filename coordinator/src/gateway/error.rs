@@ -320,6 +320,11 @@ impl From<FleetError> for ApiError {
             FleetError::Unknown(why) => Self::not_found(why),
             FleetError::Earlier(why) => Self::earlier(why),
             FleetError::Refused(why) => Self::conflict(why),
+            FleetError::TooOften {
+                why,
+                retry_after_ms,
+            } => Self::rate_limited("requests", why, Some(retry_after_ms)),
+            FleetError::NotYet(why) => Self::unavailable("upgrading", why, 1),
         }
     }
 }

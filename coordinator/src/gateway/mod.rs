@@ -17,6 +17,7 @@
 //!
 //! Neighbours: `fleet` (dispatch, status), `state` (keys, deployments, usage).
 
+mod act;
 mod admin;
 mod auth;
 mod billing;

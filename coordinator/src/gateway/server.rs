@@ -17,6 +17,7 @@ use crate::fleet::dispatch::Dispatcher;
 use crate::places::{Place, SharedPlaces};
 use crate::raft::group::Group;
 use crate::state::State;
+use crate::webhooks::reach::Reach;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use hyper::body::Incoming;
@@ -57,6 +58,8 @@ pub struct GatewayParts {
     /// Model cache; `None` is the user's cache folder.
     pub cache_dir: Option<PathBuf>,
     pub traces: Traces,
+    /// Where tenants' webhooks may be.
+    pub reach: Reach,
 }
 
 /// What every handler shares. Cheap to clone.
@@ -69,6 +72,7 @@ pub struct GatewayState {
     pub(super) texts: Texts,
     pub(super) metrics: Metrics,
     pub(super) traces: Traces,
+    pub(super) reach: Reach,
     /// Long prompts being tokenised.
     pub(super) long_prompts: Arc<Semaphore>,
     /// Requests running, whoever sends them.
@@ -88,6 +92,7 @@ impl GatewayState {
             texts: Texts::new(parts.cache_dir),
             metrics: Metrics::new()?,
             traces: parts.traces,
+            reach: parts.reach,
             long_prompts: Arc::new(Semaphore::new(limits::LONG_PROMPTS_AT_ONCE)),
             requests: Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS_MAX)),
             places: SharedPlaces::new(limits::HTTP_REQUESTS_MAX),

@@ -34,7 +34,9 @@ pub(super) fn act(proposal: &Proposal) -> Option<(String, String)> {
         | Command::Report { .. }
         | Command::CloseGateway { .. }
         | Command::ReapGateway { .. }
-        | Command::Upgrade => return None,
+        | Command::Upgrade
+        | Command::UpgradeTo { .. }
+        | Command::NoteDelivery { .. } => return None,
         Command::Bootstrap { name, cluster, .. } => format!("set up cluster {name} ({cluster})"),
         Command::PromoteCoordinator { id } => format!("let coordinator {id} vote"),
         Command::RemoveCoordinator { id } => format!("remove coordinator {id}"),
@@ -71,6 +73,19 @@ pub(super) fn act(proposal: &Proposal) -> Option<(String, String)> {
         | Command::Credit { .. }
         | Command::Refund { .. }
         | Command::Payout { .. } => billing_act(&proposal.command)?,
+        // Not its path: that may be a secret.
+        Command::PutWebhook {
+            tenant,
+            url,
+            rotate,
+            ..
+        } => {
+            let host = url.split('/').nth(2).unwrap_or_default();
+            let anew = if *rotate { ", with a new secret" } else { "" };
+            format!("set the webhook of {tenant} at {host}{anew}")
+        }
+        Command::RemoveWebhook { tenant } => format!("remove the webhook of {tenant}"),
+        Command::TestWebhook { tenant } => format!("test the webhook of {tenant}"),
         Command::AddAuthority { pem } => format!("trust authority {}", authority(pem)),
         Command::SignWith { fingerprint } => sign_with(fingerprint),
         Command::RetireAuthority { fingerprint } => format!("retire authority {fingerprint}"),
@@ -186,5 +201,8 @@ pub(super) fn told(outcome: &Outcome) -> String {
         Outcome::Gateway(life) => format!("gateway {life}"),
         Outcome::Reported { .. } => "reported".into(),
         Outcome::Refused(why) => format!("refused: {why}"),
+        Outcome::Webhook { fresh: true } => "done, with a new secret".into(),
+        Outcome::Webhook { fresh: false } => "done".into(),
+        Outcome::Event(seq) => format!("event {seq}"),
     }
 }

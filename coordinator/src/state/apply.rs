@@ -3,7 +3,7 @@
 use super::billing::{self, Reason};
 use super::cluster::Cluster;
 use super::proposals::Admission;
-use super::{Applied, Command, Effect, Outcome, Proposal, Refusal, State, v2};
+use super::{Applied, Command, Effect, Outcome, Proposal, Refusal, State, versions, webhooks};
 use trireme_shared::api::Role;
 use trireme_shared::identity::NodeId;
 use trireme_shared::ids::{CoordinatorId, Epoch, TokenRecordId, WorkerId};
@@ -31,6 +31,7 @@ pub fn apply(state: &mut State, proposal: &Proposal) -> Applied {
     };
     if !matches!(applied.outcome, Outcome::Refused(_)) {
         state.now_ms = state.now_ms.max(proposal.at_ms);
+        webhooks::turn_month(state);
     }
     state.audit.record(proposal, &applied.outcome);
     state
@@ -192,7 +193,38 @@ fn change(state: &mut State, proposal: &Proposal) -> Changed {
             Effect::Authorities,
         )),
         Command::RecordAct { .. } => Ok((Outcome::Done, Vec::new())),
-        Command::Upgrade => Ok((v2::upgrade(state), Vec::new())),
+        Command::Upgrade => Ok((versions::raise(state, versions::OF_UPGRADE)?, Vec::new())),
+        Command::UpgradeTo { version } => Ok((versions::raise(state, *version)?, Vec::new())),
+        Command::PutWebhook {
+            tenant,
+            url,
+            topics,
+            secret,
+            rotate,
+        } => {
+            let (to, signed) = ((url.as_str(), *topics), (secret, *rotate));
+            Ok((
+                webhooks::put(state, *tenant, to, signed, now_ms)?,
+                Vec::new(),
+            ))
+        }
+        Command::RemoveWebhook { tenant } => {
+            Ok((webhooks::remove(state, *tenant, now_ms)?, Vec::new()))
+        }
+        Command::TestWebhook { tenant } => {
+            Ok((webhooks::test(state, *tenant, now_ms)?, Vec::new()))
+        }
+        Command::NoteDelivery {
+            tenant,
+            event,
+            failures,
+            error,
+        } => {
+            let (event, error) = ((*tenant, *event), error.as_deref());
+            let outcome =
+                webhooks::note_delivery(&mut state.webhooks, event, *failures, error, now_ms);
+            Ok((outcome, Vec::new()))
+        }
         Command::Refound {
             cluster,
             name,

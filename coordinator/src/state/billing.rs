@@ -8,7 +8,7 @@ use super::ledger::{Account, PostingKind};
 use super::requests::{Ended, Progress};
 use super::settings::{TenantSettings, TenantStatus};
 use super::settle::{bounds, settle};
-use super::{Effect, Outcome, Proposal, Refusal, State};
+use super::{Effect, Outcome, Proposal, Refusal, State, webhooks};
 use trireme_shared::ids::{CoordinatorId, GatewayLife, NanoUsd, RequestId, TenantId};
 use trireme_shared::limits;
 
@@ -66,6 +66,7 @@ pub(super) fn put_tenant(
     if let Some(tenant) = state.tenants.rows.get_mut(&id) {
         tenant.excused = NanoUsd(i64::try_from(overdrawn.max(0)).unwrap_or(i64::MAX));
     }
+    webhooks::look_at_budget(state, id, now_ms);
     Ok((Outcome::Tenant(id), vec![Effect::Keys]))
 }
 

@@ -6,11 +6,11 @@ use super::super::apply::tests::{
 };
 use super::super::{
     Amounts, Ask, Command, Counts, Final, KeySettings, Limits, Outcome, Payment, PriceList,
-    Progress, Report, Return, TokenRole, Work,
+    Progress, Report, Return, TokenRole, Topics, Work,
 };
 use super::*;
 use model::Model;
-use trireme_shared::ids::{BasisPoints, KeyId, Tokens};
+use trireme_shared::ids::{BasisPoints, EventSeq, KeyId, Tokens};
 
 #[path = "../../../tests/sim/billing/mod.rs"]
 mod model;
@@ -179,12 +179,33 @@ fn command(chance: &mut Chance, member: &Member, lives: u64) -> Command {
                 ..KeySettings::default()
             },
         },
+        23 => Command::PutWebhook {
+            tenant,
+            url: "https://192.0.2.1/hook".into(),
+            topics: Topics {
+                budget: !chance.one_in(8),
+                statements: !chance.one_in(8),
+            },
+            secret: hash(chance.below(200) as u8),
+            rotate: chance.one_in(4),
+        },
+        24 => Command::TestWebhook { tenant },
+        25..=26 => {
+            let event = member.state.webhook_events().next();
+            Command::NoteDelivery {
+                tenant,
+                event: event.map_or(EventSeq(1), |event| event.seq),
+                failures: chance.below(2) as u32 * event.map_or(0, |event| event.failures),
+                error: (!chance.one_in(4)).then(|| "it answered 500".into()),
+            }
+        }
+        27 if chance.one_in(6) => Command::RemoveWebhook { tenant },
         _ => report(chance, life, now_ms),
     }
 }
 
-/// What went wrong, if anything did, and how much was charged in all.
-fn live(seed: u64) -> Result<i64, String> {
+/// What went wrong, if anything did, how much was charged in all, and how many events were made.
+fn live(seed: u64) -> Result<(i64, u64), String> {
     let mut chance = Chance(seed);
     let (mut member, mut model) = (Member::default(), Model::default());
     // A day before the end of January 1970.
@@ -240,16 +261,19 @@ fn live(seed: u64) -> Result<i64, String> {
             _ => member.now,
         };
     }
-    Ok(member.state.requests().map(|row| row.charged.0).sum())
+    let charged = member.state.requests().map(|row| row.charged.0).sum();
+    Ok((charged, member.state.webhook_event_last().0))
 }
 
 #[test]
 fn random_histories_come_to_what_the_model_says() {
-    let mut charged = 0;
+    let (mut charged, mut events) = (0, 0);
     for seed in 1..=300 {
-        charged += live(seed).unwrap_or_else(|what| panic!("{what}"));
+        let came = live(seed).unwrap_or_else(|what| panic!("{what}"));
+        (charged, events) = (charged + came.0, events + came.1);
     }
     assert!(charged > 1_000_000, "{charged}: they settle something");
+    assert!(events > 1_000, "{events}: they tell something");
 }
 
 #[cfg(feature = "planted-bugs")]
@@ -261,6 +285,7 @@ fn the_model_catches_what_is_planted() {
         Bug::CheckThenIncrement,
         Bug::LeaseNotReturned,
         Bug::FloatRounding,
+        Bug::TellTwice,
     ] {
         plant(Some(bug));
         let caught = (1..=300).find_map(|seed| live(seed).err());

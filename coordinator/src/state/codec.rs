@@ -1,12 +1,13 @@
 //! How proposals and whole states are written: a little-endian u16 version, then values in bincode's
-//! format (`wincode`). A version this build does not know is refused, never guessed at; older
-//! states are read by the module of their version (`v1`, `v2`).
+//! format (`wincode`). A version this build does not know is refused, never guessed at. What a version of
+//! states did not have yet is left out where it is written or read (`stored!`, `versions`); version 1 has a
+//! module of its own (`v1`).
 //!
 //! A state goes out row by row and comes in row by row: neither side holds it in memory twice, and
 //! nothing is allocated for more than what has arrived, but for one row's texts and lists, which
 //! wincode holds to 4 MiB.
 
-use super::{Proposal, State, v1, v2};
+use super::{Proposal, State, v1, versions};
 use sha2::{Digest, Sha256};
 use std::io::{BufRead, BufReader, Read, Take, Write};
 use trireme_shared::limits;
@@ -16,7 +17,7 @@ use wincode::{SchemaRead, SchemaWrite};
 /// Version of a proposal's encoding. 1 was a bare command.
 pub const COMMAND_VERSION: u16 = 2;
 /// Version of a state's encoding.
-pub const STATE_VERSION: u16 = 3;
+pub const STATE_VERSION: u16 = 4;
 
 /// Rows go to the writer in pieces of about this many bytes.
 const PIECE_BYTES: usize = 64 << 10;
@@ -68,6 +69,7 @@ pub fn write_state(state: &State, out: &mut dyn Write) -> Result<(), CodecError>
 fn write_as(version: u16, state: &impl Stored, out: &mut dyn Write) -> Result<(), CodecError> {
     let mut sink = Sink {
         out,
+        version,
         piece: version.to_le_bytes().to_vec(),
         written: 0,
     };
@@ -88,16 +90,15 @@ pub(super) fn written_as(version: u16, state: &impl Stored) -> Result<Vec<u8>, C
 pub fn read_state(input: &mut dyn Read) -> Result<State, CodecError> {
     let mut source = Source {
         input: BufReader::with_capacity(PIECE_BYTES, input.take(limits::STATE_BYTES_MAX)),
+        version: STATE_VERSION,
     };
     let found: u16 = source.value()?;
-    let state = match found {
-        STATE_VERSION => State::load(&mut source)?,
-        v2::VERSION => v2::load(&mut source)?,
-        _ => {
-            let known = STATE_VERSION;
-            return Err(CodecError::Version { found, known });
-        }
-    };
+    if !(versions::OLDEST..=STATE_VERSION).contains(&found) {
+        let known = STATE_VERSION;
+        return Err(CodecError::Version { found, known });
+    }
+    source.version = found;
+    let state = State::load(&mut source)?;
     source.end()?;
     Ok(state)
 }
@@ -137,11 +138,17 @@ pub(super) fn digest(state: &State) -> Result<[u8; 32], CodecError> {
 /// Where a state is written to.
 pub(super) struct Sink<'a> {
     out: &'a mut dyn Write,
+    version: u16,
     piece: Vec<u8>,
     written: u64,
 }
 
 impl Sink<'_> {
+    /// Of the state that is written.
+    pub fn version(&self) -> u16 {
+        self.version
+    }
+
     pub fn value<T>(&mut self, value: &T) -> Result<(), CodecError>
     where
         T: SchemaWrite<DefaultConfig, Src = T>,
@@ -167,9 +174,15 @@ impl Sink<'_> {
 /// Where a state is read from.
 pub(super) struct Source<'a> {
     input: BufReader<Take<&'a mut dyn Read>>,
+    version: u16,
 }
 
 impl Source<'_> {
+    /// Of the state that is read.
+    pub fn version(&self) -> u16 {
+        self.version
+    }
+
     pub fn value<T>(&mut self) -> Result<T, CodecError>
     where
         T: for<'de> SchemaRead<'de, DefaultConfig, Dst = T>,
@@ -192,24 +205,48 @@ pub(super) trait Stored: Sized {
     fn load(input: &mut Source<'_>) -> Result<Self, CodecError>;
 }
 
-/// `Stored` for a struct, field by field in the order given, which the format fixes.
+/// What older versions of states have not: what stands in its place where one of them is read.
+pub(super) trait Newer {
+    /// It keeps nothing until the state is raised (`versions`).
+    fn not_yet() -> Self;
+}
+
+/// `Stored` for a struct, field by field in the order given, which the format fixes. A field that came
+/// `since` a version of states is in none of the older ones.
 macro_rules! stored {
-    ($area:ident { $($field:ident),+ $(,)? }) => {
+    ($area:ident { $($field:ident $(since $version:literal)?),+ $(,)? }) => {
         impl $crate::state::codec::Stored for $area {
             fn store(
                 &self,
                 out: &mut $crate::state::codec::Sink<'_>,
             ) -> Result<(), $crate::state::codec::CodecError> {
-                $(self.$field.store(out)?;)+
+                $(stored!(@store self.$field, out $(, $version)?);)+
                 Ok(())
             }
 
             fn load(
                 input: &mut $crate::state::codec::Source<'_>,
             ) -> Result<Self, $crate::state::codec::CodecError> {
-                $(let $field = $crate::state::codec::Stored::load(input)?;)+
+                $(let $field = stored!(@load input $(, $version)?);)+
                 Ok(Self { $($field),+ })
             }
+        }
+    };
+    (@store $field:expr, $out:ident) => {
+        $field.store($out)?
+    };
+    (@store $field:expr, $out:ident, $version:literal) => {
+        if $out.version() >= $version {
+            $field.store($out)?;
+        }
+    };
+    (@load $input:ident) => {
+        $crate::state::codec::Stored::load($input)?
+    };
+    (@load $input:ident, $version:literal) => {
+        match $input.version() >= $version {
+            true => $crate::state::codec::Stored::load($input)?,
+            false => $crate::state::codec::Newer::not_yet(),
         }
     };
 }

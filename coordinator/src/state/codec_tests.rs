@@ -5,8 +5,10 @@ use super::*;
 use crate::state::apply::tests::{
     Member, bootstrap_command, commit, credit, filled, inventory, join, key, put, usage,
 };
-use crate::state::{ClusterId, Command};
+use crate::state::webhooks::tests::filled_with_webhooks;
+use crate::state::{ClusterId, Command, Topics};
 use std::time::Instant;
+use trireme_shared::ids::{EventSeq, TenantId};
 
 #[test]
 fn proposals_survive_encoding_and_strange_bytes_are_refused() {
@@ -30,6 +32,20 @@ fn proposals_survive_encoding_and_strange_bytes_are_refused() {
             authority_pem: "p".into(),
             admin_key_hash: Some([2; 32]),
         },
+        Command::PutWebhook {
+            tenant: TenantId(1),
+            url: "https://example.com".into(),
+            topics: Topics::default(),
+            secret: [3; 32],
+            rotate: true,
+        },
+        Command::NoteDelivery {
+            tenant: TenantId(1),
+            event: EventSeq(4),
+            failures: 2,
+            error: Some("it answered 500".into()),
+        },
+        Command::UpgradeTo { version: 4 },
     ] {
         let proposal = member.proposal(command);
         let bytes = encode(&proposal).unwrap();
@@ -49,7 +65,7 @@ fn proposals_survive_encoding_and_strange_bytes_are_refused() {
 
 #[test]
 fn a_state_survives_encoding_and_strange_bytes_are_refused() {
-    let state = filled().state;
+    let state = filled_with_webhooks().state;
     let bytes = encode_state(&state).unwrap();
     let back = decode_state(&bytes).unwrap();
     assert!(back == state);
@@ -67,13 +83,13 @@ fn a_state_survives_encoding_and_strange_bytes_are_refused() {
     let mut newer = bytes;
     newer[0] = 99;
     let error = decode_state(&newer).err().unwrap().to_string();
-    assert!(error.contains("format 99, this build reads 3"), "{error}");
+    assert!(error.contains("format 99, this build reads 4"), "{error}");
 }
 
 /// Nothing panics and nothing is taken for another state's bytes unseen by its digest.
 #[test]
 fn any_changed_byte_is_refused_or_changes_the_digest() {
-    let state = filled().state;
+    let state = filled_with_webhooks().state;
     let (bytes, digest) = (encode_state(&state).unwrap(), state.digest().unwrap());
     for at in 0..bytes.len() {
         let mut changed = bytes.clone();
@@ -92,6 +108,7 @@ fn a_claimed_length_is_not_believed() {
         let input: &mut dyn Read = &mut bytes;
         let mut source = Source {
             input: BufReader::with_capacity(PIECE_BYTES, input.take(1_000)),
+            version: STATE_VERSION,
         };
         Rows::load(&mut source).map(|rows| rows.len())
     };
@@ -116,6 +133,7 @@ fn a_claimed_length_is_not_believed() {
     let input: &mut dyn Read = &mut text;
     let mut source = Source {
         input: BufReader::with_capacity(PIECE_BYTES, input.take(1_000)),
+        version: STATE_VERSION,
     };
     assert!(super::super::table::Table::<String, u64>::load(&mut source).is_err());
 }

@@ -8,10 +8,11 @@ use super::prices::PriceList;
 use super::requests::{Final, Progress};
 use super::settings::{KeySettings, TenantSettings};
 use super::tokens::TokenRole;
+use super::webhooks::{Secret, Topics};
 use trireme_shared::identity::NodeId;
 use trireme_shared::ids::{
-    BasisPoints, CoordinatorId, DeploymentId, Epoch, GatewayLife, KeyId, NanoUsd, PostingId,
-    RequestId, TenantId, TokenRecordId, WorkerId,
+    BasisPoints, CoordinatorId, DeploymentId, Epoch, EventSeq, GatewayLife, KeyId, NanoUsd,
+    PostingId, RequestId, TenantId, TokenRecordId, WorkerId,
 };
 use trireme_shared::plan::{DeploymentSpec, ReplicaPlan};
 use trireme_shared::wire::control::Inventory;
@@ -217,8 +218,38 @@ pub enum Command {
         authority_pem: String,
         admin_key_hash: Option<[u8; 32]>,
     },
-    /// From this entry on the state keeps what version 3 does (`v2`). Done once; again changes nothing.
+    /// From this entry on the state keeps what version 3 does (`versions`). Done once; again changes
+    /// nothing. Only the release that brought that version asks for it.
     Upgrade,
+    /// From this entry on the state keeps what that version does, and those before it.
+    UpgradeTo {
+        version: u16,
+    },
+    /// Where a tenant shall be told of its account, in place of where it is.
+    PutWebhook {
+        tenant: TenantId,
+        url: String,
+        topics: Topics,
+        /// Taken where there is no webhook yet, or another secret is wanted.
+        secret: Secret,
+        rotate: bool,
+    },
+    RemoveWebhook {
+        tenant: TenantId,
+    },
+    /// Has a tenant told that it asked to be.
+    TestWebhook {
+        tenant: TenantId,
+    },
+    /// What came of a try to deliver an event.
+    NoteDelivery {
+        tenant: TenantId,
+        event: EventSeq,
+        /// Of the event, before this try.
+        failures: u32,
+        /// `None` where it was delivered; at most `limits::WEBHOOK_ERROR_BYTES_MAX`.
+        error: Option<String>,
+    },
 }
 
 /// What a gateway asks for, gives back and tells of its requests, `limits::REPORT_ITEMS_MAX` items at
@@ -274,6 +305,11 @@ pub enum Outcome {
         answers: Vec<Answer>,
     },
     Refused(Refusal),
+    Webhook {
+        /// The command's secret is the webhook's now.
+        fresh: bool,
+    },
+    Event(EventSeq),
 }
 
 /// What a node's driver should look at again. Only that something changed: the state says what.
@@ -393,4 +429,14 @@ pub enum Refusal {
     ReportTooLong,
     #[error("an account's balance would be out of range")]
     BalanceRange,
+    #[error("this release knows no version {0} of the state: run the newest one everywhere")]
+    NewerVersion(u16),
+    #[error("the books of an earlier release are being taken over: ask again in a moment")]
+    OlderVersion,
+    #[error("there is no webhook: set one first")]
+    NoWebhook,
+    #[error("as many tenants have webhooks as can: remove one first")]
+    TooManyWebhooks,
+    #[error("a webhook can be changed and tested so often only: ask again later")]
+    TooManyActs { retry_after_ms: u64 },
 }

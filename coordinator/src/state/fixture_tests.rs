@@ -1,6 +1,8 @@
 //! States of every version as some release wrote them: this build reads them all.
 
 use super::apply::tests::filled;
+use super::codec::Newer;
+use super::webhooks::tests::filled_with_webhooks;
 use super::{Account, Origin, Outcome, State, Subject, TokenRole, codec, import};
 use crate::scratch::Scratch;
 use std::path::PathBuf;
@@ -153,19 +155,46 @@ fn a_state_of_version_2_is_read() {
     let mut ours = filled().state;
     ours.settlements = super::settlements::Settlements::not_yet();
     ours.settlements.begin(ours.requests.last);
-    assert_eq!(super::v2::upgrade(&mut state), Outcome::Done);
+    let raised = super::versions::raise(&mut state, codec::STATE_VERSION);
+    assert_eq!(raised, Ok(Outcome::Done));
     assert!(state == ours);
     state.check().unwrap();
 }
 
 #[test]
 fn a_state_of_version_3_is_read() {
-    let state = state("state-v3.bin");
+    let mut state = state("state-v3.bin");
     records_of_version_2(&state);
-    assert!(state.is_current());
+    assert_eq!(state.version(), 3);
     assert_eq!(state.settlement_last(), SettlementSeq(3));
-    // Equal histories make equal bytes, in this build as in the one that wrote the fixture.
+    let raised = super::versions::raise(&mut state, 4);
+    assert_eq!(raised, Ok(Outcome::Done));
+    // What this build comes to by the same commands.
     assert!(state == filled().state);
+}
+
+#[test]
+fn a_state_of_version_4_is_read() {
+    let state = state("state-v4.bin");
+    assert!(state.is_current());
+    let webhook = state.webhook(TenantId(1)).unwrap();
+    assert_eq!(webhook.url, "https://example.com/hook");
+    assert_eq!(webhook.secret, [9; 32]);
+    assert_eq!(
+        (webhook.delivered, webhook.dropped, webhook.given_up),
+        (1, 0, 0)
+    );
+    assert_eq!(webhook.failing.as_ref().unwrap().error, "it answered 500");
+    let events: Vec<_> = state
+        .webhook_events()
+        .map(|e| (e.id(), e.failures))
+        .collect();
+    assert_eq!(
+        events,
+        [("budget-t1-1970-01-50".into(), 1), ("test-t1-3".into(), 0)]
+    );
+    // Equal histories make equal bytes, in this build as in the one that wrote the fixture.
+    assert!(state == filled_with_webhooks().state);
 }
 
 /// What the commands of `filled` leave.
@@ -205,6 +234,6 @@ fn records_of_version_2(state: &State) {
 #[ignore = "writes the fixture of the current version, once, before the next version is begun"]
 fn write_the_fixture_of_the_current_version() {
     let name = format!("state-v{}.bin", codec::STATE_VERSION);
-    let bytes = codec::encode_state(&filled().state).unwrap();
+    let bytes = codec::encode_state(&filled_with_webhooks().state).unwrap();
     std::fs::write(fixture(&name), bytes).unwrap();
 }

@@ -10,7 +10,7 @@ use super::movements::Months;
 use super::prices::WHOLE;
 use super::requests::Work;
 use super::table::Table;
-use super::v2;
+use super::versions;
 use crate::planted::{self, Bug};
 use std::collections::BTreeMap;
 use trireme_shared::ids::{BasisPoints, NanoUsd, PostingId, RequestNumber, TenantId};
@@ -74,7 +74,7 @@ stored!(Ledger {
     balances,
     opening,
     last,
-    months
+    months since 3
 });
 
 impl Ledger {
@@ -105,7 +105,7 @@ impl Ledger {
         assert!(old.is_none(), "a posting's number is given once");
         let most = match self.months.kept {
             true => limits::LEDGER_POSTINGS_MAX,
-            false => v2::LEDGER_POSTINGS_MAX,
+            false => versions::LEDGER_POSTINGS_MAX_V2,
         };
         self.trim(most, limits::FORGOTTEN_AT_ONCE);
         Ok(id)

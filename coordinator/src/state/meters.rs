@@ -100,6 +100,11 @@ pub(super) fn hour(now_ms: u64) -> u64 {
     now_ms / HOUR_MS
 }
 
+/// `2026-11` of a month since January 1970.
+pub fn month_name(month: u64) -> String {
+    format!("{:04}-{:02}", 1_970 + month / 12, month % 12 + 1)
+}
+
 /// Days since 1970.
 pub(super) fn day(now_ms: u64) -> u64 {
     now_ms / DAY_MS

@@ -39,7 +39,8 @@ mod table;
 pub mod tenants;
 pub mod tokens;
 mod v1;
-mod v2;
+mod versions;
+pub mod webhooks;
 pub mod workers;
 
 pub use apply::apply;
@@ -53,6 +54,7 @@ pub use grants::{Answer, Ask, Left, Rate, Rates, Resets, Shortage};
 pub use leases::{Amounts, Gateway, Subject};
 pub use ledger::{Account, Posting, PostingKind};
 pub use members::{Certificate, CoordinatorRecord};
+pub use meters::month_name;
 pub use movements::Movements;
 pub use prices::{CostBreakdown, DEFAULT_PRICES, PriceList, Priced};
 pub use requests::{Counts, Ended, Final, OpenRequest, Progress, RequestRow, Work};
@@ -61,6 +63,7 @@ pub use settings::{KeySettings, Limits, Payment, Scopes, TenantSettings, TenantS
 pub use settlements::Settlement;
 pub use tenants::{ApiKey, KeyFault, Principal, Tenant};
 pub use tokens::{TokenRecord, TokenRole};
+pub use webhooks::{Topics, Webhook};
 pub use workers::WorkerRecord;
 
 use codec::{CodecError, stored};
@@ -85,6 +88,7 @@ pub struct State {
     settlements: settlements::Settlements,
     rollups: rollups::Rollups,
     leases: leases::Leases,
+    webhooks: webhooks::Webhooks,
     /// The newest time that a proposal brought, milliseconds since 1970.
     now_ms: u64,
     audit: audit::Audit,
@@ -102,9 +106,10 @@ stored!(State {
     prices,
     ledger,
     requests,
-    settlements,
+    settlements since 3,
     rollups,
     leases,
+    webhooks since 4,
     now_ms,
     audit,
     proposals
@@ -245,6 +250,7 @@ impl State {
         self.leases.check()?;
         self.check_billing()?;
         self.settlements.check(self.requests())?;
+        self.webhooks.check()?;
         self.audit.check()?;
         self.proposals.check()?;
         let gone = |id: &&WorkerId| self.is_removed(NodeId::Worker(**id));

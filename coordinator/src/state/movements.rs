@@ -4,7 +4,7 @@
 //! Kept true: an account's balance is what it had before the first month, and the sum of its months
 //! (`Ledger::check`).
 
-use super::codec::stored;
+use super::codec::{Newer, stored};
 use super::ledger::{Account, Posting, PostingKind};
 use super::meters::month;
 use super::table::Table;
@@ -45,7 +45,7 @@ impl Movements {
 
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Months {
-    /// False in a state of version 2 until `Command::Upgrade`: then nothing is written here.
+    /// False in a state of version 2 until it is raised: then nothing is written here.
     pub kept: bool,
     /// By account and month, counted from January 1970.
     pub rows: Table<(Account, u64), Movements>,
@@ -65,15 +65,16 @@ impl Default for Months {
     }
 }
 
-impl Months {
-    /// Of a state of version 2.
-    pub fn not_yet() -> Self {
+impl Newer for Months {
+    fn not_yet() -> Self {
         Self {
             kept: false,
             ..Self::default()
         }
     }
+}
 
+impl Months {
     pub fn note(&mut self, posting: &Posting) {
         if !self.kept {
             return;

@@ -184,10 +184,9 @@ impl State {
         self.ledger.months.balance_before(account, month)
     }
 
-    /// Whether it keeps all that this release does: not before `Command::Upgrade` where an older one
-    /// wrote it.
-    pub fn is_current(&self) -> bool {
-        self.settlements.kept
+    /// Whether the ledger's months are made: not yet in a state of version 2.
+    pub fn keeps_months(&self) -> bool {
+        self.ledger.months.kept
     }
 
     /// What a tenant used in those hours since 1970 (UTC), in the order of hour, model, key; of its

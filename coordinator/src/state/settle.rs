@@ -11,7 +11,7 @@ use super::requests::{Ended, Progress, RequestRow, merge_counts, merge_work};
 use super::rollups::{UsageKey, UsageTotals};
 use super::settlements::Settlement;
 use super::tenants::Tenants;
-use super::v2;
+use super::{versions, webhooks};
 use crate::planted::{self, Bug};
 use trireme_shared::ids::{
     GatewayLife, KeyId, NanoUsd, PostingId, RequestNumber, SettlementSeq, TenantId,
@@ -83,6 +83,9 @@ pub(super) fn settle(
         key: told.key,
     };
     state.rollups.add(of, totals, now_ms);
+    if charged.0 > 0 {
+        webhooks::look_at_budget(state, told.tenant, now_ms);
+    }
     state.settlements.add(Settlement {
         seq: SettlementSeq(0),
         request: row.number,
@@ -95,7 +98,7 @@ pub(super) fn settle(
     state.requests.put(row);
     let most = match state.settlements.kept {
         true => limits::REQUEST_ROWS_MAX,
-        false => v2::REQUEST_ROWS_MAX,
+        false => versions::REQUEST_ROWS_MAX_V2,
     };
     state.requests.trim(most, limits::FORGOTTEN_AT_ONCE);
 }

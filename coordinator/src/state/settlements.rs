@@ -4,7 +4,7 @@
 //! Kept true: sequence numbers have no gaps, and the newest `limits::SETTLEMENTS_KEPT` are kept; of a
 //! request none of whose settlements is gone, they sum to its row (`State::check`).
 
-use super::codec::{stored, stored_value};
+use super::codec::{Newer, stored, stored_value};
 use super::requests::{Counts, Ended, RequestRow};
 use super::table::Table;
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ pub struct Settlement {
 
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Settlements {
-    /// False in a state of version 2 until `Command::Upgrade`: then nothing is written here.
+    /// False in a state of version 2 until it is raised: then nothing is written here.
     pub kept: bool,
     pub rows: Table<SettlementSeq, Settlement>,
     pub last: SettlementSeq,
@@ -58,15 +58,16 @@ impl Default for Settlements {
     }
 }
 
-impl Settlements {
-    /// Of a state of version 2.
-    pub fn not_yet() -> Self {
+impl Newer for Settlements {
+    fn not_yet() -> Self {
         Self {
             kept: false,
             ..Self::default()
         }
     }
+}
 
+impl Settlements {
     /// From now on: of the requests there are, nobody wrote it down.
     pub fn begin(&mut self, last: RequestNumber) {
         self.kept = true;

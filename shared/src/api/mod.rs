@@ -1,5 +1,5 @@
 //! JSON bodies of the admin API and of the billing API: what `cluster status`, `tenant`, `usage` and the
-//! others read and write. `cluster`, `accounts`, `billing` and `export` hold them; `GET /openapi.json` tells all of it.
+//! others read and write. `cluster`, `accounts`, `billing`, `export` and `webhooks` hold them; `GET /openapi.json` tells all of it.
 //!
 //! | method and path | body -> answer |
 //! |---|---|
@@ -51,6 +51,8 @@
 //! | GET /billing/v1/prices | `Vec<ModelPrices>` |
 //! | GET /billing/v1/statements | `Vec<StatementMonth>` |
 //! | GET /billing/v1/statements/{yyyy-mm}[.json, .csv, .html] | `Statement`, or as the name or `Accept` says |
+//! | GET, PUT, DELETE /billing/v1/webhook | `WebhookReport`; PUT: `WebhookRequest` -> `WebhookSet` |
+//! | POST /billing/v1/webhook/test | `WebhookTested` |
 //!
 //! Errors have OpenAI's shape. Money is in whole nano-dollars (`*_nano_usd`), never a fraction; times are
 //! seconds since 1970 (`*_at`). What is not known of a query or a body is refused by name.
@@ -66,11 +68,13 @@ mod accounts;
 mod billing;
 mod cluster;
 mod export;
+mod webhooks;
 
 pub use accounts::*;
 pub use billing::*;
 pub use cluster::*;
 pub use export::*;
+pub use webhooks::*;
 
 /// 1 to `limits::IDEMPOTENCY_KEY_BYTES_MAX` printable ASCII characters.
 pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";

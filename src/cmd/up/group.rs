@@ -116,6 +116,7 @@ impl Seats {
                 let (exe, common) = (program.0.to_owned(), program.1.to_vec());
                 let (dir, token, addresses) = (dir.clone(), token_file.clone(), addresses.clone());
                 let controls = controls.clone();
+                let private_webhooks = args.allow_private_webhooks;
                 Box::new(move || {
                     let at = addresses.get().unwrap_or(&first);
                     let mut command = Command::new(&exe);
@@ -125,6 +126,9 @@ impl Seats {
                         .args(["--listen", &at.control.to_string()])
                         .args(["--http", &at.http.to_string(), "--data-dir"])
                         .arg(&dir);
+                    if private_webhooks {
+                        command.arg("--allow-private-webhooks");
+                    }
                     let others = controls.list();
                     if number > 1 && !others.is_empty() {
                         command.args(["--join", &others.join(",")]);

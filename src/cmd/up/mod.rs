@@ -76,6 +76,9 @@ pub struct UpArgs {
     /// Which CPU kernels the workers run
     #[arg(long, value_enum, default_value_t)]
     isa: IsaChoice,
+    /// Let tenants' webhooks be at private addresses, and on this machine by http
+    #[arg(long)]
+    allow_private_webhooks: bool,
     /// Skip the first question
     #[arg(long)]
     no_demo: bool,

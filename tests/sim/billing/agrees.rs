@@ -54,6 +54,7 @@ impl Model {
         if state.open_requests().count() != self.open.len() {
             return Err("a request under way is missing".into());
         }
+        self.tellings.agrees(state)?;
         self.requests_agree(state)
     }
 

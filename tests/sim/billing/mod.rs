@@ -6,6 +6,7 @@
 //! does not foretell: it holds every answer to what was there.
 
 mod agrees;
+mod webhooks;
 
 use std::collections::BTreeMap;
 use trireme_coordinator::state::{
@@ -16,6 +17,7 @@ use trireme_shared::ids::{
     CoordinatorId, GatewayLife, KeyId, NanoUsd, RequestId, TenantId, Tokens,
 };
 use trireme_shared::limits;
+use webhooks::Tellings;
 
 /// A request, or all attempts under one idempotency key.
 #[derive(Clone)]
@@ -59,6 +61,7 @@ pub struct Model {
     bills: Vec<Bill>,
     of_request: BTreeMap<RequestId, usize>,
     of_key: BTreeMap<(TenantId, [u8; 32]), usize>,
+    tellings: Tellings,
 }
 
 type Told = Result<(), String>;
@@ -92,12 +95,21 @@ impl Model {
             return Ok(());
         }
         self.now_ms = self.now_ms.max(proposal.at_ms);
+        let told = self.take(proposal, outcome);
+        self.tellings.turn(self.now_ms);
+        told
+    }
+
+    fn take(&mut self, proposal: &Proposal, outcome: &Outcome) -> Told {
         let now_s = self.now_ms / 1_000;
+        self.tellings.on(&proposal.command, outcome, self.now_ms)?;
         match (&proposal.command, outcome) {
             (Command::PutTenant { name, settings }, Outcome::Tenant(id)) => {
                 self.names.insert(name.clone(), *id);
                 self.settle_tenant(*id, settings);
+                self.look_at_budget(*id);
             }
+            (Command::PutWebhook { tenant, .. }, _) => self.look_at_budget(*tenant),
             (
                 Command::CreateKey {
                     tenant: name,
@@ -203,7 +215,22 @@ impl Model {
         purse.day_tokens = settings.limits.tokens_per_day.map(|t| t.0);
     }
 
+    /// What it was charged this month is held against its budget, for who wants to be told.
+    fn look_at_budget(&mut self, tenant: TenantId) {
+        let Some(purse) = self.purses.get(&Subject::Tenant(tenant)) else {
+            return;
+        };
+        let spent = purse.spent.get(&month(self.now_ms)).copied();
+        let (spent, budget) = (spent.unwrap_or_default(), purse.budget);
+        self.tellings.spent(tenant, spent, budget, self.now_ms);
+    }
+
     fn pay(&mut self, from: Account, to: Account, amount: i128) {
+        for account in [&from, &to] {
+            if let (Account::Tenant(tenant), true) = (account, amount != 0) {
+                self.tellings.moved(*tenant, self.now_ms);
+            }
+        }
         *self.balances.entry(from).or_default() -= amount;
         *self.balances.entry(to).or_default() += amount;
     }
@@ -425,6 +452,9 @@ impl Model {
             *purse.used.entry(day(self.now_ms)).or_default() += tokens;
         }
         self.bills[number] = bill;
+        if charge > 0 {
+            self.look_at_budget(told.tenant);
+        }
     }
 
     fn price(&self, model: &str, at_s: u64) -> PriceList {

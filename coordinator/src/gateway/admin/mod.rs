@@ -1,13 +1,12 @@
 //! The admin API (`trireme_shared::api` has the table), by area: `cluster` (status, members, nodes),
 //! `serving` (deployments and plans), `access` (join tokens), `trust` (CA, audit log, backup), and accounts:
 //! `tenants`, `keys`, `prices`, `money` (credits, refunds, the ledger), `providers`,
-//! `settlements` (what an export reads). Writes go through `act`.
+//! `settlements` (what an export reads). Writes go through `gateway::act`.
 //!
 //! What it keeps true: only the admin passes; reads are as new as the group's leader confirms, or say
 //! that they may not be.
 
 mod access;
-mod act;
 mod cluster;
 mod keys;
 mod members;
@@ -19,19 +18,19 @@ mod settlements;
 mod tenants;
 mod trust;
 
+use super::act::{self, Act};
+use super::auth;
 use super::billing::params::Params;
 use super::billing::{fresh, now_ms};
 use super::error::ApiError;
 use super::openapi::Refused;
 use super::server::GatewayState;
-use super::{auth, body};
 use crate::state::State as Replica;
-use act::Act;
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
+use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use trireme_shared::api::IdempotencyKey;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -83,29 +82,18 @@ async fn admit<T: DeserializeOwned + Send + 'static>(
     gateway: &GatewayState,
     request: Request,
 ) -> Result<(Act, T), ApiError> {
-    let (parts, content) = request.into_parts();
-    let plain = |act| Params::of(&parts.uri, &[]).map(|_| act);
-    let act = match Act::admit(gateway, &parts).and_then(plain) {
-        Ok(act) => act,
-        Err(error) => {
-            body::discard(content).await;
-            return Err(error);
-        }
-    };
-    let parsed = body::parse(&parts.headers, content, |value: Value| {
-        serde_json::from_value(value)
-            .map_err(|error| ApiError::body(format!("The body is not as it should be: {error}.")))
-    });
-    Ok((act, parsed.await?))
+    act::with_body(gateway, request, plain).await
 }
 
-/// Lets the admin in; the act needs no body, and one that comes is thrown away.
+/// Lets the admin in; the act needs no body.
 async fn admit_bare(gateway: &GatewayState, request: Request) -> Result<Act, ApiError> {
-    let (parts, content) = request.into_parts();
-    body::discard(content).await;
-    let act = Act::admit(gateway, &parts)?;
-    Params::of(&parts.uri, &[])?;
-    Ok(act)
+    act::bare(gateway, request, plain).await
+}
+
+/// The admin's act, without parameters.
+fn plain(gateway: &GatewayState, parts: &Parts) -> Result<Act, ApiError> {
+    let act = Act::admit(gateway, parts)?;
+    Params::of(&parts.uri, &[]).map(|_| act)
 }
 
 /// A part of a path, which may be no UTF-8.

@@ -1,6 +1,7 @@
 //! Dates and months of UTC in the billing API. Months are counted from January 1970, as the state does.
 
 use crate::gateway::error::ApiError;
+pub use crate::state::month_name;
 use time::format_description::well_known::Rfc3339;
 use time::{Date, Month, OffsetDateTime, Time};
 
@@ -9,11 +10,6 @@ pub const DAY_S: u64 = 86_400;
 
 /// Last month that a date can be told of: December 9999.
 const LAST_MONTH: u64 = (9_999 - 1_970) * 12 + 11;
-
-/// `2026-11`
-pub fn month_name(month: u64) -> String {
-    format!("{:04}-{:02}", 1_970 + month / 12, month % 12 + 1)
-}
 
 /// The reverse of `month_name`, and no other spelling.
 pub fn parse_month(text: &str) -> Option<u64> {

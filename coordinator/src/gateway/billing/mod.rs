@@ -1,6 +1,6 @@
 //! The billing API below `/billing/v1`, for a tenant's own key, and what the admin API answers of one
 //! tenant by the same functions. An area a file: `account` (balance, limits, prices), `usage`, `requests`,
-//! `statements`.
+//! `statements`, `webhook`.
 //!
 //! What it keeps true: whose data it is comes from the key and from nothing else; no parameter, path or
 //! cursor of a tenant's request names a tenant, and what another tenant owns is answered as what does not
@@ -16,6 +16,7 @@ mod statement_csv;
 pub mod statement_html;
 pub mod statements;
 pub mod usage;
+mod webhook;
 
 use super::auth;
 use super::error::ApiError;
@@ -40,6 +41,8 @@ pub fn routes() -> OpenApiRouter<GatewayState> {
         .routes(routes!(requests::own_one))
         .routes(routes!(statements::own))
         .routes(routes!(statements::own_one))
+        .routes(routes!(webhook::own, webhook::put, webhook::remove))
+        .routes(routes!(webhook::test))
 }
 
 /// A question under way: who is asked about, and the state it is answered from.
@@ -62,7 +65,7 @@ pub async fn fresh(gateway: &GatewayState) -> bool {
 /// an older release.
 pub fn has_months(state: &State) -> Result<(), ApiError> {
     let words = "The books of an earlier release are being taken over: ask again in a moment.";
-    match state.is_current() {
+    match state.keeps_months() {
         true => Ok(()),
         false => Err(ApiError::unavailable("upgrading", words, 1)),
     }

@@ -7,7 +7,9 @@
 mod page;
 mod refusals;
 
-pub use refusals::{Refused, RefusedAct, RefusedLog, RefusedOne, RefusedOpen, RefusedWork};
+pub use refusals::{
+    Refused, RefusedAct, RefusedLog, RefusedOften, RefusedOne, RefusedOpen, RefusedWork,
+};
 
 use super::billing::statements;
 use super::envelope::RequestContext;

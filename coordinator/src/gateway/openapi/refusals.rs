@@ -41,7 +41,9 @@ fn meaning(status: u16) -> &'static str {
         410 => "It was kept once, and is kept no longer",
         413 => "The body is too large",
         415 => "The body is not plain `application/json`",
-        429 => "A limit, a budget or the balance is used up",
+        429 => {
+            "A limit, a budget or the balance is used up: `retry-after` says until when, where waiting helps"
+        }
         500 => "We failed",
         503 => "We cannot now: try again after `retry-after` seconds",
         _ => "An error",
@@ -85,6 +87,8 @@ refused! {
     RefusedLog: 400, 401, 403, 410, 500, 503;
     /// Of a change.
     RefusedAct: 400, 401, 403, 404, 408, 409, 413, 415, 500, 503;
+    /// Of a change that can be made so often only.
+    RefusedOften: 400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503;
     /// Of work for a model.
     RefusedWork: 400, 401, 403, 404, 408, 413, 415, 429, 500, 503;
 }

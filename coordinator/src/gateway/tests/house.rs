@@ -7,6 +7,7 @@ use crate::gateway::{GatewayParts, GatewayState, router};
 use crate::raft::group::Group;
 use crate::scratch::{Scratch, group_of_one};
 use crate::state::{Command, KeySettings, Outcome, TokenRole, UsageTotals};
+use crate::webhooks::reach::Reach;
 use axum::body::Body;
 use axum::http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -156,6 +157,7 @@ impl House {
             group: group.clone(),
             cache_dir: Some(dir.path().to_owned()),
             traces: Default::default(),
+            reach: Reach::Public,
         })
         .unwrap();
         Self {
@@ -211,8 +213,13 @@ impl House {
 
     /// Asks the admin API; a body that is null is none.
     pub async fn admin(&self, method: &str, path: &str, body: Value) -> Answer {
+        self.ask_as(ADMIN, method, path, body).await
+    }
+
+    /// Asks under a key; a body that is null is none.
+    pub async fn ask_as(&self, key: &str, method: &str, path: &str, body: Value) -> Answer {
         let mut request = Request::builder().method(method).uri(path);
-        request = request.header("authorization", format!("Bearer {ADMIN}"));
+        request = request.header("authorization", format!("Bearer {key}"));
         request = request.header("content-type", "application/json");
         let content = match body {
             Value::Null => Body::empty(),

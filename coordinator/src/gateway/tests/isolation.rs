@@ -3,19 +3,33 @@
 use super::house::{House, KEY};
 use serde_json::{Value, json};
 
-/// Every path of the document below `/billing/v1`, of `GET`.
+/// Every path of the document below `/billing/v1` that can be asked. What else can be done there is looked at in
+/// `webhook`.
 fn routes() -> Vec<String> {
     let (_, document) = crate::gateway::openapi::documented();
     let document = serde_json::to_value(&document).unwrap();
     let paths = document["paths"].as_object().unwrap();
     let own = paths.iter().filter(|(p, _)| p.starts_with("/billing/v1"));
-    own.map(|(path, item)| {
-        assert_eq!(
-            item.as_object().unwrap().keys().collect::<Vec<_>>(),
-            ["get"],
-            "{path}"
-        );
-        path.clone()
+    let methods = |item: &Value| {
+        item.as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    own.filter_map(|(path, item)| match path.as_str() {
+        "/billing/v1/webhook/test" => {
+            assert_eq!(methods(item), ["post"]);
+            None
+        }
+        "/billing/v1/webhook" => {
+            assert_eq!(methods(item), ["delete", "get", "put"]);
+            Some(path.clone())
+        }
+        _ => {
+            assert_eq!(methods(item), ["get"], "{path}");
+            Some(path.clone())
+        }
     })
     .collect()
 }
@@ -33,6 +47,14 @@ async fn nothing_of_another_tenant_is_told() {
     house
         .done("POST", "/admin/v1/tenants/zeta/credits", credit)
         .await;
+    for (key, tenant) in [(KEY, "acme"), (&zeta, "zeta")] {
+        let url = format!("https://{tenant}.example.com/hook");
+        let wanted = json!({"url": url, "events": ["statement.ready"]});
+        let set = house
+            .ask_as(key, "PUT", "/billing/v1/webhook", wanted)
+            .await;
+        assert_eq!(set.status, 200, "{}", set.text);
+    }
     let get = async |path: String, key: &str| house.get(&path, key).await;
     let own = get("/billing/v1/requests".into(), &zeta).await.json();
     let ids: Vec<String> = own["requests"]

@@ -18,3 +18,4 @@ mod paid;
 mod places;
 mod settlements;
 mod stream;
+mod webhook;

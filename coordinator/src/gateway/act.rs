@@ -1,4 +1,4 @@
-//! An administrative write: who asks, from where, and under which proposal id.
+//! A write of the admin's, or of a tenant's to its own: who asks, from where, and under which proposal id.
 //!
 //! What it keeps true: the same key on the same method and path by the same principal is the same
 //! proposal, at whichever coordinator it is asked; whatever is left in doubt is answered with the key
@@ -10,13 +10,18 @@
 
 use crate::fleet::FleetError;
 use crate::gateway::auth;
+use crate::gateway::body;
 use crate::gateway::error::ApiError;
 use crate::gateway::idempotency;
 use crate::gateway::server::{GatewayState, PeerAddress};
 use crate::raft::group::{GroupError, Terms};
 use crate::state::{Origin, ProposalId};
+use axum::extract::Request;
 use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
+use trireme_shared::ids::TenantId;
 
 const DOMAIN: &[u8] = b"trireme idempotency";
 
@@ -30,13 +35,24 @@ impl Act {
     /// Lets only the admin pass.
     pub fn admit(gateway: &GatewayState, parts: &Parts) -> Result<Self, ApiError> {
         auth::admin(&gateway.group, &parts.headers)?;
+        Self::by(gateway, parts, auth::ADMIN.into())
+    }
+
+    /// Lets a tenant pass that writes what is its own.
+    pub fn own(gateway: &GatewayState, parts: &Parts) -> Result<(Self, TenantId), ApiError> {
+        let (tenant, key) = auth::billing(&gateway.group, &parts.headers)?;
+        let act = Self::by(gateway, parts, format!("key {key} of {tenant}"))?;
+        Ok((act, tenant))
+    }
+
+    fn by(gateway: &GatewayState, parts: &Parts, who: String) -> Result<Self, ApiError> {
         let key = match idempotency::key(&parts.headers)? {
             Some(key) => key.to_owned(),
             None => new_key(gateway)?,
         };
         let from = parts.extensions.get::<PeerAddress>();
         let origin = Origin {
-            who: auth::ADMIN.into(),
+            who,
             from: from.map_or_else(|| "unknown".into(), |peer| peer.0.to_string()),
         };
         let (method, path) = (parts.method.as_str(), parts.uri.path());
@@ -61,6 +77,38 @@ impl Act {
             other => other.into(),
         })
     }
+}
+
+/// Lets a write in by `admit` and parses its body.
+pub async fn with_body<A, T: DeserializeOwned + Send + 'static>(
+    gateway: &GatewayState,
+    request: Request,
+    admit: fn(&GatewayState, &Parts) -> Result<A, ApiError>,
+) -> Result<(A, T), ApiError> {
+    let (parts, content) = request.into_parts();
+    let admitted = match admit(gateway, &parts) {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            body::discard(content).await;
+            return Err(error);
+        }
+    };
+    let parsed = body::parse(&parts.headers, content, |value: Value| {
+        serde_json::from_value(value)
+            .map_err(|error| ApiError::body(format!("The body is not as it should be: {error}.")))
+    });
+    Ok((admitted, parsed.await?))
+}
+
+/// Lets a write in that needs no body; one that comes is thrown away.
+pub async fn bare<A>(
+    gateway: &GatewayState,
+    request: Request,
+    admit: fn(&GatewayState, &Parts) -> Result<A, ApiError>,
+) -> Result<A, ApiError> {
+    let (parts, content) = request.into_parts();
+    body::discard(content).await;
+    admit(gateway, &parts)
 }
 
 /// A key for one write, good anywhere in the group.
