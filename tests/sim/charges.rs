@@ -107,9 +107,10 @@ impl Charges {
         key: KeyId,
     ) -> Command {
         let mut report = Report::new(life);
-        let line = state.key(key).map_or(key, |key| key.line);
-        let subjects = [Subject::Tenant(tenant), Subject::Key(line)];
-        for subject in subjects {
+        // A replica that is behind may not know the key, and whose line it is of.
+        let line = state.key(key).map(|key| Subject::Key(key.line));
+        let own = Subject::Tenant(tenant);
+        for subject in [Some(own), line].into_iter().flatten() {
             if chance.happens(400) {
                 continue;
             }
@@ -121,7 +122,7 @@ impl Charges {
         }
         if chance.happens(300) {
             report.returns.push(Return {
-                subject: subjects[0],
+                subject: own,
                 unneeded: amounts(chance, 10_000),
             });
         }
