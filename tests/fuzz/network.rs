@@ -12,6 +12,7 @@ use trireme_shared::ids::{
     CoordinatorId, DeploymentId, Epoch, Rank, Replica, RequestId, Stage, TenantId, TokenRecordId,
     WorkerId,
 };
+use trireme_shared::limits::PAGE_TOKENS;
 use trireme_shared::model::{RankShare, Span};
 use trireme_shared::plan::{Assignment, LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
 use trireme_shared::transport::join::{JoinAnswer, JoinRequest};
@@ -306,10 +307,11 @@ fn step_plan() -> StepPlan {
             logprobs: Some(2),
             prompt_logprobs: Some(1),
             generated: vec![(1, 2)],
+            held: vec![3],
         }],
         entries: vec![PlanEntry {
             key,
-            context: 0,
+            context: PAGE_TOKENS as u32,
             tokens: vec![1, 2, 3],
             new_pages: vec![4],
             score: Some(Score {
