@@ -93,16 +93,15 @@ fn a_full_log_segment_has_the_next_one_made_ahead() {
     let folder = Folder::open(scratch.path()).unwrap();
     let (mut wal, _) = Wal::open(folder, LogId([3; 16])).unwrap();
     let spare = scratch.path().join("spare");
-    let mut index = 1;
-    while wal.disk().list().unwrap().len() < 2 {
+    let mut seen = Vec::new();
+    for index in 1.. {
         wal.append(&wal_tests::batch(index, 1, 1, 1 << 20)).unwrap();
         wal.disk().wait_for_spare();
-        let half_full = index > 8;
-        assert_eq!(
-            spare.exists(),
-            half_full && wal.disk().list().unwrap().len() < 2,
-            "{index}"
-        );
-        index += 1;
+        if wal.disk().list().unwrap().len() == 2 {
+            break;
+        }
+        seen.push(spare.exists());
     }
+    assert_eq!((seen.first(), seen.last()), (Some(&false), Some(&true)));
+    assert!(!spare.exists(), "it is the second segment");
 }
