@@ -21,11 +21,13 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F/BW/VL + VNNI.
     Avx512Vnni,
+    /// The same, and AMX int8 tiles for products of several rows.
+    Amx,
 }
 
 impl Isa {
     /// Every path, best first.
-    pub const ALL: [Self; 3] = [Self::Avx512Vnni, Self::Avx2, Self::Portable];
+    pub const ALL: [Self; 4] = [Self::Amx, Self::Avx512Vnni, Self::Avx2, Self::Portable];
 
     /// Whether this machine can run it.
     pub fn available(self) -> bool {
@@ -45,16 +47,18 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            Self::Amx => Self::Avx512Vnni.available() && cpu::amx_available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
     }
 
-    /// The best this machine has.
+    /// The best this machine has: of those it can run the first, AMX only where it is measured to
+    /// be faster.
     pub fn detect() -> Self {
         Self::ALL
             .into_iter()
-            .find(|isa| isa.available())
+            .find(|&isa| isa.available() && (isa != Self::Amx || cpu::amx_pays()))
             .unwrap_or(Self::Portable)
     }
 
@@ -63,6 +67,7 @@ impl Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Amx => "amx",
         }
     }
 }

@@ -64,6 +64,14 @@ impl Lanes for Avx2 {
         _mm256_storeu_ps(to.add(8), self.1)
     }
     #[inline(always)]
+    unsafe fn load_i32(from: *const i32) -> Self {
+        let from = from.cast::<__m256i>();
+        Self(
+            _mm256_cvtepi32_ps(_mm256_loadu_si256(from)),
+            _mm256_cvtepi32_ps(_mm256_loadu_si256(from.add(1))),
+        )
+    }
+    #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
         Self(
             _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
