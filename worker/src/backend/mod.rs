@@ -58,7 +58,7 @@ impl Isa {
     pub fn detect() -> Self {
         Self::ALL
             .into_iter()
-            .find(|&isa| isa.available() && (isa != Self::Amx || cpu::amx_pays()))
+            .find(|&isa| isa.available() && (isa != Self::Amx || cpu::amx_rows_min().is_some()))
             .unwrap_or(Self::Portable)
     }
 

@@ -94,9 +94,10 @@ pub(super) fn amx_available() -> bool {
     amx::available()
 }
 
-/// Whether it makes products faster there.
-pub(super) fn amx_pays() -> bool {
-    multiply::tiles_win_from().is_some()
+/// From how many rows on AMX multiplies faster than VNNI on this machine, which has it; none if it
+/// never does. Measured when first asked for.
+pub(crate) fn amx_rows_min() -> Option<usize> {
+    multiply::tiles_win_from()
 }
 
 /// The rows of chunk `chunk`: what one task takes through a group.
@@ -220,17 +221,17 @@ impl Backend for Cpu {
     fn embed(&mut self, table: &Packed, vocab: Span, tokens: &[u32], out: &mut CpuPartial) {
         let width = table.columns;
         out.reshape(tokens.len(), width);
-        let mut narrow = vec![0.0; width];
-        for (&token, out) in tokens.iter().zip(out.data.chunks_exact_mut(width)) {
-            if vocab.range().contains(&(token as usize)) {
-                table.unpack_row((token - vocab.start) as usize, &mut narrow);
-                for (out, value) in out.iter_mut().zip(&narrow) {
-                    *out = f64::from(*value);
+        let to = Shared(out.data.as_mut_ptr());
+        self.for_rows(tokens.len(), width, &|row| {
+            // SAFETY: each task has rows of its own.
+            let out = unsafe { to.slice(row * width, width) };
+            match tokens[row] {
+                token if vocab.range().contains(&(token as usize)) => {
+                    table.unpack_row((token - vocab.start) as usize, out);
                 }
-            } else {
-                out.fill(0.0);
+                _ => out.fill(0.0),
             }
-        }
+        });
     }
 
     fn rms_norm(&mut self, x: &CpuRows, weight: &Vec<f32>, eps: f32, out: &mut CpuRows) {
@@ -474,10 +475,16 @@ impl Backend for Cpu {
     }
 
     fn round(&mut self, partial: &CpuPartial, out: &mut CpuRows) {
-        out.reshape(partial.rows, partial.width);
-        for (out, value) in out.data.iter_mut().zip(&partial.data) {
-            *out = *value as f32;
-        }
+        let width = partial.width;
+        out.reshape(partial.rows, width);
+        let to = Shared(out.data.as_mut_ptr());
+        self.for_rows(partial.rows, width, &|row| {
+            // SAFETY: each task has rows of its own.
+            let out = unsafe { to.slice(row * width, width) };
+            for (out, value) in out.iter_mut().zip(&partial.data[row * width..]) {
+                *out = *value as f32;
+            }
+        });
     }
 
     fn add(&mut self, x: &mut CpuRows, delta: &CpuPartial) {

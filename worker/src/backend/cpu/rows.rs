@@ -140,15 +140,19 @@ unsafe fn quantise_blocks<V: Lanes>(
         // A block of denormals: 1 / scale overflows, and the block counts as zero.
         let inverse = V::splat(if inverse.is_finite() { inverse } else { 0.0 });
         let at = row * to.row_blocks + first + block;
-        let mut totals = [0; 2];
+        // Sums of whole numbers far below 2^24: exact in f32, in whichever order.
+        let (mut coarse_sum, mut fine_sum) = (V::zero(), V::zero());
         for (half, x) in [a, b].into_iter().enumerate() {
             let place = block * BLOCK + half * LANES;
             let q = x.mul(inverse).round();
             let coarse = q.mul(V::splat(1.0 / COARSE)).round();
-            totals[0] += coarse.store_i8(coarse_bytes.add(place));
             let fine = coarse.fma(V::splat(-COARSE), q);
-            totals[1] += fine.store_i8(fine_bytes.add(place));
+            coarse.store_i8(coarse_bytes.add(place));
+            fine.store_i8(fine_bytes.add(place));
+            coarse_sum = coarse_sum.add(coarse);
+            fine_sum = fine_sum.add(fine);
         }
+        let totals = [coarse_sum.sum() as i32, fine_sum.sum() as i32];
         *to.scales.add(at) = scale;
         *to.totals.add(at) = totals;
         let total = COARSE as i32 * totals[0] + totals[1];

@@ -108,10 +108,9 @@ impl Lanes for Avx512 {
         _mm512_reduce_max_ps(self.0)
     }
     #[inline(always)]
-    unsafe fn store_i8(self, to: *mut i8) -> i32 {
+    unsafe fn store_i8(self, to: *mut i8) {
         let whole = _mm512_cvtps_epi32(self.0);
         _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(whole));
-        _mm512_reduce_add_epi32(whole)
     }
 
     #[inline(always)]

@@ -72,8 +72,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn add_to_f64(self, to: *mut f64);
     unsafe fn sum(self) -> f32;
     unsafe fn largest(self) -> f32;
-    /// Rounds to nearest, stores as bytes (values lie in -127..=127), and gives their sum.
-    unsafe fn store_i8(self, to: *mut i8) -> i32;
+    /// Rounds to nearest and stores as bytes; values lie in -127..=127.
+    unsafe fn store_i8(self, to: *mut i8);
 
     unsafe fn acc4() -> Self::Acc4;
     /// The low and the high nibbles of 64 bytes.

@@ -120,10 +120,9 @@ impl Lanes for Portable {
         self.0.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
     }
     #[inline(always)]
-    unsafe fn store_i8(self, to: *mut i8) -> i32 {
+    unsafe fn store_i8(self, to: *mut i8) {
         let bytes = self.0.map(|v| v.round_ties_even() as i8);
         to.cast::<[i8; LANES]>().write_unaligned(bytes);
-        bytes.iter().map(|&b| i32::from(b)).sum()
     }
 
     #[inline(always)]
