@@ -427,6 +427,8 @@ pub enum IsaChoice {
     Portable,
     Avx2,
     Avx512Vnni,
+    /// Never seen to run on such a machine yet: only with TRIREME_AMX=1 in the environment
+    Amx,
 }
 
 impl IsaChoice {
@@ -436,19 +438,21 @@ impl IsaChoice {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Amx => "amx",
         }
     }
 
     /// Refuses what this machine does not have.
     fn choose(self) -> Result<Isa> {
         let best = Isa::detect();
-        let (isa, has) = match self {
-            Self::Auto => (best, true),
-            Self::Portable => (Isa::Portable, true),
-            Self::Avx2 => (Isa::Avx2, best != Isa::Portable),
-            Self::Avx512Vnni => (Isa::Avx512Vnni, best == Isa::Avx512Vnni),
+        let isa = match self {
+            Self::Auto => best,
+            Self::Portable => Isa::Portable,
+            Self::Avx2 => Isa::Avx2,
+            Self::Avx512Vnni => Isa::Avx512Vnni,
+            Self::Amx => Isa::Amx,
         };
-        if !has {
+        if !isa.available() {
             return Err(Failure::usage(
                 format!("this machine has no {}", isa.name()),
                 format!("use --isa auto; the best here is {}", best.name()),

@@ -2,6 +2,7 @@
 //! without batcher, sampler or network.
 
 use crate::backend::Isa;
+use crate::backend::cpu::amx_rows_min;
 use crate::bandwidth::read_bandwidth;
 use crate::model::{Batch, Forward, ForwardError, LoadError, RankModel, Runtime, SequenceSlice};
 use crate::parallel::{Abort, Solo};
@@ -35,6 +36,8 @@ pub struct EngineBench {
 pub struct EngineBenchReport {
     pub model: String,
     pub isa: &'static str,
+    /// With AMX: from how many rows on it was measured to multiply faster than VNNI.
+    pub amx_rows_min: Option<usize>,
     pub threads: usize,
     pub prompt_tokens: usize,
     pub gen_tokens: usize,
@@ -118,6 +121,10 @@ impl EngineBench {
                 .clone()
                 .unwrap_or_else(|| self.model.display().to_string()),
             isa: self.isa.name(),
+            amx_rows_min: match self.isa {
+                Isa::Amx => amx_rows_min(),
+                _ => None,
+            },
             threads: self.threads,
             prompt_tokens: self.prompt_tokens,
             gen_tokens: self.gen_tokens,

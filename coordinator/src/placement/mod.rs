@@ -39,7 +39,7 @@ impl Candidate {
 /// decode is bound by memory, so the ratios are far smaller than those of arithmetic alone.
 pub fn thread_speed(isa: &str) -> u32 {
     match isa {
-        "avx512-vnni" => 4,
+        "amx" | "avx512-vnni" => 4,
         "avx2" => 3,
         _ => 1,
     }

@@ -100,6 +100,9 @@ fn show(report: &EngineBenchReport) {
         &["phase", ">batch", ">tok/s", ">ms/step"],
         rows,
     ));
+    if let Some(rows) = report.amx_rows_min {
+        term::out(format!("products of {rows} or more rows go by AMX tiles"));
+    }
     if let Some(alone) = report.decode.iter().find(|speed| speed.batch == 1) {
         let rate = alone.tokens_per_second * report.weight_bytes as f64;
         term::out(format!(

@@ -12,6 +12,9 @@ pub use weights::WeightView;
 use crate::model::SequenceSlice;
 use trireme_shared::model::{Rope, Span};
 
+/// Without this variable in the environment AMX is left alone.
+pub const ASK_FOR_AMX: &str = "TRIREME_AMX";
+
 /// Which CPU kernels run. Detected at start; each can be forced (`--isa`), and tests force each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
@@ -21,11 +24,13 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F/BW/VL + VNNI.
     Avx512Vnni,
+    /// The same, and AMX int8 tiles for products of several rows.
+    Amx,
 }
 
 impl Isa {
     /// Every path, best first.
-    pub const ALL: [Self; 3] = [Self::Avx512Vnni, Self::Avx2, Self::Portable];
+    pub const ALL: [Self; 4] = [Self::Amx, Self::Avx512Vnni, Self::Avx2, Self::Portable];
 
     /// Whether this machine can run it.
     pub fn available(self) -> bool {
@@ -45,16 +50,23 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            // Only where it is asked for, until it has been seen on such a machine (docs/performance.md).
+            Self::Amx => {
+                Self::Avx512Vnni.available()
+                    && std::env::var_os(ASK_FOR_AMX).is_some()
+                    && cpu::amx_available()
+            }
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
     }
 
-    /// The best this machine has.
+    /// The best this machine has: of those it can run the first, AMX only where it is measured to
+    /// be faster.
     pub fn detect() -> Self {
         Self::ALL
             .into_iter()
-            .find(|isa| isa.available())
+            .find(|&isa| isa.available() && (isa != Self::Amx || cpu::amx_rows_min().is_some()))
             .unwrap_or(Self::Portable)
     }
 
@@ -63,6 +75,7 @@ impl Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Amx => "amx",
         }
     }
 }

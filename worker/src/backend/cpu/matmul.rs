@@ -15,36 +15,55 @@
 use super::lanes::{LANES, Lanes, kernel};
 use super::pack::{BLOCK, BYTE_TILE_BYTES, Format, GROUP_ROWS, NIBBLE_TILE_BYTES, TILE};
 use super::rows::{COARSE, CpuRows};
+use std::mem::MaybeUninit;
 
-/// Rows of one call.
-pub(super) const ROWS_MAX: usize = 8;
+/// Rows of one call: their bytes stay in the caches while a prefill walks over the weights.
+pub(super) const ROWS_MAX: usize = 64;
 
 /// Bytes ahead of the weights in use to ask for: far enough for the latency of memory at full
 /// speed, near enough to stay in the first-level cache. Found by measurement (2.5 KiB to 10 KiB
 /// are alike).
 const AHEAD: usize = 5 << 10;
 
-/// Output of one call: `rows x GROUP_ROWS`.
+/// Output of one call, `rows x GROUP_ROWS`, of whose rows as many columns are written as the
+/// group's tiles have.
 #[repr(align(64))]
-pub(super) struct Sums(pub(super) [f32; ROWS_MAX * GROUP_ROWS]);
+pub(super) struct GroupSums<T>([MaybeUninit<T>; ROWS_MAX * GROUP_ROWS]);
 
-/// The same in f64, for sums that other ranks go on with.
-#[repr(align(64))]
-pub(super) struct WideSums(pub(super) [f64; ROWS_MAX * GROUP_ROWS]);
+impl<T> GroupSums<T> {
+    pub(super) fn new() -> Self {
+        Self([const { MaybeUninit::uninit() }; ROWS_MAX * GROUP_ROWS])
+    }
+
+    pub(super) fn as_mut_ptr(&mut self) -> *mut T {
+        self.0.as_mut_ptr().cast()
+    }
+
+    /// The first `columns` sums of a row.
+    ///
+    /// # Safety
+    /// A call wrote them.
+    pub(super) unsafe fn row(&mut self, row: usize, columns: usize) -> &mut [T] {
+        let row = &mut self.0[row * GROUP_ROWS..][..columns];
+        // SAFETY: initialised by this function's contract; `MaybeUninit<T>` is laid out as `T`.
+        unsafe { &mut *(&raw mut *row as *mut [T]) }
+    }
+}
 
 /// One call's inputs: `rows` rows from the pointers on.
 #[derive(Clone, Copy)]
 pub(super) struct Inputs {
-    rows: usize,
+    pub(super) rows: usize,
     /// Values of a row, and blocks of a quantised one.
-    width: usize,
-    row_blocks: usize,
+    pub(super) width: usize,
+    pub(super) row_blocks: usize,
     data: *const f32,
-    coarse: *const i8,
-    fine: *const i8,
-    scales: *const f32,
+    /// Coarse bytes of the first row; its fine ones, the next row's coarse ones and so on follow,
+    /// `width` apart.
+    pub(super) bytes: *const i8,
+    pub(super) scales: *const f32,
     totals: *const [i32; 2],
-    scaled_totals: *const f32,
+    pub(super) scaled_totals: *const f32,
 }
 
 impl Inputs {
@@ -52,42 +71,25 @@ impl Inputs {
     pub(super) fn new(x: &CpuRows, first: usize, rows: usize) -> Self {
         assert!(rows <= ROWS_MAX && first + rows <= x.rows);
         let (at, block) = (first * x.width, first * (x.width / BLOCK));
-        let quantised = x.is_quantised;
-        Self {
+        let mut inputs = Self {
             rows,
             width: x.width,
             row_blocks: x.width / BLOCK,
             data: x.data[at..].as_ptr(),
-            coarse: if quantised {
-                x.coarse[at..].as_ptr()
-            } else {
-                std::ptr::null()
-            },
-            fine: if quantised {
-                x.fine[at..].as_ptr()
-            } else {
-                std::ptr::null()
-            },
-            scales: if quantised {
-                x.scales[block..].as_ptr()
-            } else {
-                std::ptr::null()
-            },
-            totals: if quantised {
-                x.totals[block..].as_ptr()
-            } else {
-                std::ptr::null()
-            },
-            scaled_totals: if quantised {
-                x.scaled_totals[block..].as_ptr()
-            } else {
-                std::ptr::null()
-            },
+            bytes: std::ptr::null(),
+            scales: std::ptr::null(),
+            totals: std::ptr::null(),
+            scaled_totals: std::ptr::null(),
+        };
+        if x.is_quantised {
+            inputs.bytes = x.bytes[2 * block..].as_ptr().cast();
+            inputs.scales = x.scales[block..].as_ptr();
+            inputs.totals = x.totals[block..].as_ptr();
+            inputs.scaled_totals = x.scaled_totals[block..].as_ptr();
         }
+        inputs
     }
-}
 
-impl Inputs {
     /// The same rows from a later block on, which they have.
     #[inline(always)]
     unsafe fn at_block(self, format: Format, block: usize) -> Self {
@@ -98,8 +100,7 @@ impl Inputs {
             };
         }
         Self {
-            coarse: self.coarse.add(block * BLOCK),
-            fine: self.fine.add(block * BLOCK),
+            bytes: self.bytes.add(block * BLOCK),
             scales: self.scales.add(block),
             totals: self.totals.add(block),
             scaled_totals: self.scaled_totals.add(block),
@@ -141,9 +142,9 @@ unsafe fn by_segment<V: Lanes>(
     segment: usize,
     out: *mut f64,
 ) {
-    let count = x.rows * GROUP_ROWS;
-    std::ptr::write_bytes(out, 0, count);
-    let mut sums = Sums([0.0; ROWS_MAX * GROUP_ROWS]);
+    std::ptr::write_bytes(out, 0, x.rows * GROUP_ROWS);
+    let mut sums = GroupSums::<f32>::new();
+    let sums = sums.as_mut_ptr();
     let mut block = 0;
     while block < w.blocks {
         let part = Weights {
@@ -151,9 +152,12 @@ unsafe fn by_segment<V: Lanes>(
             blocks: segment.min(w.blocks - block),
             ..w
         };
-        by_format::<V>(format, part, x.at_block(format, block), sums.0.as_mut_ptr());
-        for at in (0..count).step_by(LANES) {
-            V::load(sums.0.as_ptr().add(at)).add_to_f64(out.add(at));
+        by_format::<V>(format, part, x.at_block(format, block), sums);
+        for row in 0..x.rows {
+            for tile in 0..w.tiles {
+                let at = row * GROUP_ROWS + tile * TILE;
+                V::load(sums.add(at)).add_to_f64(out.add(at));
+            }
         }
         block += segment;
     }
@@ -253,7 +257,8 @@ impl Kernel for Nibbles {
         out: *mut f32,
     ) {
         let blocks = w.blocks;
-        let (coarse, fine) = (x.coarse.add(row * x.width), x.fine.add(row * x.width));
+        let coarse = x.bytes.add(2 * row * x.width);
+        let fine = coarse.add(x.width);
         let scales = x.scales.add(row * x.row_blocks);
         let scaled_totals = x.scaled_totals.add(row * x.row_blocks);
         let mut sums = [[V::zero(); W]; M];
@@ -270,7 +275,7 @@ impl Kernel for Nibbles {
                 for t in 0..W {
                     let (low, high) = V::nibbles(base.add(t * NIBBLE_TILE_BYTES + v * 64));
                     for m in 0..M {
-                        let at = m * x.width + block * BLOCK + v * 8;
+                        let at = 2 * m * x.width + block * BLOCK + v * 8;
                         for (acc, bytes) in [
                             (&mut coarse_sums[m][t], coarse),
                             (&mut fine_sums[m][t], fine),
@@ -312,7 +317,8 @@ impl Kernel for Bytes {
         out: *mut f32,
     ) {
         let blocks = w.blocks;
-        let (coarse, fine) = (x.coarse.add(row * x.width), x.fine.add(row * x.width));
+        let coarse = x.bytes.add(2 * row * x.width);
+        let fine = coarse.add(x.width);
         let scales = x.scales.add(row * x.row_blocks);
         let totals = x.totals.add(row * x.row_blocks);
         let mut sums = [[V::zero(); W]; M];
@@ -329,7 +335,7 @@ impl Kernel for Bytes {
                 for t in 0..W {
                     let bytes = V::bytes(base.add(t * BYTE_TILE_BYTES + v * 64));
                     for m in 0..M {
-                        let at = m * x.width + block * BLOCK + v * 4;
+                        let at = 2 * m * x.width + block * BLOCK + v * 4;
                         let quad = coarse.add(at).cast::<i32>().read_unaligned();
                         coarse_sums[m][t] = V::dot8(coarse_sums[m][t], bytes, quad);
                         let quad = fine.add(at).cast::<i32>().read_unaligned();

@@ -6,7 +6,9 @@
 //! | `memory` | huge pages for weights, lazy pages for KV |
 //! | `pack` | the order of weights in memory |
 //! | `rows` | activations, their form in bytes, norm and SiLU |
-//! | `matmul` | the kernels |
+//! | `matmul` | products by lanes |
+//! | `tiles`, `amx/` | products of several rows by tiles |
+//! | `multiply` | which of them when |
 //! | `attention` | paged KV, RoPE, attention |
 //! | `pool` | threads |
 //!
@@ -14,29 +16,29 @@
 //! or of rows beside it: a sequence's results do not depend, to the last bit, on what it is
 //! batched with.
 
+mod amx;
 mod attention;
 mod lanes;
 mod matmul;
 mod memory;
+mod multiply;
 mod pack;
 mod pool;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
 use super::{Backend, BackendError, Isa, KvShape, Step, WeightView};
 use attention::{CpuKv, Slot, TILE_QUERIES, Tile};
-use matmul::{Inputs, ROWS_MAX, Sums, Weights, WideSums};
-use pack::{BLOCK, GROUP_ROWS, Packed};
+use matmul::{GroupSums, ROWS_MAX};
+use multiply::Multiplier;
+use pack::{BLOCK, Packed, TILE};
 use pool::Pool;
 use rows::{CpuPartial, CpuRows};
 use std::ops::Range;
 use trireme_shared::limits::HEAD_DIM_MAX;
 use trireme_shared::model::Span;
-
-/// Rows of activations one task takes through a group: their bytes stay in the first-level
-/// cache while a prefill walks over the weights.
-const ROWS_CHUNK: usize = 64;
 
 /// Fewer values than this are not worth waking a thread for.
 const SERIAL_VALUES_MAX: usize = 8 << 10;
@@ -47,6 +49,7 @@ const TASK_QUERIES_MAX: usize = 32;
 /// See the module's header.
 pub struct Cpu {
     isa: Isa,
+    multiplier: Multiplier,
     pool: Pool,
     arena: memory::Arena,
     /// Some matrix takes activations in bytes, so that producing them at once pays.
@@ -86,13 +89,20 @@ impl<T> Shared<T> {
     }
 }
 
-/// The rows of chunk `chunk`, in pieces a kernel takes.
-fn row_pieces(chunk: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
-    let chunk = chunk * ROWS_CHUNK..((chunk + 1) * ROWS_CHUNK).min(rows);
-    let end = chunk.end;
-    chunk
-        .step_by(ROWS_MAX)
-        .map(move |first| first..(first + ROWS_MAX).min(end))
+/// Whether this machine has AMX and this process may use it.
+pub(super) fn amx_available() -> bool {
+    amx::available()
+}
+
+/// From how many rows on AMX multiplies faster than VNNI on this machine, which has it; none if it
+/// never does. Measured when first asked for.
+pub(crate) fn amx_rows_min() -> Option<usize> {
+    multiply::tiles_win_from()
+}
+
+/// The rows of chunk `chunk`: what one task takes through a group.
+fn chunk_rows(chunk: usize, rows: usize) -> Range<usize> {
+    chunk * ROWS_MAX..((chunk + 1) * ROWS_MAX).min(rows)
 }
 
 impl Cpu {
@@ -108,6 +118,7 @@ impl Cpu {
         }
         Ok(Self {
             isa,
+            multiplier: Multiplier::new(isa),
             pool: Pool::new(threads).map_err(BackendError::Threads)?,
             arena: memory::Arena::default(),
             quantised: false,
@@ -135,7 +146,7 @@ impl Cpu {
             let from = data[row * width..(row + 1) * width].as_ptr();
             // SAFETY: the row has `blocks` blocks, room was made, rows are apart, and `new`
             // checked the instruction set.
-            unsafe { rows::quantise(isa, from, to, row * blocks, blocks) }
+            unsafe { rows::quantise(isa, from, to, row, 0, blocks) }
         });
         x.is_quantised = true;
     }
@@ -148,43 +159,6 @@ impl Cpu {
     fn note_format(&mut self, packed: &Packed) {
         self.quantised |= packed.format.is_quantised();
     }
-}
-
-/// One group's weights and the rows they meet, their shapes checked.
-fn operands(w: &Packed, group: usize, x: &CpuRows, rows: Range<usize>) -> (Weights, Inputs) {
-    assert_eq!(x.width, w.columns);
-    assert!(x.is_quantised || !w.format.is_quantised());
-    let weights = Weights {
-        start: w.group(group),
-        tiles: w.group_tiles(group),
-        blocks: w.blocks,
-    };
-    (weights, Inputs::new(x, rows.start, rows.len()))
-}
-
-/// `x[rows] * group^T` into `out`.
-fn multiply(isa: Isa, w: &Packed, group: usize, x: &CpuRows, rows: Range<usize>, out: &mut Sums) {
-    let (weights, inputs) = operands(w, group, x, rows);
-    // SAFETY: `operands` checked rows and shapes; the group's bytes are packed; `out` holds the
-    // largest result; `Cpu::new` checked the instruction set.
-    unsafe { matmul::group_matmul(isa, w.format, weights, inputs, out.0.as_mut_ptr()) }
-}
-
-/// The same, in f64 over segments of so many blocks.
-fn multiply_wide(
-    isa: Isa,
-    w: &Packed,
-    group: usize,
-    x: &CpuRows,
-    rows: Range<usize>,
-    segment: usize,
-    out: &mut WideSums,
-) {
-    let (weights, inputs) = operands(w, group, x, rows);
-    assert!(segment > 0);
-    let out = out.0.as_mut_ptr();
-    // SAFETY: as in `multiply`; segments stay within the group's blocks.
-    unsafe { matmul::group_matmul_wide(isa, w.format, weights, inputs, segment, out) }
 }
 
 impl Backend for Cpu {
@@ -247,17 +221,17 @@ impl Backend for Cpu {
     fn embed(&mut self, table: &Packed, vocab: Span, tokens: &[u32], out: &mut CpuPartial) {
         let width = table.columns;
         out.reshape(tokens.len(), width);
-        let mut narrow = vec![0.0; width];
-        for (&token, out) in tokens.iter().zip(out.data.chunks_exact_mut(width)) {
-            if vocab.range().contains(&(token as usize)) {
-                table.unpack_row((token - vocab.start) as usize, &mut narrow);
-                for (out, value) in out.iter_mut().zip(&narrow) {
-                    *out = f64::from(*value);
+        let to = Shared(out.data.as_mut_ptr());
+        self.for_rows(tokens.len(), width, &|row| {
+            // SAFETY: each task has rows of its own.
+            let out = unsafe { to.slice(row * width, width) };
+            match tokens[row] {
+                token if vocab.range().contains(&(token as usize)) => {
+                    table.unpack_row((token - vocab.start) as usize, out);
                 }
-            } else {
-                out.fill(0.0);
+                _ => out.fill(0.0),
             }
-        }
+        });
     }
 
     fn rms_norm(&mut self, x: &CpuRows, weight: &Vec<f32>, eps: f32, out: &mut CpuRows) {
@@ -277,8 +251,7 @@ impl Backend for Cpu {
                 let to = data.slice(row * width, width).as_mut_ptr();
                 rows::norm_row(isa, from, weight.as_ptr(), width, eps, to);
                 if quantise {
-                    let blocks = width / BLOCK;
-                    rows::quantise(isa, to, quants, row * blocks, blocks);
+                    rows::quantise(isa, to, quants, row, 0, width / BLOCK);
                 }
             }
         });
@@ -289,7 +262,7 @@ impl Backend for Cpu {
         if outputs.iter().any(|(w, _)| w.format.is_quantised()) {
             self.quantise_rows(x);
         }
-        let (x, isa) = (&*x, self.isa);
+        let (x, multiplier) = (&*x, self.multiplier);
         let mut groups = 0;
         let targets: Vec<(&Packed, Shared<f32>, usize)> = outputs
             .iter_mut()
@@ -299,21 +272,24 @@ impl Backend for Cpu {
                 (*w, Shared(out.data.as_mut_ptr()), groups)
             })
             .collect();
-        let chunks = x.rows.div_ceil(ROWS_CHUNK);
+        let chunks = x.rows.div_ceil(ROWS_MAX);
         self.pool.run(chunks * groups, &|tasks| {
-            let mut sums = Sums([0.0; ROWS_MAX * GROUP_ROWS]);
+            let kernels = multiplier.start(x.rows);
+            let mut sums = GroupSums::new();
             for task in tasks {
                 let (chunk, index) = (task / groups, task % groups);
                 let at = targets.partition_point(|t| t.2 <= index);
                 let (w, to, end) = &targets[at];
                 let group = index + w.groups() - end;
                 let columns = w.group_rows(group);
-                for piece in row_pieces(chunk, x.rows) {
-                    multiply(isa, w, group, x, piece.clone(), &mut sums);
-                    for (row, sums) in piece.zip(sums.0.chunks_exact(GROUP_ROWS)) {
-                        // SAFETY: the columns of this group in rows of this chunk are this task's.
-                        let to = unsafe { to.slice(row * w.rows + columns.start, columns.len()) };
-                        to.copy_from_slice(&sums[..columns.len()]);
+                let rows = chunk_rows(chunk, x.rows);
+                kernels.multiply(w, group, x, rows.clone(), &mut sums);
+                for (at, row) in rows.enumerate() {
+                    // SAFETY: the columns of this group in rows of this chunk are this task's, and
+                    // were just multiplied.
+                    unsafe {
+                        to.slice(row * w.rows + columns.start, columns.len())
+                            .copy_from_slice(sums.row(at, columns.len()));
                     }
                 }
             }
@@ -330,28 +306,28 @@ impl Backend for Cpu {
         if matrix.format.is_quantised() {
             self.quantise_rows(x);
         }
-        let (x, isa, groups) = (&*x, self.isa, matrix.groups());
+        let (x, multiplier, groups) = (&*x, self.multiplier, matrix.groups());
         let segment = segment.div_ceil(matrix.format.block_columns()).max(1);
         out.reshape(x.rows, matrix.rows);
         let to = Shared(out.data.as_mut_ptr());
-        self.pool
-            .run(x.rows.div_ceil(ROWS_CHUNK) * groups, &|tasks| {
-                let mut sums = WideSums([0.0; ROWS_MAX * GROUP_ROWS]);
-                for task in tasks {
-                    let (chunk, group) = (task / groups, task % groups);
-                    let columns = matrix.group_rows(group);
-                    for piece in row_pieces(chunk, x.rows) {
-                        multiply_wide(isa, matrix, group, x, piece.clone(), segment, &mut sums);
-                        for (row, sums) in piece.zip(sums.0.chunks_exact(GROUP_ROWS)) {
-                            let at = row * matrix.rows + columns.start;
-                            // SAFETY: the columns of this group in rows of this chunk are this
-                            // task's.
-                            let to = unsafe { to.slice(at, columns.len()) };
-                            to.copy_from_slice(&sums[..columns.len()]);
-                        }
+        let chunks = x.rows.div_ceil(ROWS_MAX);
+        self.pool.run(chunks * groups, &|tasks| {
+            let kernels = multiplier.start(x.rows);
+            let mut sums = GroupSums::new();
+            for task in tasks {
+                let (chunk, group) = (task / groups, task % groups);
+                let columns = matrix.group_rows(group);
+                let rows = chunk_rows(chunk, x.rows);
+                kernels.multiply_wide(matrix, group, x, rows.clone(), segment, &mut sums);
+                for (at, row) in rows.enumerate() {
+                    // SAFETY: as in `linear`.
+                    unsafe {
+                        to.slice(row * matrix.rows + columns.start, columns.len())
+                            .copy_from_slice(sums.row(at, columns.len()));
                     }
                 }
-            });
+            }
+        });
     }
 
     fn rope_append(
@@ -457,53 +433,58 @@ impl Backend for Cpu {
         if gate.format.is_quantised() || up.format.is_quantised() {
             self.quantise_rows(x);
         }
-        let (x, isa, width, groups) = (&*x, self.isa, gate.rows, gate.groups());
+        let (x, isa, multiplier) = (&*x, self.isa, self.multiplier);
+        let (width, groups) = (gate.rows, gate.groups());
         out.reshape(x.rows, width);
         let quantise = self.quantises(width);
         if quantise {
             out.reserve_quants();
         }
         let (data, quants) = (Shared(out.data.as_mut_ptr()), out.quants_mut());
-        self.pool
-            .run(x.rows.div_ceil(ROWS_CHUNK) * groups, &|tasks| {
-                let mut gates = Sums([0.0; ROWS_MAX * GROUP_ROWS]);
-                let mut ups = Sums([0.0; ROWS_MAX * GROUP_ROWS]);
-                for task in tasks {
-                    let (chunk, group) = (task / groups, task % groups);
-                    let columns = gate.group_rows(group);
-                    for piece in row_pieces(chunk, x.rows) {
-                        multiply(isa, gate, group, x, piece.clone(), &mut gates);
-                        multiply(isa, up, group, x, piece.clone(), &mut ups);
-                        let count = piece.len() * GROUP_ROWS;
-                        // SAFETY: both hold `count` values, a multiple of sixteen.
-                        unsafe {
-                            rows::silu_mul(isa, gates.0.as_mut_ptr(), ups.0.as_ptr(), count);
-                        }
-                        for (row, from) in piece.zip(gates.0.chunks_exact(GROUP_ROWS)) {
-                            let at = row * width + columns.start;
-                            // SAFETY: the columns of this group in rows of this chunk are this
-                            // task's; a group starts at a whole block, and where the width is whole
-                            // blocks it ends at one.
-                            unsafe {
-                                let to = data.slice(at, columns.len());
-                                to.copy_from_slice(&from[..columns.len()]);
-                                if quantise {
-                                    let (first, blocks) = (at / BLOCK, columns.len() / BLOCK);
-                                    rows::quantise(isa, to.as_ptr(), quants, first, blocks);
-                                }
-                            }
+        let chunks = x.rows.div_ceil(ROWS_MAX);
+        self.pool.run(chunks * groups, &|tasks| {
+            let kernels = multiplier.start(x.rows);
+            let (mut gates, mut ups) = (GroupSums::new(), GroupSums::new());
+            for task in tasks {
+                let (chunk, group) = (task / groups, task % groups);
+                let columns = gate.group_rows(group);
+                let rows = chunk_rows(chunk, x.rows);
+                kernels.multiply(gate, group, x, rows.clone(), &mut gates);
+                kernels.multiply(up, group, x, rows.clone(), &mut ups);
+                for (at, row) in rows.enumerate() {
+                    // Whole vectors: a group has whole tiles.
+                    let count = columns.len().next_multiple_of(TILE);
+                    // SAFETY: both hold `count` values, which were just multiplied. The columns of
+                    // this group in rows of this chunk are this task's; a group starts at a whole
+                    // block, and where the width is whole blocks it ends at one.
+                    unsafe {
+                        let (gates, ups) = (gates.row(at, count), ups.row(at, count));
+                        rows::silu_mul(isa, gates.as_mut_ptr(), ups.as_ptr(), count);
+                        let to = data.slice(row * width + columns.start, columns.len());
+                        to.copy_from_slice(&gates[..columns.len()]);
+                        if quantise {
+                            let first = columns.start / BLOCK;
+                            let blocks = columns.len() / BLOCK;
+                            rows::quantise(isa, to.as_ptr(), quants, row, first, blocks);
                         }
                     }
                 }
-            });
+            }
+        });
         out.is_quantised = quantise;
     }
 
     fn round(&mut self, partial: &CpuPartial, out: &mut CpuRows) {
-        out.reshape(partial.rows, partial.width);
-        for (out, value) in out.data.iter_mut().zip(&partial.data) {
-            *out = *value as f32;
-        }
+        let width = partial.width;
+        out.reshape(partial.rows, width);
+        let to = Shared(out.data.as_mut_ptr());
+        self.for_rows(partial.rows, width, &|row| {
+            // SAFETY: each task has rows of its own.
+            let out = unsafe { to.slice(row * width, width) };
+            for (out, value) in out.iter_mut().zip(&partial.data[row * width..]) {
+                *out = *value as f32;
+            }
+        });
     }
 
     fn add(&mut self, x: &mut CpuRows, delta: &CpuPartial) {

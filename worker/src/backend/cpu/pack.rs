@@ -226,8 +226,8 @@ impl Packed {
         unsafe { self.piece.start().add(self.first + group * self.stride) }
     }
 
-    /// Writes row `row` as f32 into `out`, `columns` long.
-    pub(super) fn unpack_row(&self, row: usize, out: &mut [f32]) {
+    /// Writes row `row`, which is f32, into `out`, `columns` long.
+    pub(super) fn unpack_row(&self, row: usize, out: &mut [f64]) {
         assert!(row < self.rows && out.len() == self.columns);
         let (group, within) = (row / (self.width * TILE), row % (self.width * TILE));
         let (tile, lane) = (within / TILE, within % TILE);
@@ -285,8 +285,8 @@ fn pack_block(dtype: DType, from: &[u8], lane: usize, tile: &mut [u8]) {
     }
 }
 
-/// The reverse, as f32.
-fn unpack_block(format: Format, tile: &[u8], lane: usize, out: &mut [f32]) {
+/// The reverse: f32 values.
+fn unpack_block(format: Format, tile: &[u8], lane: usize, out: &mut [f64]) {
     match format {
         Format::Nibbles => {
             let scale = get_half(tile, 256 + 2 * lane).to_f32();
@@ -294,21 +294,21 @@ fn unpack_block(format: Format, tile: &[u8], lane: usize, out: &mut [f32]) {
             for (column, out) in out.iter_mut().enumerate() {
                 let (v, high, j) = (column / 8, column / 4 % 2, column % 4);
                 let q = (tile[v * 64 + lane * 4 + j] >> (4 * high)) & 15;
-                *out = scale * f32::from(q) + least;
+                *out = f64::from(scale * f32::from(q) + least);
             }
         }
         Format::Bytes => {
             let scale = get_half(tile, 512 + 2 * lane).to_f32();
             for (column, out) in out.iter_mut().enumerate() {
                 let q = tile[column / 4 * 64 + lane * 4 + column % 4] ^ 0x80;
-                *out = scale * f32::from(q as i8);
+                *out = f64::from(scale * f32::from(q as i8));
             }
         }
-        Format::F16 => out[0] = get_half(tile, 2 * lane).to_f32(),
-        Format::Bf16 => out[0] = bf16::from_le_bytes([tile[2 * lane], tile[2 * lane + 1]]).to_f32(),
+        Format::F16 => out[0] = get_half(tile, 2 * lane).to_f64(),
+        Format::Bf16 => out[0] = bf16::from_le_bytes([tile[2 * lane], tile[2 * lane + 1]]).to_f64(),
         Format::F32 => {
             let b = &tile[4 * lane..4 * lane + 4];
-            out[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            out[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]).into();
         }
     }
 }

@@ -26,15 +26,23 @@ pub(super) const COARSE: f32 = 254.0;
 /// The largest magnitude of a quantised value. One more, and the coarse byte would round to 128.
 const QUANT_MAX: f32 = COARSE * 127.0 + 126.0;
 
+/// Quantised rows are kept in so many, whatever is past the last: a tile takes all of them.
+pub(super) const STRIP_ROWS: usize = 8;
+
+/// One block's coarse or fine bytes, aligned so that they never lie across two cache lines.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(32))]
+pub(super) struct BlockBytes(pub(super) [i8; BLOCK]);
+
 /// `rows x width` values; see the module's header.
 #[derive(Default)]
 pub struct CpuRows {
     pub(super) rows: usize,
     pub(super) width: usize,
     pub(super) data: Vec<f32>,
-    /// Valid where `is_quantised`.
-    pub(super) coarse: Vec<i8>,
-    pub(super) fine: Vec<i8>,
+    /// Valid where `is_quantised`, as all below: of each row its coarse, then its fine bytes. The
+    /// buffers may be longer than the rows are.
+    pub(super) bytes: Vec<BlockBytes>,
     pub(super) scales: Vec<f32>,
     /// Sums of a block's coarse and fine bytes.
     pub(super) totals: Vec<[i32; 2]>,
@@ -54,18 +62,19 @@ impl CpuRows {
     /// Makes room for the quantised form. The width is a multiple of 32.
     pub(super) fn reserve_quants(&mut self) {
         assert_eq!(self.width % BLOCK, 0, "rows of {} columns", self.width);
-        let blocks = self.rows * self.width / BLOCK;
-        self.coarse.resize(self.rows * self.width, 0);
-        self.fine.resize(self.rows * self.width, 0);
-        self.scales.resize(blocks, 0.0);
-        self.totals.resize(blocks, [0; 2]);
-        self.scaled_totals.resize(blocks, 0.0);
+        let blocks = self.rows.next_multiple_of(STRIP_ROWS) * (self.width / BLOCK);
+        if self.scales.len() < blocks {
+            self.bytes.resize(2 * blocks, BlockBytes([0; BLOCK]));
+            self.scales.resize(blocks, 0.0);
+            self.totals.resize(blocks, [0; 2]);
+            self.scaled_totals.resize(blocks, 0.0);
+        }
     }
 
     pub(super) fn quants_mut(&mut self) -> QuantsMut {
         QuantsMut {
-            coarse: self.coarse.as_mut_ptr(),
-            fine: self.fine.as_mut_ptr(),
+            row_blocks: self.width / BLOCK,
+            bytes: self.bytes.as_mut_ptr().cast(),
             scales: self.scales.as_mut_ptr(),
             totals: self.totals.as_mut_ptr(),
             scaled_totals: self.scaled_totals.as_mut_ptr(),
@@ -93,8 +102,8 @@ impl CpuPartial {
 /// Where quantised blocks go, for several threads at once.
 #[derive(Clone, Copy)]
 pub(super) struct QuantsMut {
-    coarse: *mut i8,
-    fine: *mut i8,
+    row_blocks: usize,
+    bytes: *mut i8,
     scales: *mut f32,
     totals: *mut [i32; 2],
     scaled_totals: *mut f32,
@@ -106,14 +115,23 @@ unsafe impl Send for QuantsMut {}
 unsafe impl Sync for QuantsMut {}
 
 kernel! {
-    /// Quantises `blocks` blocks from `from` into blocks `first..first + blocks` of `to`, which no
-    /// other thread touches meanwhile.
-    pub(super) fn quantise(from: *const f32, to: QuantsMut, first: usize, blocks: usize)
-        = quantise_blocks
+    /// Quantises `blocks` blocks from `from` into blocks `first..first + blocks` of row `row` of
+    /// `to`, which no other thread touches meanwhile.
+    pub(super) fn quantise(
+        from: *const f32, to: QuantsMut, row: usize, first: usize, blocks: usize,
+    ) = quantise_blocks
 }
 
 #[inline(always)]
-unsafe fn quantise_blocks<V: Lanes>(from: *const f32, to: QuantsMut, first: usize, blocks: usize) {
+unsafe fn quantise_blocks<V: Lanes>(
+    from: *const f32,
+    to: QuantsMut,
+    row: usize,
+    first: usize,
+    blocks: usize,
+) {
+    let coarse_bytes = to.bytes.add((2 * row * to.row_blocks + first) * BLOCK);
+    let fine_bytes = coarse_bytes.add(to.row_blocks * BLOCK);
     for block in 0..blocks {
         let x = from.add(block * BLOCK);
         let (a, b) = (V::load(x), V::load(x.add(LANES)));
@@ -121,16 +139,20 @@ unsafe fn quantise_blocks<V: Lanes>(from: *const f32, to: QuantsMut, first: usiz
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         // A block of denormals: 1 / scale overflows, and the block counts as zero.
         let inverse = V::splat(if inverse.is_finite() { inverse } else { 0.0 });
-        let at = first + block;
-        let mut totals = [0; 2];
+        let at = row * to.row_blocks + first + block;
+        // Sums of whole numbers far below 2^24: exact in f32, in whichever order.
+        let (mut coarse_sum, mut fine_sum) = (V::zero(), V::zero());
         for (half, x) in [a, b].into_iter().enumerate() {
-            let place = at * BLOCK + half * LANES;
+            let place = block * BLOCK + half * LANES;
             let q = x.mul(inverse).round();
             let coarse = q.mul(V::splat(1.0 / COARSE)).round();
-            totals[0] += coarse.store_i8(to.coarse.add(place));
             let fine = coarse.fma(V::splat(-COARSE), q);
-            totals[1] += fine.store_i8(to.fine.add(place));
+            coarse.store_i8(coarse_bytes.add(place));
+            fine.store_i8(fine_bytes.add(place));
+            coarse_sum = coarse_sum.add(coarse);
+            fine_sum = fine_sum.add(fine);
         }
+        let totals = [coarse_sum.sum() as i32, fine_sum.sum() as i32];
         *to.scales.add(at) = scale;
         *to.totals.add(at) = totals;
         let total = COARSE as i32 * totals[0] + totals[1];

@@ -1,6 +1,7 @@
 //! Each kernel on each instruction set this machine has, against plain f64 arithmetic.
 
 use super::*;
+use crate::backend::cpu::rows::BlockBytes;
 use crate::model::SequenceSlice;
 use half::{bf16, f16};
 use trireme_shared::limits::PAGE_TOKENS;
@@ -18,15 +19,21 @@ const DTYPES: [DType; 6] = [
 
 fn backends() -> impl Iterator<Item = Cpu> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.available());
-    isas.map(|isa| Cpu::new(isa, 2).unwrap())
+    isas.map(|isa| {
+        let mut cpu = Cpu::new(isa, 2).unwrap();
+        if isa == Isa::Amx {
+            cpu.multiplier.tile_rows_min = 1;
+        }
+        cpu
+    })
 }
 
-fn uniform(random: &mut SplitMix, count: usize) -> Vec<f32> {
+pub(super) fn uniform(random: &mut SplitMix, count: usize) -> Vec<f32> {
     (0..count).map(|_| random.uniform()).collect()
 }
 
 /// A tensor of arbitrary bit patterns, extremes included, with sane scales.
-fn file_bytes(random: &mut SplitMix, dtype: DType, elements: usize) -> Vec<u8> {
+pub(super) fn file_bytes(random: &mut SplitMix, dtype: DType, elements: usize) -> Vec<u8> {
     let blocks = elements / dtype.block_elements();
     let mut out = Vec::new();
     for _ in 0..blocks {
@@ -57,7 +64,7 @@ fn file_bytes(random: &mut SplitMix, dtype: DType, elements: usize) -> Vec<u8> {
     out
 }
 
-fn view(dtype: DType, rows: usize, columns: usize, bytes: &[u8]) -> WeightView<'_> {
+pub(super) fn view(dtype: DType, rows: usize, columns: usize, bytes: &[u8]) -> WeightView<'_> {
     WeightView {
         dtype,
         rows,
@@ -274,8 +281,9 @@ fn norm_and_gated_ffn() {
                     let mut fresh = CpuRows::default();
                     cpu.upload(&out.data, ffn, &mut fresh);
                     cpu.quantise_rows(&mut fresh);
-                    assert_eq!(fresh.coarse, out.coarse, "{what}");
-                    assert_eq!(fresh.fine, out.fine, "{what}");
+                    assert_eq!(fresh.bytes, out.bytes, "{what}");
+                    assert_eq!(fresh.scales, out.scales, "{what}");
+                    assert_eq!(fresh.totals, out.totals, "{what}");
                     assert_eq!(fresh.scaled_totals, out.scaled_totals, "{what}");
                 }
             }
@@ -295,7 +303,8 @@ fn odd_widths_and_zero_or_tiny_rows_are_harmless() {
         values[40] = 1e-42;
         cpu.upload(&values, 64, &mut x);
         cpu.quantise_rows(&mut x);
-        assert!(x.coarse.iter().chain(&x.fine).all(|&q| q == 0) && x.totals == [[0; 2]; 2]);
+        assert!(x.bytes[..4].iter().all(|b| b == &BlockBytes([0; BLOCK])));
+        assert_eq!(x.totals[..2], [[0; 2]; 2]);
         assert!(x.scales.iter().all(|s| s.is_finite()));
     }
 }

@@ -64,6 +64,14 @@ impl Lanes for Avx2 {
         _mm256_storeu_ps(to.add(8), self.1)
     }
     #[inline(always)]
+    unsafe fn load_i32(from: *const i32) -> Self {
+        let from = from.cast::<__m256i>();
+        Self(
+            _mm256_cvtepi32_ps(_mm256_loadu_si256(from)),
+            _mm256_cvtepi32_ps(_mm256_loadu_si256(from.add(1))),
+        )
+    }
+    #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
         Self(
             _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
@@ -153,7 +161,7 @@ impl Lanes for Avx2 {
         max8(_mm256_max_ps(self.0, self.1))
     }
     #[inline(always)]
-    unsafe fn store_i8(self, to: *mut i8) -> i32 {
+    unsafe fn store_i8(self, to: *mut i8) {
         let (a, b) = (_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
         let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
         let bytes = _mm_packs_epi16(
@@ -161,13 +169,6 @@ impl Lanes for Avx2 {
             _mm256_extracti128_si256::<1>(words),
         );
         _mm_storeu_si128(to.cast(), bytes);
-        let eight = _mm256_add_epi32(a, b);
-        let four = _mm_add_epi32(
-            _mm256_castsi256_si128(eight),
-            _mm256_extracti128_si256::<1>(eight),
-        );
-        let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b00_00_11_10>(four));
-        _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
     }
 
     #[inline(always)]

@@ -29,6 +29,10 @@ impl Lanes for Avx512 {
         _mm512_storeu_ps(to, self.0)
     }
     #[inline(always)]
+    unsafe fn load_i32(from: *const i32) -> Self {
+        Self(_mm512_cvtepi32_ps(_mm512_loadu_si512(from.cast())))
+    }
+    #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
         Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast())))
     }
@@ -104,10 +108,9 @@ impl Lanes for Avx512 {
         _mm512_reduce_max_ps(self.0)
     }
     #[inline(always)]
-    unsafe fn store_i8(self, to: *mut i8) -> i32 {
+    unsafe fn store_i8(self, to: *mut i8) {
         let whole = _mm512_cvtps_epi32(self.0);
         _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(whole));
-        _mm512_reduce_add_epi32(whole)
     }
 
     #[inline(always)]

@@ -50,6 +50,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
+    /// Whole numbers, exact below 2^24.
+    unsafe fn load_i32(from: *const i32) -> Self;
     unsafe fn load_f16(from: *const u16) -> Self;
     unsafe fn load_bf16(from: *const u16) -> Self;
     /// Rounds to nearest even.
@@ -70,8 +72,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn add_to_f64(self, to: *mut f64);
     unsafe fn sum(self) -> f32;
     unsafe fn largest(self) -> f32;
-    /// Rounds to nearest, stores as bytes (values lie in -127..=127), and gives their sum.
-    unsafe fn store_i8(self, to: *mut i8) -> i32;
+    /// Rounds to nearest and stores as bytes; values lie in -127..=127.
+    unsafe fn store_i8(self, to: *mut i8);
 
     unsafe fn acc4() -> Self::Acc4;
     /// The low and the high nibbles of 64 bytes.
@@ -135,7 +137,7 @@ macro_rules! kernel {
             }
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                $crate::backend::Isa::Avx512Vnni => avx512($($arg),*),
+                $crate::backend::Isa::Avx512Vnni | $crate::backend::Isa::Amx => avx512($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 $crate::backend::Isa::Avx2 => avx2($($arg),*),
                 _ => $generic::<$crate::backend::cpu::lanes::Portable>($($arg),*),

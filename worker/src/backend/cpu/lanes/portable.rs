@@ -39,6 +39,11 @@ impl Lanes for Portable {
         to.cast::<[f32; LANES]>().write_unaligned(self.0)
     }
     #[inline(always)]
+    unsafe fn load_i32(from: *const i32) -> Self {
+        let whole = from.cast::<[i32; LANES]>().read_unaligned();
+        Self(whole.map(|v| v as f32))
+    }
+    #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
         let bits = from.cast::<[u16; LANES]>().read_unaligned();
         Self(bits.map(|b| f16::from_bits(b).to_f32()))
@@ -115,10 +120,9 @@ impl Lanes for Portable {
         self.0.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
     }
     #[inline(always)]
-    unsafe fn store_i8(self, to: *mut i8) -> i32 {
+    unsafe fn store_i8(self, to: *mut i8) {
         let bytes = self.0.map(|v| v.round_ties_even() as i8);
         to.cast::<[i8; LANES]>().write_unaligned(bytes);
-        bytes.iter().map(|&b| i32::from(b)).sum()
     }
 
     #[inline(always)]

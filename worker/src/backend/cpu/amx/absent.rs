@@ -1,0 +1,38 @@
+//! What `linux` has, where it cannot be.
+
+use crate::backend::cpu::matmul::{Inputs, Weights};
+use crate::backend::cpu::pack::Format;
+
+pub(in super::super) fn available() -> bool {
+    false
+}
+
+#[derive(Debug)]
+pub(in super::super) enum TileConfig {}
+
+impl TileConfig {
+    pub(in super::super) fn load() -> Option<Self> {
+        None
+    }
+}
+
+pub(in super::super) unsafe fn group_matmul(
+    tiles: &TileConfig,
+    _: Format,
+    _: Weights,
+    _: Inputs,
+    _: *mut f32,
+) {
+    match *tiles {}
+}
+
+pub(in super::super) unsafe fn group_matmul_wide(
+    tiles: &TileConfig,
+    _: Format,
+    _: Weights,
+    _: Inputs,
+    _: usize,
+    _: *mut f64,
+) {
+    match *tiles {}
+}

@@ -1,0 +1,166 @@
+//! Which kernel multiplies: tiles where there are enough rows for them to win, lanes elsewhere.
+//! Both get the same sums to the last bit, so the choice is only one of speed.
+
+use super::amx::{self, TileConfig};
+use super::matmul::{self, GroupSums, Inputs, ROWS_MAX, Weights};
+use super::pack::{BLOCK, Format, NIBBLE_TILE_BYTES, Packed};
+use super::rows::CpuRows;
+use crate::backend::Isa;
+use std::ops::Range;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Chosen once for a backend.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Multiplier {
+    isa: Isa,
+    /// Products of at least so many rows go by tiles.
+    pub(super) tile_rows_min: usize,
+}
+
+impl Multiplier {
+    /// The machine has `isa`.
+    pub(super) fn new(isa: Isa) -> Self {
+        let tile_rows_min = match isa {
+            // Whole chunks at the least: who asks for tiles gets them.
+            Isa::Amx => tiles_win_from().unwrap_or(ROWS_MAX),
+            _ => usize::MAX,
+        };
+        Self { isa, tile_rows_min }
+    }
+
+    /// For this thread, to multiply `rows` rows; to be dropped when it turns to other work.
+    pub(super) fn start(self, rows: usize) -> Kernels {
+        let tiles = match rows >= self.tile_rows_min {
+            true => TileConfig::load(),
+            false => None,
+        };
+        Kernels {
+            isa: self.isa,
+            tiles,
+        }
+    }
+}
+
+/// One thread's kernels.
+pub(super) struct Kernels {
+    isa: Isa,
+    tiles: Option<TileConfig>,
+}
+
+impl Kernels {
+    /// `x[rows] * group^T` into `out`, at most [`ROWS_MAX`] rows.
+    pub(super) fn multiply(
+        &self,
+        w: &Packed,
+        group: usize,
+        x: &CpuRows,
+        rows: Range<usize>,
+        out: &mut GroupSums<f32>,
+    ) {
+        let (weights, inputs) = operands(w, group, x, rows);
+        // SAFETY: `operands` checked rows and shapes; the group's bytes are packed; `out` holds the
+        // largest result; whoever made the `Multiplier` checked the instruction set.
+        unsafe { self.group(w.format, weights, inputs, out.as_mut_ptr()) }
+    }
+
+    /// The same, in f64 over segments of so many blocks.
+    pub(super) fn multiply_wide(
+        &self,
+        w: &Packed,
+        group: usize,
+        x: &CpuRows,
+        rows: Range<usize>,
+        segment: usize,
+        out: &mut GroupSums<f64>,
+    ) {
+        let (weights, inputs) = operands(w, group, x, rows);
+        assert!(segment > 0);
+        let out = out.as_mut_ptr();
+        // SAFETY: as in `multiply`; segments stay within the group's blocks.
+        unsafe {
+            match &self.tiles {
+                Some(tiles) if w.format.is_quantised() => {
+                    amx::group_matmul_wide(tiles, w.format, weights, inputs, segment, out);
+                }
+                _ => matmul::group_matmul_wide(self.isa, w.format, weights, inputs, segment, out),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As `matmul::group_matmul`'s.
+    unsafe fn group(&self, format: Format, w: Weights, x: Inputs, out: *mut f32) {
+        // SAFETY: by this function's contract. Strips are whole: `CpuRows` and `GroupSums` have
+        // room for a multiple of a strip's rows.
+        unsafe {
+            match &self.tiles {
+                Some(tiles) if format.is_quantised() => {
+                    amx::group_matmul(tiles, format, w, x, out);
+                }
+                _ => matmul::group_matmul(self.isa, format, w, x, out),
+            }
+        }
+    }
+}
+
+/// One group's weights and the rows they meet, their shapes checked.
+fn operands(w: &Packed, group: usize, x: &CpuRows, rows: Range<usize>) -> (Weights, Inputs) {
+    assert_eq!(x.width, w.columns);
+    assert!(x.is_quantised || !w.format.is_quantised());
+    let weights = Weights {
+        start: w.group(group),
+        tiles: w.group_tiles(group),
+        blocks: w.blocks,
+    };
+    (weights, Inputs::new(x, rows.start, rows.len()))
+}
+
+/// From how many rows on tiles are faster than lanes on this machine, if they ever are. Measured
+/// once, in well under a millisecond, on a group of a small model's shape. The machine has
+/// `Isa::Amx`.
+pub(super) fn tiles_win_from() -> Option<usize> {
+    static ROWS: OnceLock<Option<usize>> = OnceLock::new();
+    *ROWS.get_or_init(|| {
+        const COLUMNS: usize = 576;
+        const TILES: usize = 2;
+        const BLOCKS: usize = COLUMNS / BLOCK;
+        // Zeroes take as long as anything.
+        let weights = vec![0u8; NIBBLE_TILE_BYTES * TILES * BLOCKS];
+        let w = Weights {
+            start: weights.as_ptr(),
+            tiles: TILES,
+            blocks: BLOCKS,
+        };
+        let mut x = CpuRows::default();
+        x.reshape(ROWS_MAX, COLUMNS);
+        x.reserve_quants();
+        x.is_quantised = true;
+        let mut out = GroupSums::new();
+        let mut fastest = |tiles: bool, rows: usize| -> Duration {
+            let kernels = Kernels {
+                isa: Isa::Amx,
+                tiles: if tiles { TileConfig::load() } else { None },
+            };
+            let inputs = Inputs::new(&x, 0, rows);
+            (0..5)
+                .map(|_| {
+                    let begun = Instant::now();
+                    // SAFETY: weights and rows are of one width, `out` holds the largest result,
+                    // and this is only called where the machine has AMX.
+                    unsafe { kernels.group(Format::Nibbles, w, inputs, out.as_mut_ptr()) };
+                    begun.elapsed()
+                })
+                .min()
+                .unwrap_or_default()
+        };
+        let rows = [2, 4, 6, 8, 16, 32, ROWS_MAX]
+            .into_iter()
+            .find(|&rows| fastest(true, rows) < fastest(false, rows));
+        tracing::debug!(
+            ?rows,
+            "products of at least so many rows are faster by AMX tiles"
+        );
+        rows
+    })
+}
