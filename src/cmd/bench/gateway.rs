@@ -373,19 +373,27 @@ impl Asker {
         Ok(buckets(&String::from_utf8_lossy(&page)))
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
-        let idle = lock(&self.idle).pop();
-        let mut connection = match idle {
-            Some(connection) => connection,
-            None => {
-                let stream = TcpStream::connect(&self.to).await?;
-                stream.set_nodelay(true)?;
-                let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-                // Ends with its sender.
-                tokio::spawn(connection);
-                sender
+    /// One that was kept and is still open, or a new one.
+    async fn connection(&self) -> Result<SendRequest<Full<Bytes>>> {
+        loop {
+            let Some(mut kept) = lock(&self.idle).pop() else {
+                break;
+            };
+            // The server closes those that were idle for long.
+            if kept.ready().await.is_ok() {
+                return Ok(kept);
             }
-        };
+        }
+        let stream = TcpStream::connect(&self.to).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+        // Ends with its sender.
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
+        let mut connection = self.connection().await?;
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -395,7 +403,6 @@ impl Asker {
             request = request.header("authorization", format!("Bearer {key}"));
         }
         let exchange = async {
-            connection.ready().await?;
             let answer = connection
                 .send_request(request.body(Full::new(body))?)
                 .await?;
