@@ -4,6 +4,7 @@
 mod accounts;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod receiver;
 mod rotation;
 mod traces;
 mod webhooks;

@@ -3,94 +3,37 @@
 
 use super::alone;
 use super::harness::{Answer, Cluster, DEADLINE, processes, tiny_model, wait_for};
+use super::receiver::{Heard, Receiving};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write;
+use std::net::TcpListener;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 const PATH: &str = "/billing/v1/webhook";
 
 /// One delivery as it came.
 #[derive(Clone, Debug)]
-struct Heard {
+struct Delivery {
     id: String,
     timestamp: String,
     signature: String,
     body: String,
 }
 
-/// A receiver that answers as it is told to, and tells of all that comes.
-struct Receiving {
-    url: String,
-    heard: Receiver<Heard>,
-    status: Arc<Mutex<u16>>,
-}
-
-impl Receiving {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let url = format!("http://{}/hook", listener.local_addr().expect("an address"));
-        let (tell, heard) = channel();
-        let status = Arc::new(Mutex::new(200));
-        let answers = status.clone();
-        // It ends with the test's process.
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                take(stream, &tell, &answers);
-            }
-        });
-        Self { url, heard, status }
+impl Delivery {
+    fn of(request: &Heard) -> Self {
+        let header = |name| request.header(name).expect("it is signed").to_owned();
+        Self {
+            id: header("webhook-id"),
+            timestamp: header("webhook-timestamp"),
+            signature: header("webhook-signature"),
+            body: String::from_utf8(request.body.clone()).expect("JSON"),
+        }
     }
-
-    fn answer(&self, status: u16) {
-        *self.status.lock().expect("no test panics with it") = status;
-    }
-
-    fn next(&self) -> Heard {
-        self.heard.recv_timeout(DEADLINE).expect("an event comes")
-    }
-}
-
-/// Takes one request; what breaks off is nothing.
-fn take(stream: TcpStream, tell: &Sender<Heard>, status: &Mutex<u16>) -> Option<()> {
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .ok()?;
-    let mut reader = BufReader::new(stream);
-    let (mut headers, mut line) = (Vec::<(String, String)>::new(), String::new());
-    reader.read_line(&mut line).ok()?;
-    loop {
-        line.clear();
-        reader.read_line(&mut line).ok()?;
-        let Some((name, value)) = line.trim_end().split_once(": ") else {
-            break;
-        };
-        headers.push((name.to_lowercase(), value.to_owned()));
-    }
-    let header = |wanted: &str| {
-        let found = headers.iter().find(|(name, _)| name == wanted);
-        found.map(|(_, value)| value.clone())
-    };
-    let mut body = vec![0; header("content-length")?.parse().ok()?];
-    reader.read_exact(&mut body).ok()?;
-    let heard = Heard {
-        id: header("webhook-id")?,
-        timestamp: header("webhook-timestamp")?,
-        signature: header("webhook-signature")?,
-        body: String::from_utf8(body).ok()?,
-    };
-    let status = *status.lock().ok()?;
-    // Told of before it is answered: whoever waits for it finds the sender waiting still.
-    tell.send(heard).ok()?;
-    let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-    reader.into_inner().write_all(answer.as_bytes()).ok()
 }
 
 /// HMAC-SHA256 by another hand than ours: Python's.
-fn signature(secret: &str, heard: &Heard) -> String {
+fn signature(secret: &str, heard: &Delivery) -> String {
     const CODE: &str = "import base64,hashlib,hmac,sys\n\
         key=base64.b64decode(sys.argv[1].removeprefix('whsec_'))\n\
         print('v1,'+base64.b64encode(hmac.digest(key,sys.stdin.buffer.read(),'sha256')).decode())";
@@ -165,19 +108,21 @@ fn what_was_refused_is_delivered_by_the_next_leader_under_the_same_id() {
         "--allow-private-webhooks",
     ]);
     let receiving = Receiving::start();
-    let wanted = json!({"url": receiving.url, "events": ["budget.threshold"]});
+    let next = || Delivery::of(&receiving.next());
+    let url = format!("{}/hook", receiving.base);
+    let wanted = json!({"url": url, "events": ["budget.threshold"]});
     let secret = good(ask(&cluster, "PUT", PATH, Some(&wanted)))["secret"].clone();
     let secret = secret.as_str().expect("a secret").to_owned();
 
     // Refused at first, and again by whoever is told while the leader dies.
     receiving.answer(503);
     let id = good(ask(&cluster, "POST", "/billing/v1/webhook/test", None))["id"].clone();
-    let first = receiving.next();
+    let first = next();
     assert_eq!(json!(first.id), id);
     assert_eq!(first.signature, signature(&secret, &first));
     kill_leader(&cluster);
     receiving.answer(200);
-    let second = receiving.next();
+    let second = next();
     assert_eq!((&second.id, &second.body), (&first.id, &first.body));
     assert_eq!(second.signature, signature(&secret, &second));
     let told = wait_for("the delivery to be noted", DEADLINE, || {
@@ -188,7 +133,7 @@ fn what_was_refused_is_delivered_by_the_next_leader_under_the_same_id() {
     assert_eq!(told["last_error"], Value::Null, "{told}");
 
     // What a request spends is told of, signed by the secret that counts now.
-    let rotate = json!({"url": receiving.url, "events": ["budget.threshold"], "rotate": true});
+    let rotate = json!({"url": url, "events": ["budget.threshold"], "rotate": true});
     let rotated = good(ask(&cluster, "PUT", PATH, Some(&rotate)));
     let rotated = rotated["secret"].as_str().expect("a secret").to_owned();
     assert_ne!(rotated, secret);
@@ -209,7 +154,7 @@ fn what_was_refused_is_delivered_by_the_next_leader_under_the_same_id() {
     good(cluster.send("PUT", &path, cluster.admin_key(), Some(&settings)));
     let told = loop {
         // A repeat of the test event would be no fault: at least once is what is promised.
-        let heard = receiving.next();
+        let heard = next();
         if heard.id != first.id {
             break heard;
         }

@@ -59,32 +59,17 @@ fn spend(n: u64, tokens: u64) -> Command {
 pub(crate) fn filled_with_webhooks() -> Member {
     let mut member = filled();
     let tenant = TenantId(1);
-    let delivery = |event, error: Option<&str>| Command::NoteDelivery {
-        tenant,
-        event: EventSeq(event),
-        failures: 0,
-        error: error.map(str::to_owned),
-    };
     let mut settings = limited();
     settings.monthly_budget = Some(NanoUsd(2_000));
     for command in [
-        Command::PutWebhook {
-            tenant,
-            url: "https://example.com/hook".into(),
-            topics: Topics {
-                budget: true,
-                statements: true,
-            },
-            secret: hash(9),
-            rotate: false,
-        },
+        put(tenant, 9, false),
         Command::TestWebhook { tenant },
         Command::PutTenant {
             name: "acme".into(),
             settings,
         },
-        delivery(1, None),
-        delivery(2, Some("it answered 500")),
+        delivered(tenant, 1, 0, None),
+        delivered(tenant, 2, 0, Some("it answered 500")),
         Command::TestWebhook { tenant },
     ] {
         let outcome = member.ask(command);

@@ -7,7 +7,7 @@
 //! worker. What a request takes more than that, end to end, is HTTP, authentication, admission, templates,
 //! limits and durable settlement.
 
-use super::load::{first_model, server};
+use super::load::{ServerArgs, first_model};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::last::Last;
@@ -51,17 +51,8 @@ const WARM_UP: Duration = Duration::from_secs(2);
                         cluster bench gateway --coordinator-dir bench/coordinator-1"
 )]
 pub struct GatewayArgs {
-    /// Base address of the server [default: the last `cluster up`]
-    #[arg(long, value_name = "URL")]
-    url: Option<String>,
-    /// Key to show [default: the last `cluster up`'s]
-    #[arg(
-        long,
-        value_name = "KEY",
-        env = "TRIREME_API_KEY",
-        hide_env_values = true
-    )]
-    api_key: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Requests a second, whatever becomes of those before
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
@@ -98,7 +89,7 @@ struct Within {
 
 impl GatewayArgs {
     pub fn run(self) -> Result<()> {
-        let (url, key) = server(self.url.as_deref(), self.api_key.as_deref())?;
+        let (url, key) = self.server.find()?;
         let client = Client::new(std::slice::from_ref(&url), key.clone());
         let model = first_model(&client)?;
         let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;

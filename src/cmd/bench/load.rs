@@ -11,7 +11,7 @@ use crate::last::Last;
 use crate::stats::percentile;
 use crate::{size, term};
 use anyhow::Result;
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -62,6 +62,29 @@ pub struct Measured {
     inter_token_p99_ms: Option<f64>,
     /// The first failure's reason.
     pub failure: Option<String>,
+}
+
+/// Which server is asked, as whom.
+#[derive(Args)]
+pub struct ServerArgs {
+    /// Base address of the server [default: the last `cluster up`]
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Key to show [default: the last `cluster up`'s]
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "TRIREME_API_KEY",
+        hide_env_values = true
+    )]
+    api_key: Option<String>,
+}
+
+impl ServerArgs {
+    /// The server's address and the key to show there.
+    pub fn find(&self) -> Result<(String, Option<String>)> {
+        server(self.url.as_deref(), self.api_key.as_deref())
+    }
 }
 
 /// The server's address and the key to show there.

@@ -1,6 +1,6 @@
 //! `cluster bench serve`: a closed loop of streamed requests against an OpenAI-compatible server.
 
-use super::load::{Api, Load, concurrency, first_model, server, table};
+use super::load::{Api, Load, ServerArgs, concurrency, first_model, table};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::term;
@@ -14,17 +14,8 @@ use serde_json::json;
                         cluster bench serve --url http://10.0.0.5:8000 --api-key K --model M --json"
 )]
 pub struct ServeArgs {
-    /// Base address of the server [default: the last `cluster up`]
-    #[arg(long, value_name = "URL")]
-    url: Option<String>,
-    /// Key to show [default: the last `cluster up`'s]
-    #[arg(
-        long,
-        value_name = "KEY",
-        env = "TRIREME_API_KEY",
-        hide_env_values = true
-    )]
-    api_key: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Model to ask [default: the first that is served]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
@@ -50,7 +41,7 @@ pub struct ServeArgs {
 
 impl ServeArgs {
     pub fn run(self) -> Result<()> {
-        let (url, key) = server(self.url.as_deref(), self.api_key.as_deref())?;
+        let (url, key) = self.server.find()?;
         let client = Client::new(&[url], key);
         let model = match &self.model {
             Some(model) => model.clone(),

@@ -415,14 +415,11 @@ impl Batcher {
             let found = self.pool.find(sequence.wanted_names());
             let needed = wanted - found.pages;
             let room = self.pool.available() - found.kept;
-            if needed + self.running.len() > room && !self.running.is_empty() {
+            if needed + self.running.len() > room {
                 return None;
             }
             let bytes = *added_bytes + sequence.added_bytes();
             if bytes > limits::STEP_ADDED_BYTES_MAX && !plan.added.is_empty() {
-                return None;
-            }
-            if needed > room {
                 return None;
             }
             let held = self.pool.share(sequence.wanted_names());
