@@ -6,13 +6,14 @@
 //! - Whose sequence is admitted next, and whose is refused when too many wait, is decided between tenants
 //!   by their weights and by what they were served (`waiting`), which grows as steps take tokens; it is
 //!   admitted when all pages of its known tokens are free, and nobody overtakes it meanwhile.
-//! - What is fair is who gets in. Once in, every sequence has its turns, whoever's it is: a tenant with
-//!   many makes the steps longer for all, by what `limits::STEP_SEQUENCES_MAX` of them take at the most.
+//! - Where several tenants run, a tenant with many sequences makes steps no longer for the others than its
+//!   share of the machine allows (`shares`): of its own only as many have their turn in one step.
 //! - Decoding sequences go first in every step, so a new prompt slows running streams by one
-//!   bounded chunk, never stops them.
+//!   bounded chunk, never stops them. (Where a tenant gets less than it wants, half is for its prompts.)
 //! - When pages run out the newest sequence of the tenant that was served most for its weight gives its
 //!   pages back and is computed again later, before any new one; its client sees a pause, not an error.
-//!   The oldest is never preempted, so there is always progress.
+//!   So it does where a tenant that holds less than its share of the pages, or of the sequences that may
+//!   run, has one waiting (`room`). The oldest is never preempted, so there is always progress.
 //! - A sequence that begins as another of its tenant's did takes over that one's full pages, if they are
 //!   still there, and computes the rest only (`prefix`, `pages`). A page is found by others once the step
 //!   that filled it has ended.
@@ -21,11 +22,18 @@
 //! With a pipeline, up to `steps_in_flight` plans are out at once. Ranks run plans in order, so
 //! pages freed by one plan may be given out by the next although the former still runs.
 
+mod room;
+
 use super::pages::PagePool;
-use super::plan::{EntryResult, PlanEntry, PlanError, Sampled, SequenceKey, StepPlan, StepResults};
+use super::plan::{
+    AddedSequence, EntryResult, PlanEntry, PlanError, Sampled, SequenceKey, StepPlan, StepResults,
+};
 use super::sequence::{self, Sequence, SequenceId};
+use super::shares::{Demand, Shares};
 use super::waiting::{Served, WaitingRoom};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::time::Instant;
+use trireme_shared::ids::TenantId;
 use trireme_shared::limits;
 use trireme_shared::wire::control::EngineStats;
 use trireme_shared::wire::generate::{FailureKind, FinishReason, GenerateEvent, GenerateRequest};
@@ -44,6 +52,8 @@ pub struct Capacity {
 /// A step on its way through the ranks.
 struct Step {
     number: u64,
+    planned_at: Instant,
+    tokens: usize,
     /// How far it brings each of its sequences, in tokens.
     ends: Vec<(SequenceKey, usize)>,
 }
@@ -55,6 +65,35 @@ pub struct Effect {
     pub event: GenerateEvent,
 }
 
+/// What a tenant may have of one step, in tokens.
+#[derive(Debug, Default)]
+struct Turn {
+    wants: usize,
+    /// Of what it wants, what it gets and was not used yet.
+    left: usize,
+    /// What decoding sequences leave to prompts.
+    kept: usize,
+}
+
+type Turns = BTreeMap<TenantId, Turn>;
+
+impl Turn {
+    /// Takes the token of a decoding sequence, if there is one for it.
+    fn decode(&mut self) -> bool {
+        let has = self.left > self.kept;
+        self.left -= usize::from(has);
+        has
+    }
+}
+
+/// Tokens of prompts that a step has at most.
+fn prefill_most(decoding: bool) -> usize {
+    match decoding {
+        true => limits::PREFILL_BESIDE_DECODE_TOKENS_MAX,
+        false => limits::STEP_TOKENS_MAX,
+    }
+}
+
 pub struct Batcher {
     capacity: Capacity,
     /// Rows of logits one step may ask for; also bounds the running sequences.
@@ -62,9 +101,13 @@ pub struct Batcher {
     pool: PagePool,
     sequences: HashMap<SequenceId, Sequence>,
     waiting: WaitingRoom,
+    shares: Shares,
     /// By arrival: the first is the oldest.
     running: BTreeSet<SequenceId>,
     by_key: HashMap<SequenceKey, SequenceId>,
+    /// Sequences that the ranks must be told of, and about how many bytes that takes.
+    added: Vec<AddedSequence>,
+    added_bytes: usize,
     /// Keys that the ranks still know and must forget.
     removed: Vec<SequenceKey>,
     in_flight: VecDeque<Step>,
@@ -84,8 +127,11 @@ impl Batcher {
             capacity,
             sequences: HashMap::new(),
             waiting: WaitingRoom::new(limits::WAITING_SEQUENCES_MAX),
+            shares: Shares::default(),
             running: BTreeSet::new(),
             by_key: HashMap::new(),
+            added: Vec::new(),
+            added_bytes: 0,
             removed: Vec::new(),
             in_flight: VecDeque::new(),
             next_step: 0,
@@ -164,7 +210,7 @@ impl Batcher {
     }
 
     /// The next step; `None` while the pipeline is full or nothing can run.
-    pub fn plan(&mut self) -> Option<StepPlan> {
+    pub fn plan(&mut self, now: Instant) -> Option<StepPlan> {
         if self.in_flight.len() >= self.capacity.steps_in_flight {
             return None;
         }
@@ -172,15 +218,22 @@ impl Batcher {
             step: self.next_step,
             ..StepPlan::default()
         };
-        self.plan_decodes(&mut plan);
-        self.plan_prefills(&mut plan);
+        let mut turns = self.turns();
+        self.admit_due(&turns);
+        self.keep_for_prompts(&mut turns);
+        self.plan_decodes(&mut plan, &mut turns);
+        self.plan_prefills(&mut plan, &mut turns);
         if plan.entries.is_empty() {
             return None;
         }
+        plan.added = std::mem::take(&mut self.added);
+        self.added_bytes = 0;
         plan.removed = std::mem::take(&mut self.removed);
         let end = |entry: &PlanEntry| entry.context as usize + entry.tokens.len();
         self.in_flight.push_back(Step {
             number: plan.step,
+            planned_at: now,
+            tokens: plan.rows(),
             ends: plan.entries.iter().map(|e| (e.key, end(e))).collect(),
         });
         self.next_step += 1;
@@ -189,7 +242,7 @@ impl Batcher {
     }
 
     /// Takes the results of the oldest step in flight.
-    pub fn complete(&mut self, results: StepResults) -> Result<(), PlanError> {
+    pub fn complete(&mut self, results: StepResults, now: Instant) -> Result<(), PlanError> {
         let step = self.in_flight.pop_front();
         let Some(step) = step.filter(|step| step.number == results.step) else {
             return Err(PlanError(format!(
@@ -197,6 +250,8 @@ impl Batcher {
                 results.step
             )));
         };
+        let took = now.saturating_duration_since(step.planned_at);
+        self.shares.pace.took(step.tokens, took);
         for (key, end) in step.ends {
             let id = self.by_key.get(&key);
             if let Some(sequence) = id.and_then(|id| self.sequences.get_mut(id)) {
@@ -263,9 +318,62 @@ impl Batcher {
         Ok(())
     }
 
+    /// What each tenant may have of the next step.
+    fn turns(&mut self) -> Turns {
+        let mut wanted: BTreeMap<TenantId, (usize, usize)> = BTreeMap::new();
+        for id in self.running.iter().copied().chain(self.waiting.iter()) {
+            let sequence = &self.sequences[&id];
+            if !sequence.paused {
+                let (decodes, prompts) = wanted.entry(sequence.tenant()).or_default();
+                match sequence.decodes() {
+                    true => *decodes += 1,
+                    false => *prompts += sequence.remaining(),
+                }
+            }
+        }
+        let most = prefill_most(wanted.values().any(|(decodes, _)| *decodes > 0));
+        let demand = |(tenant, (decodes, prompts)): (TenantId, (usize, usize))| {
+            let demand = Demand {
+                weight: self.waiting.weight(tenant),
+                tokens: decodes.div_ceil(self.capacity.steps_in_flight) + prompts.min(most),
+            };
+            (tenant, demand)
+        };
+        let demands: BTreeMap<_, _> = wanted.into_iter().map(demand).collect();
+        let given = self.shares.give(&demands);
+        let turn = |(tenant, left): (TenantId, usize)| {
+            let turn = Turn {
+                wants: demands.get(&tenant).map_or(left, |demand| demand.tokens),
+                left,
+                kept: 0,
+            };
+            (tenant, turn)
+        };
+        given.into_iter().map(turn).collect()
+    }
+
+    /// Keeps half of what tenants get that want more for their prompts, of those that have some which can
+    /// run; where it is one token, in every other step.
+    fn keep_for_prompts(&mut self, turns: &mut Turns) {
+        let next = self.waiting.next(|id| self.may_begin(id, turns));
+        let next = next.filter(|id| self.pages_missing(*id) == Some(0));
+        for id in self.running.iter().copied().chain(next) {
+            let sequence = &self.sequences[&id];
+            let turn = turns.get_mut(&sequence.tenant());
+            let cut = turn.filter(|turn| turn.left < turn.wants);
+            if let Some(turn) = cut
+                && !sequence.paused
+                && sequence.remaining() > 1
+            {
+                let half = (turn.left + self.next_step as usize % 2) / 2;
+                turn.kept = half.min(turn.kept + sequence.remaining());
+            }
+        }
+    }
+
     /// Decoding sequences, the longest unscheduled first; with a pipeline each step takes its
     /// share of them, so that the other stages have steps to work on.
-    fn plan_decodes(&mut self, plan: &mut StepPlan) {
+    fn plan_decodes(&mut self, plan: &mut StepPlan, turns: &mut Turns) {
         let ready = |s: &Sequence| !s.paused && s.remaining() == 1;
         let mut decoding = 0;
         let mut turn = Vec::new();
@@ -277,18 +385,19 @@ impl Batcher {
             }
         }
         turn.sort_unstable();
-        turn.truncate(
-            decoding
-                .div_ceil(self.capacity.steps_in_flight)
-                .max(1)
-                .min(self.rows_max),
-        );
+        let most = decoding.div_ceil(self.capacity.steps_in_flight).max(1);
+        let due = |(_, id): &(u64, SequenceId)| {
+            let theirs = turns.get_mut(&self.sequences[id].tenant());
+            theirs.is_some_and(Turn::decode)
+        };
+        turn.retain(due);
+        turn.truncate(most.min(self.rows_max));
         // In the order in which they keep their pages, so that a sequence whose pages are taken has not
         // been planned yet. Nobody is charged meanwhile, which would change it.
         turn.sort_by_cached_key(|&(_, id)| self.precedence(id));
         let mut planned = Vec::new();
         for (_, id) in turn {
-            let new_pages = match self.sequences.get(&id) {
+            let page = match self.sequences.get(&id) {
                 // Preempted just now.
                 Some(sequence) if sequence.key.is_none() => continue,
                 Some(sequence) if !sequence.needs_page() => Vec::new(),
@@ -300,9 +409,11 @@ impl Batcher {
             };
             let rows_left = self.rows_max - plan.entries.len();
             if let Some(sequence) = self.sequences.get_mut(&id) {
-                sequence.pages.extend_from_slice(&new_pages);
-                let entry = sequence.chunk(plan.step, 1, rows_left, new_pages);
+                sequence.take_pages(&page);
+                let cached = sequence.prompt_cached();
+                let entry = sequence.chunk(plan.step, 1, rows_left);
                 plan.entries.extend(entry);
+                self.start(id, cached);
                 planned.push(id);
             }
         }
@@ -348,19 +459,15 @@ impl Batcher {
     }
 
     /// Chunks of prompts: first of running sequences, then of waiting ones that fit.
-    fn plan_prefills(&mut self, plan: &mut StepPlan) {
+    fn plan_prefills(&mut self, plan: &mut StepPlan, turns: &mut Turns) {
         let decoding = self
             .running
             .iter()
             .any(|id| !self.sequences[id].paused && self.sequences[id].decodes());
-        let mut budget = limits::STEP_TOKENS_MAX - plan.rows();
-        if decoding {
-            budget = budget.min(limits::PREFILL_BESIDE_DECODE_TOKENS_MAX);
-        }
+        let mut budget = prefill_most(decoding).min(limits::STEP_TOKENS_MAX - plan.rows());
         let mut rows_left = self.rows_max - plan.entries.len();
-        let mut added_bytes = 0;
 
-        let mut prefilling: VecDeque<_> = self
+        let mut prefilling: Vec<_> = self
             .running
             .iter()
             .copied()
@@ -369,20 +476,24 @@ impl Batcher {
                 !s.paused && s.remaining() > 1
             })
             .collect();
+        // As they would be admitted: those of the tenant that was served least, and of one the oldest.
+        let served = |id: &SequenceId| (self.waiting.served(self.sequences[id].tenant()), *id);
+        prefilling.sort_by_cached_key(served);
+        let mut prefilling = prefilling.into_iter();
         while budget > 0 && rows_left > 0 {
-            let (id, new_pages) = match prefilling.pop_front() {
-                Some(id) => (id, Vec::new()),
-                None => match self.admit(plan, &mut added_bytes) {
-                    Some(admitted) => admitted,
-                    None => return,
-                },
+            let next = prefilling.next();
+            let Some(id) = next.or_else(|| self.admit(turns)) else {
+                return;
             };
             let Some(sequence) = self.sequences.get_mut(&id) else {
                 continue;
             };
             let cached = sequence.prompt_cached();
-            if let Some(entry) = sequence.chunk(plan.step, budget, rows_left, new_pages) {
+            let turn = turns.entry(sequence.tenant()).or_default();
+            let tokens = budget.min(turn.left);
+            if let Some(entry) = sequence.chunk(plan.step, tokens, rows_left) {
                 budget -= entry.tokens.len();
+                turn.left -= entry.tokens.len();
                 rows_left -= entry.score.as_ref().map_or(0, |s| s.targets.len());
                 rows_left -= usize::from(entry.sample.is_some());
                 plan.entries.push(entry);
@@ -390,49 +501,6 @@ impl Batcher {
                 // Before the next one is admitted, so that tenants take turns within a step too.
                 self.charge(id);
             }
-        }
-    }
-
-    /// Moves the next waiting sequence into the running batch if its pages are free and running ones
-    /// keep room to grow. Gives also its pages that no other has filled.
-    fn admit(
-        &mut self,
-        plan: &mut StepPlan,
-        added_bytes: &mut usize,
-    ) -> Option<(SequenceId, Vec<u32>)> {
-        loop {
-            if self.running.len() >= limits::STEP_SEQUENCES_MAX.min(self.rows_max) {
-                return None;
-            }
-            let id = self.waiting.next(|id| !self.sequences[&id].paused)?;
-            let sequence = self.sequences.get_mut(&id)?;
-            let wanted = sequence.pages_wanted();
-            if wanted > self.pool.total() {
-                self.start(id, 0);
-                self.finish(id, FinishReason::Length);
-                continue;
-            }
-            let found = self.pool.find(sequence.wanted_names());
-            let needed = wanted - found.pages;
-            let room = self.pool.available() - found.kept;
-            if needed + self.running.len() > room {
-                return None;
-            }
-            let bytes = *added_bytes + sequence.added_bytes();
-            if bytes > limits::STEP_ADDED_BYTES_MAX && !plan.added.is_empty() {
-                return None;
-            }
-            let held = self.pool.share(sequence.wanted_names());
-            let new_pages = self.pool.allocate(needed)?;
-            *added_bytes = bytes;
-            let key = SequenceKey(self.next_key);
-            self.next_key += 1;
-            plan.added.push(sequence.admit(key, held));
-            sequence.pages.extend_from_slice(&new_pages);
-            self.by_key.insert(key, id);
-            self.waiting.begin(id, sequence.tenant());
-            self.running.insert(id);
-            return Some((id, new_pages));
         }
     }
 
@@ -489,7 +557,11 @@ impl Batcher {
             self.pool.release(&pages);
             if let Some(key) = key {
                 self.by_key.remove(&key);
-                self.removed.push(key);
+                let told = self.added.iter().all(|added| added.key != key);
+                self.added.retain(|added| added.key != key);
+                if told {
+                    self.removed.push(key);
+                }
             }
         }
     }

@@ -193,6 +193,7 @@ mod tests {
     use crate::engine::batcher::Capacity;
     use crate::engine::batcher::tests::request;
     use crate::engine::plan::{EntryResult, Sampled, StepResults};
+    use std::time::Instant;
 
     fn batcher() -> Batcher {
         Batcher::new(Capacity {
@@ -205,7 +206,7 @@ mod tests {
 
     /// One step in which every sequence that asks for a token gets token 7.
     fn step(batcher: &mut Batcher) -> bool {
-        let Some(plan) = batcher.plan() else {
+        let Some(plan) = batcher.plan(Instant::now()) else {
             return false;
         };
         let sampling = plan.entries.iter().filter(|e| e.sample.is_some());
@@ -219,7 +220,8 @@ mod tests {
         });
         let results = results.collect();
         let step = plan.step;
-        batcher.complete(StepResults { step, results }).unwrap();
+        let results = StepResults { step, results };
+        batcher.complete(results, Instant::now()).unwrap();
         true
     }
 

@@ -15,6 +15,7 @@ use super::step::{StepError, StepRunner};
 use crate::parallel::Abort;
 use crate::parallel::channel::{PlanSender, SampledReceiver};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::watch;
 use trireme_shared::wire::control::EngineStats;
 
@@ -75,11 +76,13 @@ impl Driver {
             let inbox = self.mailbox.take();
             self.accept(inbox)?;
             self.clients.sweep(&mut self.batcher);
-            if let Some(plan) = self.batcher.plan() {
+            if let Some(plan) = self.batcher.plan(Instant::now()) {
                 self.start_step(&plan)?;
             } else if self.batcher.steps_in_flight() > 0 {
                 let results = self.receive_results()?;
-                self.batcher.complete(results).map_err(StepError::from)?;
+                self.batcher
+                    .complete(results, Instant::now())
+                    .map_err(StepError::from)?;
             } else {
                 self.publish();
                 let inbox = self.mailbox.wait();
@@ -113,7 +116,7 @@ impl Driver {
             }
         }
         if let Some(results) = self.runner.run(plan)? {
-            self.batcher.complete(results)?;
+            self.batcher.complete(results, Instant::now())?;
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::tests::{World, request};
 use super::*;
+use std::time::Duration;
 use trireme_shared::ids::TenantId;
 
 fn of(tenant: u32, weight: u32, prompt: usize, max_tokens: u32) -> GenerateRequest {
@@ -151,5 +152,154 @@ fn what_is_computed_again_after_a_preemption_is_charged_once() {
     }
     world.batcher.cancel(others);
     world.run_until_idle();
+    world.check_empty();
+}
+
+/// Steps of a machine that is busy for 4 ms and 1.5 ms a token.
+fn length(tokens: usize) -> Duration {
+    Duration::from_micros(4_000 + 1_500 * tokens as u64)
+}
+
+/// Tokens that a tenant's clients got so far.
+fn got(world: &World, tenant: u32) -> usize {
+    let clients = world.clients.values();
+    let theirs = clients.filter(|(request, _)| request.tenant == TenantId(tenant));
+    theirs.map(|(_, client)| client.tokens.len()).sum()
+}
+
+#[test]
+fn a_flood_slows_another_tenants_stream_to_its_share_and_no_further() {
+    for (weight, share) in [(1, 2.0), (3, 4.0 / 3.0)] {
+        let mut world = World::new(1_000, 512, 1);
+        world.length = length;
+        for _ in 0..64 {
+            world.submit(of(1, 1, 16, 400));
+        }
+        while world.batcher.stats().generated_tokens < 64 * 8 {
+            world.plan();
+            world.land();
+        }
+        let theirs = world.submit(of(2, weight, 16, 200));
+        // Until it is known how long short steps take.
+        while got(&world, 2) < 50 {
+            world.plan();
+            world.land();
+        }
+        let (began, others) = (world.now, got(&world, 1));
+        while world.clients[&theirs].1.end.is_none() {
+            assert!(world.plan().is_some());
+            world.land();
+        }
+        let took = (world.now - began).as_secs_f64();
+        let alone = 150.0 * length(1).as_secs_f64();
+        let slower = took / alone;
+        assert!((0.9 * share..=1.1 * share).contains(&slower), "{slower}");
+        // What is left of each step is the flood's.
+        let fit = (share * 5.5 - 4.0) / 1.5 - 1.0;
+        let others = (got(&world, 1) - others) as f64 / 150.0;
+        assert!((0.8 * fit..=1.2 * fit).contains(&others), "{others}");
+        world.run_until_idle();
+        world.check(theirs, 512);
+        world.check_empty();
+    }
+}
+
+#[test]
+fn prompts_of_a_tenant_that_gets_less_than_it_wants_are_not_kept_waiting_by_its_streams() {
+    let mut world = World::new(1_000, 512, 1);
+    world.length = length;
+    for _ in 0..40 {
+        world.submit(of(1, 1, 16, 480));
+    }
+    world.submit(of(2, 1, 16, 480));
+    while got(&world, 2) < 50 {
+        world.plan();
+        world.land();
+    }
+    let newest = world.submit(of(1, 1, 100, 4));
+    let before = got(&world, 2);
+    while world.clients[&newest].1.tokens.is_empty() {
+        world.plan();
+        world.land();
+    }
+    // Some three tokens of a step are its tenant's, every other one of them the prompt's.
+    let steps = got(&world, 2) - before;
+    assert!((40..140).contains(&steps), "{steps}");
+    world.run_until_idle();
+    world.check_empty();
+}
+
+#[test]
+fn room_is_made_for_a_tenant_that_holds_less_than_its_share() {
+    // 8 sequences of up to 31 pages have begun and hold nearly all pages before long.
+    let mut world = World::new(64, 512, 1);
+    for _ in 0..20 {
+        world.submit(of(1, 1, 16, 480));
+    }
+    while world.batcher.pool.available() > 4 {
+        world.plan();
+        world.land();
+    }
+    let preempted = world.batcher.stats().preemptions;
+    // A third of the pages is 21.
+    world.submit(of(3, 1, 16, 480));
+    let theirs = world.submit(of(2, 1, 300, 4));
+    for _ in 0..4 {
+        world.plan();
+        world.land();
+    }
+    assert!(world.clients[&theirs].1.started);
+    let made = world.batcher.stats().preemptions - preempted;
+    assert!((1..=20).contains(&made), "{made}");
+    // Another would be more than its share.
+    let more = world.submit(of(2, 1, 300, 4));
+    world.plan();
+    world.land();
+    assert!(!world.clients[&more].1.started);
+    world.run_until_idle();
+    for id in world.clients.keys() {
+        world.check(*id, 512);
+    }
+    world.check_empty();
+}
+
+#[test]
+fn room_for_sequences_is_shared_too() {
+    let mut world = World::new(2_000, 512, 1);
+    let most = limits::STEP_SEQUENCES_MAX;
+    for _ in 0..most + 10 {
+        world.submit(of(1, 1, 8, 100));
+    }
+    while world.batcher.stats().running < most as u32 {
+        world.plan();
+        world.land();
+    }
+    let theirs = world.submit(of(2, 1, 8, 4));
+    world.plan();
+    world.land();
+    assert!(world.clients[&theirs].1.started);
+    assert_eq!(world.batcher.stats().preemptions, 1);
+    world.run_until_idle();
+    for id in world.clients.keys() {
+        world.check(*id, 512);
+    }
+    world.check_empty();
+}
+
+#[test]
+fn two_floods_do_not_take_pages_from_each_other_in_turns() {
+    let mut world = World::new(64, 512, 1);
+    for tenant in [1, 2] {
+        for _ in 0..30 {
+            world.submit(of(tenant, tenant, 40, 100));
+        }
+    }
+    world.run_until_idle();
+    for id in world.clients.keys() {
+        world.check(*id, 512);
+    }
+    // Of growing sequences that do not fit together; each is preempted twice at the most, about.
+    let preempted = world.batcher.stats().preemptions;
+    assert!(preempted <= 120, "{preempted}");
     world.check_empty();
 }

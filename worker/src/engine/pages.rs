@@ -58,6 +58,12 @@ impl PagePool {
         self.in_use
     }
 
+    /// How many of a sequence's pages nobody else uses.
+    pub fn sole(&self, pages: &[u32]) -> usize {
+        let references = |page: &&u32| self.pages[**page as usize].references;
+        pages.iter().filter(|page| references(page) == 1).count()
+    }
+
     /// `count` pages with one reference each, or none at all.
     pub fn allocate(&mut self, count: usize) -> Option<Vec<u32>> {
         if count > self.available() {

@@ -23,7 +23,9 @@ pub struct Sequence {
     generate_max: usize,
     /// Set while running.
     pub key: Option<SequenceKey>,
-    pub pages: Vec<u32>,
+    pages: Vec<u32>,
+    /// How many of them, the last ones, the ranks were not told of yet.
+    pages_untold: usize,
     names: PageNames,
     /// Tokens in the KV cache by the end of the planned steps.
     scheduled: usize,
@@ -96,6 +98,7 @@ impl Sequence {
             tokens,
             key: None,
             pages: Vec::new(),
+            pages_untold: 0,
             names: PageNames::new(request.tenant),
             scheduled: 0,
             named: 0,
@@ -195,6 +198,16 @@ impl Sequence {
         pages.zip(names.iter().copied()).collect()
     }
 
+    pub fn pages(&self) -> &[u32] {
+        &self.pages
+    }
+
+    /// More pages, which its next chunk tells the ranks of.
+    pub fn take_pages(&mut self, pages: &[u32]) {
+        self.pages.extend_from_slice(pages);
+        self.pages_untold += pages.len();
+    }
+
     /// Whether the next token needs a page more than it has.
     pub fn needs_page(&self) -> bool {
         self.scheduled + 1 > self.pages.len() * PAGE_TOKENS
@@ -239,19 +252,14 @@ impl Sequence {
     pub fn leave(&mut self) -> (Option<SequenceKey>, Vec<u32>) {
         self.scheduled = 0;
         self.named = 0;
+        self.pages_untold = 0;
         self.score_planned = self.scored;
         (self.key.take(), std::mem::take(&mut self.pages))
     }
 
     /// Plans its next chunk: at most `tokens_max` tokens and `rows_max` rows of logits. `None`
-    /// where nothing fits. `new_pages` are pages not yet told to the ranks.
-    pub fn chunk(
-        &mut self,
-        step: u64,
-        tokens_max: usize,
-        rows_max: usize,
-        new_pages: Vec<u32>,
-    ) -> Option<PlanEntry> {
+    /// where nothing fits.
+    pub fn chunk(&mut self, step: u64, tokens_max: usize, rows_max: usize) -> Option<PlanEntry> {
         let key = self.key?;
         let start = self.scheduled;
         let mut len = self.remaining().min(tokens_max);
@@ -275,11 +283,12 @@ impl Sequence {
         }
         self.scheduled = end;
         self.last_step = step;
+        let told = self.pages.len() - std::mem::take(&mut self.pages_untold);
         Some(PlanEntry {
             key,
             context: start as u32,
             tokens: self.tokens[start..end].to_vec(),
-            new_pages,
+            new_pages: self.pages[told..].to_vec(),
             score,
             sample: samples.then_some(self.generated() as u32),
         })

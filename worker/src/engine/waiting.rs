@@ -104,15 +104,28 @@ impl WaitingRoom {
         self.preempted.insert(id);
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = SequenceId> + '_ {
+        let fresh = self.tenants.values().flat_map(|t| &t.waiting);
+        fresh.chain(&self.preempted).copied()
+    }
+
     /// The next to begin, or to go on, of those that can.
     pub fn next(&self, can_run: impl Fn(SequenceId) -> bool) -> Option<SequenceId> {
+        let again = self.preempted.iter().copied().find(|id| can_run(*id));
+        again.or_else(|| self.next_fresh(can_run))
+    }
+
+    /// The next to begin of those that can and have not begun.
+    pub fn next_fresh(&self, can_run: impl Fn(SequenceId) -> bool) -> Option<SequenceId> {
         let first = |ids: &BTreeSet<SequenceId>| ids.iter().copied().find(|id| can_run(*id));
-        if let Some(id) = first(&self.preempted) {
-            return Some(id);
-        }
         let heads = self.tenants.values();
         let heads = heads.filter_map(|t| Some((t.served, first(&t.waiting)?)));
         heads.min().map(|(_, id)| id)
+    }
+
+    /// 1 for one that has nothing here.
+    pub fn weight(&self, of: TenantId) -> u32 {
+        self.tenants.get(&of).map_or(1, |t| t.weight.max(1))
     }
 
     /// It runs, and waits no more.
