@@ -52,7 +52,7 @@ enum TenantCommand {
         /// It pays after: dollars that it may owe
         #[arg(long, value_name = "DOLLARS", value_parser = dollars)]
         credit_limit: Option<NanoUsd>,
-        /// Its share against other tenants' where requests wait
+        /// Its share of the machines against other tenants', where they wait or run
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         weight: Option<u32>,
         #[command(flatten)]

@@ -61,7 +61,7 @@ pub struct TenantSettings {
     pub payment: Payment,
     /// What it may be charged in a month of UTC.
     pub monthly_budget: Option<NanoUsd>,
-    /// Its share against other tenants' where requests wait, from 1.
+    /// Its share of the machines against other tenants', where they wait or run, from 1.
     pub weight: u32,
     pub limits: Limits,
 }

@@ -49,7 +49,7 @@ pub struct TenantSettings {
     /// What it may be charged in a month of UTC.
     #[serde(default)]
     pub monthly_budget_nano_usd: Option<NanoUsd>,
-    /// Its share against other tenants' where requests wait, from 1.
+    /// Its share of the machines against other tenants', where they wait or run, from 1.
     #[serde(default = "one")]
     pub weight: u32,
     #[serde(default)]
