@@ -358,9 +358,23 @@ pub const WAITING_SEQUENCES_MAX: usize = 1_024;
 /// least.
 pub const TENANTS_AHEAD_MAX: usize = WAITING_SEQUENCES_MAX;
 
-/// Prefill tokens of a step while other sequences decode: on a slow core 128 rows take about
-/// 0.2 s, and that is the longest gap a running stream sees because someone else's prompt came.
-pub const PREFILL_BESIDE_DECODE_TOKENS_MAX: usize = 128;
+/// Prefill tokens of a step while other sequences decode, before it is known how long steps take: on a slow
+/// core 128 rows take about 0.2 s.
+pub const PREFILL_BESIDE_DECODE_TOKENS: usize = 128;
+
+/// Fewest prefill tokens of such a step: as many rows as the kernels take together.
+pub const PREFILL_BESIDE_DECODE_TOKENS_MIN: usize = 8;
+
+/// How long such a step should be at most, and so the gap that a running stream sees because others' prompts
+/// came.
+pub const STEP_BESIDE_DECODE_MAX: Duration = Duration::from_millis(90);
+
+/// Tokens that are guessed ahead of one sequence in one step (speculative decoding): of what repeats at all,
+/// more hardly ever come true in a row.
+pub const DRAFT_TOKENS_MAX: u8 = 8;
+
+/// How far back a sequence is searched for what may follow, in tokens: some microseconds.
+pub const DRAFT_LOOKBACK_TOKENS: usize = 8_192;
 
 /// Logits of one step, rows x vocabulary: 64 MiB of f32, and as much again where they are gathered.
 /// Prompt scoring asks for a row per token, so its chunks shrink to stay under this.

@@ -319,6 +319,7 @@ fn step_plan() -> StepPlan {
                 targets: vec![2, 3],
             }),
             sample: Some(0),
+            drafts: 0,
         }],
     }
 }

@@ -27,6 +27,8 @@ pub struct EngineBench {
     pub prompt_tokens: usize,
     /// Tokens decoded by each sequence of a batch.
     pub gen_tokens: usize,
+    /// Tokens that each has before its first.
+    pub context_tokens: usize,
     /// Numbers of sequences decoded together.
     pub batches: Vec<usize>,
     pub isa: Isa,
@@ -41,6 +43,7 @@ pub struct EngineBenchReport {
     pub threads: usize,
     pub prompt_tokens: usize,
     pub gen_tokens: usize,
+    pub context_tokens: usize,
     pub load_seconds: f64,
     /// Bytes of weights one decode step reads (as stored in the files).
     pub weight_bytes: u64,
@@ -51,7 +54,7 @@ pub struct EngineBenchReport {
     pub decode: Vec<DecodeSpeed>,
 }
 
-/// Decoding `batch` sequences together, each from an empty context.
+/// Decoding `batch` sequences together.
 #[derive(Clone, Debug, Serialize)]
 pub struct DecodeSpeed {
     pub batch: usize,
@@ -81,7 +84,7 @@ impl EngineBench {
         self.validate()?;
         let manifest = Manifest::open(&self.model)?;
         let share = whole(&manifest.config);
-        let pages_each = self.gen_tokens.div_ceil(PAGE_TOKENS);
+        let pages_each = (self.context_tokens + self.gen_tokens).div_ceil(PAGE_TOKENS);
         let batch_max = self.batches.iter().copied().max().unwrap_or(0);
         let prompt_pages = self.prompt_tokens.div_ceil(PAGE_TOKENS);
         let runtime = Runtime {
@@ -104,8 +107,9 @@ impl EngineBench {
         let mut decode = Vec::new();
         for &batch in &self.batches {
             progress(&format!("decoding {batch} x {} tokens", self.gen_tokens));
-            session.decode(batch, self.gen_tokens.min(2), pages_each)?;
-            let seconds = median(|| session.decode(batch, self.gen_tokens, pages_each))?;
+            let context = self.context_tokens;
+            session.decode(batch, context, self.gen_tokens.min(2), pages_each)?;
+            let seconds = median(|| session.decode(batch, context, self.gen_tokens, pages_each))?;
             decode.push(DecodeSpeed {
                 batch,
                 tokens_per_second: (batch * self.gen_tokens) as f64 / seconds,
@@ -128,6 +132,7 @@ impl EngineBench {
             threads: self.threads,
             prompt_tokens: self.prompt_tokens,
             gen_tokens: self.gen_tokens,
+            context_tokens: self.context_tokens,
             load_seconds,
             weight_bytes,
             read_bytes_per_second,
@@ -209,8 +214,15 @@ impl Session {
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    /// Seconds to decode `tokens` greedily in each of `count` sequences.
-    fn decode(&mut self, count: usize, tokens: usize, pages: usize) -> Result<f64, BenchError> {
+    /// Seconds to decode `tokens` greedily in each of `count` sequences, after `before` tokens whose keys and
+    /// values are whatever the cache holds.
+    fn decode(
+        &mut self,
+        count: usize,
+        before: usize,
+        tokens: usize,
+        pages: usize,
+    ) -> Result<f64, BenchError> {
         let mut batch = Batch {
             tokens: (0..count).map(|s| self.token(s)).collect(),
             sequences: (0..count)
@@ -224,7 +236,7 @@ impl Session {
             outputs: (0..count as u32).collect(),
         };
         let begun = Instant::now();
-        for context in 0..tokens {
+        for context in before..before + tokens {
             for slice in &mut batch.sequences {
                 slice.context = context as u32;
             }
@@ -272,6 +284,7 @@ mod tests {
             threads: 2,
             prompt_tokens: STEP_TOKENS_MAX + 5,
             gen_tokens: 17,
+            context_tokens: 40,
             batches: vec![1, 3],
             isa: Isa::detect(),
         };

@@ -10,9 +10,9 @@ pub enum Protocol {
     Join,
     /// Worker to coordinator: `trireme-control/1`.
     Control,
-    /// Gateway to driver: `trireme-generate/2`.
+    /// Gateway to driver: `trireme-generate/3`.
     Generate,
-    /// Rank to rank: `trireme-link/2`.
+    /// Rank to rank: `trireme-link/3`.
     Link,
     /// Member to member, Raft's own messages and snapshots: `trireme-raft/1`.
     Raft,
@@ -39,8 +39,8 @@ impl Protocol {
         match self {
             Self::Join => b"trireme-join/1",
             Self::Control => b"trireme-control/1",
-            Self::Generate => b"trireme-generate/2",
-            Self::Link => b"trireme-link/2",
+            Self::Generate => b"trireme-generate/3",
+            Self::Link => b"trireme-link/3",
             Self::Raft => b"trireme-raft/1",
             Self::Group => b"trireme-group/1",
         }

@@ -21,6 +21,8 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// (token, added to its logit), sorted by token, no token twice.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Tokens that may be guessed ahead, at most `limits::DRAFT_TOKENS_MAX`; they change no token that is drawn.
+    pub drafts: u8,
 }
 
 impl Default for Sampling {
@@ -34,6 +36,7 @@ impl Default for Sampling {
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
             logit_bias: Vec::new(),
+            drafts: 0,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `cluster bench engine`: the whole model on one rank in this process.
 
+use super::curve;
 use crate::cmd::{IsaChoice, join, model};
 use crate::failure::Failure;
 use crate::{machine, size, term};
@@ -7,13 +8,14 @@ use anyhow::Result;
 use clap::Args;
 use indicatif::ProgressBar;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::time::Duration;
 use trireme_worker::bench::{EngineBench, EngineBenchReport};
 
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  cluster bench engine --model smollm2 --threads 2 --batch 1,8,16\n  \
-                        cluster bench engine --isa avx2 --json"
+                        cluster bench engine --batch 1,2,4,8,16,32,64 --picture batch-curve.svg"
 )]
 pub struct EngineArgs {
     /// Model to run: a catalogue name, a path, hf://org/repo, https:// or pypi:// address
@@ -28,12 +30,18 @@ pub struct EngineArgs {
     /// Tokens decoded by each sequence
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     gen_tokens: u32,
+    /// Tokens that each sequence has before
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    context_tokens: u32,
     /// Sequences decoded together; several values are measured one after another
     #[arg(long, value_name = "N[,N...]", value_delimiter = ',', default_values_t = [1, 8, 16])]
     batch: Vec<usize>,
     /// Which CPU kernels to run
     #[arg(long, value_enum, default_value_t)]
     isa: IsaChoice,
+    /// Draw speed over batch into this file (SVG)
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
     /// Write JSON
     #[arg(long)]
     json: bool,
@@ -47,6 +55,7 @@ impl EngineArgs {
             threads: self.threads.unwrap_or_else(machine::threads),
             prompt_tokens: self.prompt_tokens as usize,
             gen_tokens: self.gen_tokens as usize,
+            context_tokens: self.context_tokens as usize,
             batches: self.batch,
             isa: self.isa.choose()?,
         };
@@ -64,6 +73,12 @@ impl EngineArgs {
             )
             .because(error)
         })?;
+        if let Some(path) = &self.picture {
+            std::fs::write(path, curve::draw(&report)).map_err(|error| {
+                let what = format!("{} cannot be written", path.display());
+                Failure::new(what, "give --picture a path in a folder that exists").because(error)
+            })?;
+        }
         if self.json {
             return term::json(&report);
         }
@@ -90,7 +105,10 @@ fn show(report: &EngineBenchReport) {
     ]];
     rows.extend(report.decode.iter().map(|speed| {
         vec![
-            format!("decode {}", report.gen_tokens),
+            match report.context_tokens {
+                0 => format!("decode {}", report.gen_tokens),
+                context => format!("decode {} after {context}", report.gen_tokens),
+            },
             speed.batch.to_string(),
             format!("{:.1}", speed.tokens_per_second),
             format!("{:.2}", speed.step_milliseconds),

@@ -1,6 +1,7 @@
-//! `cluster bench fair`: what one tenant's requests are like while another floods the server.
+//! `cluster bench fair`: what one tenant's requests are like while another floods the server, or while long
+//! prompts of its own come in.
 //!
-//! A closed loop of one tenant's requests is measured alone, and again while another tenant's key keeps
+//! A closed loop of one tenant's requests is measured alone, and again while another key (or the same) keeps
 //! many streams open. The measured ones begin once every stream of the flood has brought text or was refused.
 
 use super::load::{Api, Load, Measured, concurrency, first_model, server, table};
@@ -18,7 +19,7 @@ use trireme_shared::limits;
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  cluster bench fair --flood-key $(cluster key create flood) --flood 64\n  \
-                        cluster bench fair --flood-key K --open 4 --max-tokens 32 --json"
+                        cluster bench fair --open 8 --flood 1 --flood-prompt-tokens 2000 --flood-max-tokens 1"
 )]
 pub struct FairArgs {
     /// Base address of the server [default: the last `cluster up`]
@@ -32,9 +33,9 @@ pub struct FairArgs {
         hide_env_values = true
     )]
     api_key: Option<String>,
-    /// Key of the tenant that floods
+    /// Key of the tenant that floods [default: the measured one's]
     #[arg(long, value_name = "KEY")]
-    flood_key: String,
+    flood_key: Option<String>,
     /// Streams that it keeps open
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = concurrency)]
     flood: usize,
@@ -53,6 +54,12 @@ pub struct FairArgs {
     /// Longest answer
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
+    /// Length of each of the flood's prompts, about [default: as of the measured ones]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    flood_prompt_tokens: Option<u32>,
+    /// Longest answer that the flood asks for [default: as the measured ones do]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    flood_max_tokens: Option<u32>,
     /// Write JSON
     #[arg(long)]
     json: bool,
@@ -70,21 +77,29 @@ struct Flood {
 impl FairArgs {
     pub fn run(self) -> Result<()> {
         let (url, key) = server(self.url.as_deref(), self.api_key.as_deref())?;
-        let measured = Client::new(std::slice::from_ref(&url), key);
-        let flooding = Client::new(&[url], Some(self.flood_key.clone()));
+        let measured = Client::new(std::slice::from_ref(&url), key.clone());
+        let flooding = Client::new(&[url], self.flood_key.clone().or(key));
         let model = match &self.model {
             Some(model) => model.clone(),
             None => first_model(&measured)?,
         };
         let load = Load {
             prompt_tokens: self.prompt_tokens,
+            shared_prefix_tokens: 0,
             max_tokens: self.max_tokens,
             api: Api::Completions,
+            // What may be guessed differs from text to text.
+            speculative_tokens: Some(0),
+        };
+        let flood = Load {
+            prompt_tokens: self.flood_prompt_tokens.unwrap_or(self.prompt_tokens),
+            max_tokens: self.flood_max_tokens.unwrap_or(self.max_tokens),
+            ..load.clone()
         };
         let requests = self.requests as usize;
         let alone = load.measure(&measured, &model, self.open, requests);
         let (beside, flood) = self.beside(
-            &load,
+            &flood,
             &flooding,
             || load.measure(&measured, &model, self.open, requests),
             &model,
@@ -101,7 +116,7 @@ impl FairArgs {
         term::out(format!("{} at {}", term::bold(&model), measured.url()));
         term::out(table(&[alone, beside]));
         term::out(format!(
-            "the second line beside {} streams of another tenant: {} requests, {} failed, {} tokens",
+            "the second line beside {} other streams: {} requests, {} failed, {} tokens",
             flood.streams, flood.requests, flood.failures, flood.output_tokens
         ));
         Ok(())
@@ -174,7 +189,7 @@ impl FairArgs {
                 Some(measured) => Ok((measured, all)),
                 None => Err(Failure::new(
                     "no stream of the flood began",
-                    "check --flood-key: it must be a key of a tenant",
+                    "check --flood-key: it must be a key of a tenant; and --flood-prompt-tokens",
                 )
                 .into()),
             }

@@ -20,10 +20,15 @@ use std::time::{Duration, Instant};
 use trireme_shared::limits;
 
 /// What every request asks for.
+#[derive(Clone)]
 pub struct Load {
     pub prompt_tokens: u32,
+    /// How many of them, the first ones, are every prompt's.
+    pub shared_prefix_tokens: u32,
     pub max_tokens: u32,
     pub api: Api,
+    /// Tokens that the server may guess ahead; where it is none, the server is told nothing of it.
+    pub speculative_tokens: Option<u8>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -160,7 +165,12 @@ impl Load {
         number: usize,
         mut heard: impl FnMut(),
     ) -> Result<Generation> {
-        let prompt = prompt(self.prompt_tokens, number);
+        let shared = self.shared_prefix_tokens.min(self.prompt_tokens);
+        let own = prompt(self.prompt_tokens - shared, number);
+        let prompt = match shared {
+            0 => own,
+            _ => format!("{} {own}", prompt(shared, usize::MAX)),
+        };
         let mut body = json!({
             "model": model,
             "max_tokens": self.max_tokens,
@@ -168,6 +178,9 @@ impl Load {
             "stream": true,
             "stream_options": {"include_usage": true},
         });
+        if let Some(tokens) = self.speculative_tokens {
+            body["speculative_tokens"] = tokens.into();
+        }
         let path = match self.api {
             Api::Completions => {
                 body["prompt"] = prompt.into();
@@ -311,8 +324,10 @@ mod tests {
         ]);
         let load = Load {
             prompt_tokens: 3,
+            shared_prefix_tokens: 0,
             max_tokens: 4,
             api: Api::Completions,
+            speculative_tokens: None,
         };
         let measured = load.measure(&Client::new(&[url], None), "m", 1, 2);
         assert_eq!((measured.requests, measured.failures), (2, 1));

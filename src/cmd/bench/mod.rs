@@ -3,6 +3,7 @@
 
 mod catch_up;
 mod commits;
+mod curve;
 mod engine;
 mod fair;
 mod gateway;

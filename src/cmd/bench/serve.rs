@@ -7,6 +7,7 @@ use crate::term;
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
+use trireme_shared::limits;
 
 #[derive(Args)]
 #[command(
@@ -25,6 +26,12 @@ pub struct ServeArgs {
     /// Length of each prompt, about
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     prompt_tokens: u32,
+    /// Tokens that all prompts begin with, of their length
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    shared_prefix_tokens: u32,
+    /// Tokens that the server may guess ahead (Trireme only) [default: as the server does]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=i64::from(limits::DRAFT_TOKENS_MAX)))]
+    speculative_tokens: Option<u8>,
     /// Longest answer
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
@@ -49,8 +56,10 @@ impl ServeArgs {
         };
         let load = Load {
             prompt_tokens: self.prompt_tokens,
+            shared_prefix_tokens: self.shared_prefix_tokens,
             max_tokens: self.max_tokens,
             api: self.api,
+            speculative_tokens: self.speculative_tokens,
         };
         let mut results = Vec::new();
         for &concurrency in &self.concurrency {

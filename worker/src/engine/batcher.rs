@@ -24,6 +24,7 @@
 
 mod room;
 
+use super::draft;
 use super::pages::PagePool;
 use super::plan::{
     AddedSequence, EntryResult, PlanEntry, PlanError, Sampled, SequenceKey, StepPlan, StepResults,
@@ -68,8 +69,9 @@ pub struct Effect {
 /// What a tenant may have of one step, in tokens.
 #[derive(Debug, Default)]
 struct Turn {
-    wants: usize,
-    /// Of what it wants, what it gets and was not used yet.
+    /// It wants more than it gets.
+    is_cut: bool,
+    /// What it gets and has not used yet.
     left: usize,
     /// What decoding sequences leave to prompts.
     kept: usize,
@@ -83,14 +85,6 @@ impl Turn {
         let has = self.left > self.kept;
         self.left -= usize::from(has);
         has
-    }
-}
-
-/// Tokens of prompts that a step has at most.
-fn prefill_most(decoding: bool) -> usize {
-    match decoding {
-        true => limits::PREFILL_BESIDE_DECODE_TOKENS_MAX,
-        false => limits::STEP_TOKENS_MAX,
     }
 }
 
@@ -223,6 +217,7 @@ impl Batcher {
         self.keep_for_prompts(&mut turns);
         self.plan_decodes(&mut plan, &mut turns);
         self.plan_prefills(&mut plan, &mut turns);
+        self.plan_drafts(&mut plan, &mut turns);
         if plan.entries.is_empty() {
             return None;
         }
@@ -252,18 +247,23 @@ impl Batcher {
         };
         let took = now.saturating_duration_since(step.planned_at);
         self.shares.pace.took(step.tokens, took);
-        for (key, end) in step.ends {
-            let id = self.by_key.get(&key);
-            if let Some(sequence) = id.and_then(|id| self.sequences.get_mut(id)) {
-                for (page, name) in sequence.filled(end) {
-                    self.pool.name(page, name);
-                }
-            }
-        }
         for result in results.results {
             // A sequence that left since the step was planned has no key any more.
             if let Some(&id) = self.by_key.get(&result.key) {
                 self.take_result(id, result)?;
+            }
+        }
+        for (key, end) in step.ends {
+            let Some(&id) = self.by_key.get(&key) else {
+                continue;
+            };
+            if let Some(sequence) = self.sequences.get_mut(&id) {
+                for (page, name) in sequence.filled(end) {
+                    self.pool.name(page, name);
+                }
+                if let Some(reason) = sequence.finished() {
+                    self.finish(id, reason);
+                }
             }
         }
         Ok(())
@@ -288,32 +288,30 @@ impl Batcher {
         }
         match result.sampled {
             Sampled::None => {}
-            Sampled::Token { token, logprobs } => {
-                if token >= self.capacity.vocab {
+            Sampled::Tokens(drawn) => {
+                if drawn.iter().any(|one| one.token >= self.capacity.vocab) {
                     return refuse("a token outside the vocabulary was sampled");
                 }
-                let Some(index) = sequence.take_token(token) else {
-                    return refuse("a token came that was not asked for");
+                let Some((first, taken)) = sequence.take_tokens(&drawn) else {
+                    return refuse("tokens came that were not asked for");
                 };
-                self.stats.generated_tokens += 1;
-                self.effects.push(Effect {
-                    sequence: id,
-                    event: GenerateEvent::Token {
-                        index,
-                        token,
-                        logprobs,
-                    },
-                });
+                self.stats.generated_tokens += taken as u64;
+                for (index, one) in (first..).zip(drawn.into_iter().take(taken)) {
+                    self.effects.push(Effect {
+                        sequence: id,
+                        event: GenerateEvent::Token {
+                            index,
+                            token: one.token,
+                            logprobs: one.logprobs,
+                        },
+                    });
+                }
             }
             Sampled::NotFinite => {
                 self.cancel(id);
                 let reason = super::sampler::NotFinite.to_string();
                 self.tell_failed(id, FailureKind::Invalid, reason);
-                return Ok(());
             }
-        }
-        if let Some(reason) = sequence.finished() {
-            self.finish(id, reason);
         }
         Ok(())
     }
@@ -331,7 +329,7 @@ impl Batcher {
                 }
             }
         }
-        let most = prefill_most(wanted.values().any(|(decodes, _)| *decodes > 0));
+        let most = self.prefill_most();
         let demand = |(tenant, (decodes, prompts)): (TenantId, (usize, usize))| {
             let demand = Demand {
                 weight: self.waiting.weight(tenant),
@@ -343,7 +341,7 @@ impl Batcher {
         let given = self.shares.give(&demands);
         let turn = |(tenant, left): (TenantId, usize)| {
             let turn = Turn {
-                wants: demands.get(&tenant).map_or(left, |demand| demand.tokens),
+                is_cut: demands.get(&tenant).is_some_and(|d| left < d.tokens),
                 left,
                 kept: 0,
             };
@@ -360,7 +358,7 @@ impl Batcher {
         for id in self.running.iter().copied().chain(next) {
             let sequence = &self.sequences[&id];
             let turn = turns.get_mut(&sequence.tenant());
-            let cut = turn.filter(|turn| turn.left < turn.wants);
+            let cut = turn.filter(|turn| turn.is_cut);
             if let Some(turn) = cut
                 && !sequence.paused
                 && sequence.remaining() > 1
@@ -458,13 +456,36 @@ impl Batcher {
         self.stats.preemptions += 1;
     }
 
+    /// Tokens of prompts that a step has at most. Beside decoding sequences each prompt that is there makes
+    /// it longer by what the decodes alone take, no more: one prompt halves their pace, and many share in what
+    /// the longest step has room for.
+    fn prefill_most(&self) -> usize {
+        let running = self.running.iter().map(|id| &self.sequences[id]);
+        let (mut decodes, mut prompts) = (0usize, self.waiting.len());
+        for sequence in running.filter(|sequence| !sequence.paused) {
+            match sequence.decodes() {
+                true => decodes += 1,
+                false => prompts += 1,
+            }
+        }
+        if decodes == 0 {
+            return limits::STEP_TOKENS_MAX;
+        }
+        let decodes = decodes.div_ceil(self.capacity.steps_in_flight);
+        let longest = limits::STEP_BESIDE_DECODE_MAX;
+        let tokens = self.shares.pace.longer(decodes, prompts + 1, longest);
+        let tokens = tokens.unwrap_or(limits::PREFILL_BESIDE_DECODE_TOKENS);
+        tokens.clamp(
+            limits::PREFILL_BESIDE_DECODE_TOKENS_MIN,
+            limits::STEP_TOKENS_MAX,
+        )
+    }
+
     /// Chunks of prompts: first of running sequences, then of waiting ones that fit.
     fn plan_prefills(&mut self, plan: &mut StepPlan, turns: &mut Turns) {
-        let decoding = self
-            .running
-            .iter()
-            .any(|id| !self.sequences[id].paused && self.sequences[id].decodes());
-        let mut budget = prefill_most(decoding).min(limits::STEP_TOKENS_MAX - plan.rows());
+        let mut budget = self
+            .prefill_most()
+            .min(limits::STEP_TOKENS_MAX - plan.rows());
         let mut rows_left = self.rows_max - plan.entries.len();
 
         let mut prefilling: Vec<_> = self
@@ -494,13 +515,40 @@ impl Batcher {
             if let Some(entry) = sequence.chunk(plan.step, tokens, rows_left) {
                 budget -= entry.tokens.len();
                 turn.left -= entry.tokens.len();
-                rows_left -= entry.score.as_ref().map_or(0, |s| s.targets.len());
-                rows_left -= usize::from(entry.sample.is_some());
+                rows_left -= entry.outputs();
                 plan.entries.push(entry);
                 self.start(id, cached);
                 // Before the next one is admitted, so that tenants take turns within a step too.
                 self.charge(id);
             }
+        }
+    }
+
+    /// Guesses behind tokens of decoding sequences, as many as pay and as there is room for.
+    fn plan_drafts(&mut self, plan: &mut StepPlan, turns: &mut Turns) {
+        let outputs: usize = plan.entries.iter().map(PlanEntry::outputs).sum();
+        let price = self.shares.pace.price(plan.rows());
+        let price = price.unwrap_or(draft::PRICE_UNKNOWN);
+        let room = limits::STEP_TOKENS_MAX - plan.rows();
+        let mut left = room.min(self.rows_max.saturating_sub(outputs));
+        for entry in &mut plan.entries {
+            let id = self.by_key.get(&entry.key);
+            let sequence = id.and_then(|id| self.sequences.get_mut(id));
+            let Some(sequence) =
+                sequence.filter(|_| entry.sample.is_some() && entry.tokens.len() == 1)
+            else {
+                continue;
+            };
+            let turn = turns.entry(sequence.tenant()).or_default();
+            let most = match turn.is_cut {
+                true => left.min(turn.left),
+                false => left,
+            };
+            let guess = sequence.guess(most, price);
+            left -= guess.len();
+            turn.left = turn.left.saturating_sub(guess.len());
+            entry.drafts = guess.len() as u32;
+            entry.tokens.extend(guess);
         }
     }
 

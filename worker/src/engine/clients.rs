@@ -192,7 +192,7 @@ mod tests {
     use super::*;
     use crate::engine::batcher::Capacity;
     use crate::engine::batcher::tests::request;
-    use crate::engine::plan::{EntryResult, Sampled, StepResults};
+    use crate::engine::plan::{Drawn, EntryResult, Sampled, StepResults};
     use std::time::Instant;
 
     fn batcher() -> Batcher {
@@ -213,10 +213,10 @@ mod tests {
         let results = sampling.map(|entry| EntryResult {
             key: entry.key,
             prompt: vec![],
-            sampled: Sampled::Token {
+            sampled: Sampled::Tokens(vec![Drawn {
                 token: 7,
                 logprobs: None,
-            },
+            }]),
         });
         let results = results.collect();
         let step = plan.step;

@@ -47,8 +47,27 @@ pub struct PlanEntry {
     /// Pages appended to the sequence's own before the step runs.
     pub new_pages: Vec<u32>,
     pub score: Option<Score>,
-    /// Draw the next token from the last row; the value is its index in the generation.
+    /// Draw a token from the last row, and from each before it that a guess follows; the value is the index
+    /// of the first in the generation.
     pub sample: Option<u32>,
+    /// How many tokens, the last ones, are guesses. What the KV cache holds of those that do not come true is
+    /// void: the next entry's `context` says so.
+    pub drafts: u32,
+}
+
+impl PlanEntry {
+    /// Rows whose logits are wanted.
+    pub fn outputs(&self) -> usize {
+        self.draws() + self.score.as_ref().map_or(0, |score| score.targets.len())
+    }
+
+    /// Rows that a token may be drawn from.
+    pub fn draws(&self) -> usize {
+        match self.sample {
+            Some(_) => 1 + self.drafts as usize,
+            None => 0,
+        }
+    }
 }
 
 /// One step, as every rank of the replica sees it.
@@ -74,12 +93,16 @@ pub struct EntryResult {
 pub enum Sampled {
     /// The entry did not ask for a token.
     None,
-    Token {
-        token: u32,
-        logprobs: Option<TokenLogprobs>,
-    },
+    /// One, and one more for each guess that came true.
+    Tokens(Vec<Drawn>),
     /// The logits were not numbers; nothing can be drawn from them.
     NotFinite,
+}
+
+#[derive(Clone, Debug, PartialEq, SchemaRead, SchemaWrite)]
+pub struct Drawn {
+    pub token: u32,
+    pub logprobs: Option<TokenLogprobs>,
 }
 
 /// The sampling rank's answer to one step; sent for every step, even without results, so that the
@@ -160,6 +183,8 @@ pub struct RankSequence {
     pages: Vec<u32>,
     /// Tokens in the KV cache.
     context: u32,
+    /// The last of them that are guesses.
+    drafts: u32,
 }
 
 /// The running sequences, equal on every rank after the same step.
@@ -224,6 +249,7 @@ impl SequenceTable {
                 generated: added.generated.iter().copied().collect(),
                 pages: added.held.clone(),
                 context: (added.held.len() * limits::PAGE_TOKENS) as u32,
+                drafts: 0,
             };
             if self.sequences.insert(added.key, sequence).is_some() {
                 return refuse(format!("sequence {} was added twice", added.key.0));
@@ -248,11 +274,15 @@ impl SequenceTable {
             .ok_or("it is not running")?;
         let first = batch.tokens.len() as u32;
         let len = entry.tokens.len() as u32;
-        if len == 0 || entry.context != sequence.context {
+        let known = sequence.context - sequence.drafts..=sequence.context;
+        if len == 0 || !known.contains(&entry.context) {
             return Err(format!(
-                "{len} tokens at {}, {} are cached",
-                entry.context, sequence.context
+                "{len} tokens at {}, {} are cached, the last {} of them guesses",
+                entry.context, sequence.context, sequence.drafts
             ));
+        }
+        if entry.drafts >= len || (entry.drafts > 0 && entry.sample.is_none()) {
+            return Err(format!("{} guesses of {len} tokens", entry.drafts));
         }
         if entry.tokens.iter().any(|&token| token >= self.vocab) {
             return Err("a token is outside the vocabulary".into());
@@ -261,13 +291,14 @@ impl SequenceTable {
             return Err("a page is outside the pool".into());
         }
         sequence.pages.extend_from_slice(&entry.new_pages);
-        sequence.context += len;
+        sequence.context = entry.context + len;
+        sequence.drafts = entry.drafts;
         if sequence.pages.len() * limits::PAGE_TOKENS < sequence.context as usize {
             return Err("its pages do not hold its tokens".into());
         }
         if let Some(score) = &entry.score {
             let rows = score.targets.len() as u64;
-            let free_rows = u64::from(len) - u64::from(entry.sample.is_some());
+            let free_rows = u64::from(len) - entry.draws() as u64;
             if u64::from(score.first_row) + rows > free_rows
                 || score.targets.iter().any(|&token| token >= self.vocab)
             {
@@ -276,9 +307,8 @@ impl SequenceTable {
             let start = first + score.first_row;
             batch.outputs.extend(start..start + rows as u32);
         }
-        if entry.sample.is_some() {
-            batch.outputs.push(first + len - 1);
-        }
+        let end = first + len;
+        batch.outputs.extend(end - entry.draws() as u32..end);
         batch.tokens.extend_from_slice(&entry.tokens);
         batch.sequences.push(SequenceSlice {
             first,
@@ -313,6 +343,7 @@ mod tests {
             new_pages: new_pages.to_vec(),
             score: None,
             sample: None,
+            drafts: 0,
         }
     }
 
@@ -396,6 +427,36 @@ mod tests {
         assert!(fresh().apply(&holding(vec![3])).is_err(), "too few");
         let batch = fresh().apply(&holding(vec![3, 4])).unwrap();
         assert_eq!(batch.sequences[0].pages, vec![3, 4, 5]);
+    }
+
+    #[test]
+    fn guesses_that_did_not_come_true_are_forgotten() {
+        let mut table = SequenceTable::new(8, 100);
+        let step = |step, entries| StepPlan {
+            step,
+            entries,
+            ..StepPlan::default()
+        };
+        let mut guessing = entry(1, 0, &[9, 8, 7, 6], &[3]);
+        (guessing.sample, guessing.drafts) = (Some(0), 2);
+        let mut first = step(0, vec![guessing.clone()]);
+        first.added.push(added(1));
+        let sent = StepPlan::decode(&first.encode().unwrap()).unwrap();
+        let batch = table.apply(&sent).unwrap();
+        assert_eq!(batch.outputs, vec![1, 2, 3]);
+        // One of the two came true: three tokens stay.
+        let batch = table.apply(&step(1, vec![entry(1, 3, &[5], &[])])).unwrap();
+        assert_eq!(batch.sequences[0].context, 3);
+        // What is no guess is not forgotten, and a guess is drawn from.
+        let mut table = SequenceTable::new(8, 100);
+        table.apply(&first).unwrap();
+        assert!(table.apply(&step(1, vec![entry(1, 1, &[5], &[])])).is_err());
+        for (sample, drafts) in [(None, 2), (Some(0), 4)] {
+            let mut table = SequenceTable::new(8, 100);
+            (guessing.sample, guessing.drafts) = (sample, drafts);
+            first.entries = vec![guessing.clone()];
+            assert!(table.apply(&first).unwrap_err().0.contains("guesses"));
+        }
     }
 
     #[test]

@@ -93,6 +93,7 @@ fn draws_what_the_reference_draws() {
                 } else {
                     vec![]
                 },
+                drafts: 0,
             };
             let generated = HashMap::from([(5, 2), (2999, 1), (3, 4)]);
             let got = sampler

@@ -1,11 +1,12 @@
 //! One sequence in the batcher: how far it is and what its next chunk looks like. Pure.
 
-use super::plan::{AddedSequence, PlanEntry, Score, SequenceKey};
+use super::draft::{self, Trust};
+use super::plan::{AddedSequence, Drawn, PlanEntry, Score, SequenceKey};
 use super::prefix::{PageName, PageNames};
 use super::sampler::wants_history;
 use std::collections::BTreeMap;
 use trireme_shared::ids::TenantId;
-use trireme_shared::limits::{LOGIT_BIAS_MAX, PAGE_TOKENS, WEIGHT_MAX};
+use trireme_shared::limits::{DRAFT_TOKENS_MAX, LOGIT_BIAS_MAX, PAGE_TOKENS, WEIGHT_MAX};
 use trireme_shared::wire::generate::{FinishReason, GenerateRequest};
 
 /// Orders sequences by arrival; unique for the driver's life.
@@ -27,8 +28,11 @@ pub struct Sequence {
     /// How many of them, the last ones, the ranks were not told of yet.
     pages_untold: usize,
     names: PageNames,
-    /// Tokens in the KV cache by the end of the planned steps.
+    /// Tokens in the KV cache by the end of the planned steps, without guesses that did not come true.
     scheduled: usize,
+    /// Of those, guesses whose step has not ended.
+    drafts: usize,
+    trust: Trust,
     /// Pages whose tokens steps that have ended put there.
     named: usize,
     /// Tokens that its tenant was charged for: those that steps computed, but not again those that are
@@ -76,6 +80,9 @@ pub fn check(request: &GenerateRequest, vocab: u32, context: u32) -> Result<(), 
     if numbers.into_iter().chain(biases).any(|n| !n.is_finite()) {
         return Err("a sampling parameter is not a finite number".into());
     }
+    if s.drafts > DRAFT_TOKENS_MAX {
+        return Err(format!("more than {DRAFT_TOKENS_MAX} speculative tokens"));
+    }
     if s.logit_bias.len() > LOGIT_BIAS_MAX {
         return Err("too many logit_bias entries".into());
     }
@@ -101,6 +108,8 @@ impl Sequence {
             pages_untold: 0,
             names: PageNames::new(request.tenant),
             scheduled: 0,
+            drafts: 0,
+            trust: Trust::new(),
             named: 0,
             charged: 0,
             scored,
@@ -188,9 +197,10 @@ impl Sequence {
         self.names.of(&self.tokens, spared)
     }
 
-    /// Pages that are full now that a step which reached token `end` has ended, each with its name.
+    /// Pages that are full now that a step which reached token `end` has ended, each with its name. Asked
+    /// after the step's tokens were taken: guesses that did not come true fill no page.
     pub fn filled(&mut self, end: usize) -> Vec<(u32, PageName)> {
-        let full = end / PAGE_TOKENS;
+        let full = end.min(self.scheduled) / PAGE_TOKENS;
         let first = self.named.min(full);
         self.named = full;
         let names = &self.names.of(&self.tokens, full)[first..];
@@ -251,6 +261,7 @@ impl Sequence {
     /// Leaves the running batch; gives its key and pages back. What was in flight is void.
     pub fn leave(&mut self) -> (Option<SequenceKey>, Vec<u32>) {
         self.scheduled = 0;
+        self.drafts = 0;
         self.named = 0;
         self.pages_untold = 0;
         self.score_planned = self.scored;
@@ -291,7 +302,25 @@ impl Sequence {
             new_pages: self.pages[told..].to_vec(),
             score,
             sample: samples.then_some(self.generated() as u32),
+            drafts: 0,
         })
+    }
+
+    /// Guesses what follows the token of its chunk that was just planned, at most `most` and as many as pay
+    /// where a row costs `price` ([`draft::depth`]), within the pages that it has.
+    pub fn guess(&mut self, most: usize, price: f64) -> Vec<u32> {
+        let left = self.generate_max.saturating_sub(self.generated() + 1);
+        let room = self.pages.len() * PAGE_TOKENS - self.scheduled;
+        let asked = self.request.sampling.drafts as usize;
+        let most = most.min(left).min(room).min(asked);
+        let guess = draft::propose(&self.tokens, most);
+        let guess = &guess[..draft::depth(self.trust.value(), price, guess.len())];
+        if guess.is_empty() {
+            self.trust.not_asked();
+        }
+        self.drafts = guess.len();
+        self.scheduled += guess.len();
+        guess.to_vec()
     }
 
     /// Takes `count` scores that came back; gives the first's position, or `None` where they were
@@ -305,12 +334,26 @@ impl Sequence {
         Some(first as u32)
     }
 
-    /// Takes the sampled token; gives its index, or `None` where none was asked for.
-    pub fn take_token(&mut self, token: u32) -> Option<u32> {
-        if !self.generates() || self.scheduled != self.tokens.len() {
+    /// Takes the tokens of a step, the last of which is new and the others its guesses come true; gives how
+    /// many of them are the sequence's, from the index on: none after one that ends it. `None` where they were
+    /// not asked for.
+    pub fn take_tokens(&mut self, drawn: &[Drawn]) -> Option<(u32, usize)> {
+        let guesses = std::mem::take(&mut self.drafts);
+        let asked = self.generates() && self.scheduled == self.tokens.len() + guesses;
+        if !asked || drawn.is_empty() || drawn.len() > guesses + 1 {
             return None;
         }
-        self.tokens.push(token);
-        Some(self.generated() as u32 - 1)
+        self.trust.learn(drawn.len() - 1, guesses.min(drawn.len()));
+        self.scheduled -= guesses - (drawn.len() - 1);
+        let first = self.generated() as u32;
+        let mut taken = 0;
+        for Drawn { token, .. } in drawn {
+            self.tokens.push(*token);
+            taken += 1;
+            if self.finished().is_some() {
+                break;
+            }
+        }
+        Some((first, taken))
     }
 }

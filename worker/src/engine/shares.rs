@@ -86,6 +86,24 @@ impl Pace {
         })
     }
 
+    /// How many tokens a step of so many may have beside them, to be so many times as long, and `longest` at
+    /// most. `None` where nothing was seen.
+    pub fn longer(&self, tokens: usize, times: usize, longest: Duration) -> Option<usize> {
+        let seconds = self.seconds(tokens as f64)? * times as f64;
+        let all = self.tokens(seconds.min(longest.as_secs_f64()))?;
+        Some((all - tokens as f64).max(0.0) as usize)
+    }
+
+    /// What one token more makes a step of so many longer, in parts of what each of those takes. `None` where
+    /// nothing was seen.
+    pub fn price(&self, tokens: usize) -> Option<f64> {
+        const MORE: f64 = 4.0;
+        let tokens = tokens as f64;
+        let now = self.seconds(tokens)?;
+        let more = (self.seconds(tokens + MORE)? - now) / MORE;
+        (now > 0.0).then(|| more * tokens / now)
+    }
+
     /// The most tokens that a step of so many seconds has, by the same measure.
     fn tokens(&self, seconds: f64) -> Option<f64> {
         let points = self.points();

@@ -4,7 +4,7 @@
 //! stage brings the logits to its rank 0, which draws the tokens.
 
 use super::plan::{
-    EntryResult, PlanEntry, PlanError, Sampled, SequenceTable, StepPlan, StepResults,
+    Drawn, EntryResult, PlanEntry, PlanError, Sampled, SequenceTable, StepPlan, StepResults,
 };
 use super::sampler::{self, NotFinite, Sampler};
 use crate::model::{Forward, ForwardError, RankModel};
@@ -136,7 +136,7 @@ impl StepRunner {
     fn result(&mut self, entry: &PlanEntry, row: &mut usize) -> Result<EntryResult, NotFinite> {
         let first = *row;
         let targets = entry.score.as_ref().map_or(&[][..], |s| &s.targets);
-        *row += targets.len() + usize::from(entry.sample.is_some());
+        *row += targets.len() + entry.draws();
         let sequence = self.table.get_mut(entry.key).ok_or(NotFinite)?;
 
         let top = sequence.prompt_logprobs.unwrap_or(0);
@@ -152,21 +152,29 @@ impl StepRunner {
                 sampled: Sampled::None,
             });
         };
-        let logits = self.logits.row(first + targets.len());
-        let token = self
-            .sampler
-            .sample(logits, &sequence.sampling, &sequence.generated, index)?;
-        if sampler::wants_history(&sequence.sampling) {
-            *sequence.generated.entry(token).or_insert(0) += 1;
+        let mut guesses = entry.tokens[entry.tokens.len() - entry.drafts as usize..].iter();
+        let mut drawn = Vec::new();
+        for draw in 0..entry.draws() {
+            let logits = self.logits.row(first + targets.len() + draw);
+            let index = index + draw as u32;
+            let (sampling, generated) = (&sequence.sampling, &sequence.generated);
+            let token = self.sampler.sample(logits, sampling, generated, index)?;
+            if sampler::wants_history(&sequence.sampling) {
+                *sequence.generated.entry(token).or_insert(0) += 1;
+            }
+            let logprobs = match sequence.logprobs {
+                Some(top) => Some(sampler::logprobs(logits, token, top)?),
+                None => None,
+            };
+            drawn.push(Drawn { token, logprobs });
+            if guesses.next() != Some(&token) {
+                break;
+            }
         }
-        let logprobs = match sequence.logprobs {
-            Some(top) => Some(sampler::logprobs(logits, token, top)?),
-            None => None,
-        };
         Ok(EntryResult {
             key: entry.key,
             prompt,
-            sampled: Sampled::Token { token, logprobs },
+            sampled: Sampled::Tokens(drawn),
         })
     }
 }

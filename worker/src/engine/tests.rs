@@ -320,6 +320,38 @@ fn a_resumed_sequence_goes_on_as_it_would_have() {
 }
 
 #[test]
+fn guesses_change_no_token() {
+    for (tensor_parallel, pipeline_parallel) in [(1, 1), (2, 1), (1, 2)] {
+        let replica = TestReplica::start(tensor_parallel, pipeline_parallel, 64);
+        let requests = |drafts: u8| -> Vec<_> {
+            let asked = |seed: u32| {
+                let mut asked = request(vec![seed, 5, 6, 7, 5, 6], 120);
+                asked.sampling.seed = seed.into();
+                asked.sampling.drafts = drafts;
+                match seed % 3 {
+                    // Words that go round and round.
+                    0 => {}
+                    1 => (asked.sampling.temperature, asked.sampling.top_k) = (0.7, 2),
+                    _ => asked.sampling.frequency_penalty = 0.2,
+                }
+                asked
+            };
+            (0..6).map(asked).collect()
+        };
+        let without = replica.run_all(requests(0));
+        let before = replica.wait_for_stats(|s| s.running == 0);
+        let with = replica.run_all(requests(8));
+        let after = replica.wait_for_stats(|s| s.running == 0);
+        for (with, without) in with.iter().zip(&without) {
+            assert_eq!(with.tokens, without.tokens);
+            assert_eq!(with.last, without.last);
+        }
+        assert_eq!(after.generated_tokens, 2 * before.generated_tokens);
+        assert!(after.steps - before.steps < before.steps, "none came true");
+    }
+}
+
+#[test]
 fn scores_of_a_prompt_are_the_logprobs_it_was_generated_with() {
     for tensor_parallel in [1, 3] {
         let replica = TestReplica::start(tensor_parallel, 1, 64);

@@ -120,6 +120,12 @@ fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
             .number("presence_penalty", -2.0..=2.0)?
             .unwrap_or(0.0) as f32,
         logit_bias: logit_bias(fields)?,
+        drafts: fields
+            .integer(
+                "speculative_tokens",
+                0..=i64::from(limits::DRAFT_TOKENS_MAX),
+            )?
+            .map_or(limits::DRAFT_TOKENS_MAX, |most| most as u8),
     })
 }
 

@@ -137,6 +137,7 @@ async fn every_parameter_with_values_it_does_not_take() {
         "top_p",
         "top_k",
         "min_p",
+        "speculative_tokens",
         "seed",
         "stop",
         "n",
