@@ -101,6 +101,16 @@ impl DType {
         }
     }
 
+    /// Eighths of its bytes in the file by which a tensor may be larger in a worker's memory, where
+    /// scales are wider. (A test of the CPU backend's packing holds it to this.)
+    pub const fn growth_eighths(self) -> u64 {
+        match self {
+            Self::Q2_K => 5,
+            Self::Q3_K => 2,
+            _ => 1,
+        }
+    }
+
     /// Bytes of `elements` consecutive elements; `None` where they do not fill whole blocks or the
     /// product overflows.
     pub fn bytes_of(self, elements: u64) -> Option<u64> {

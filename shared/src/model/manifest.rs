@@ -99,10 +99,16 @@ impl Manifest {
     /// rank of their stage; tied embeddings by the first and the last stage. Of a super-block that
     /// is cut, each holder counts its own columns only.
     pub fn share_bytes(&self, share: &RankShare) -> u64 {
-        self.tensors
-            .iter()
-            .map(|(role, tensor)| self.part_bytes(*role, tensor, share))
-            .sum()
+        self.share_parts(share).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The same of each tensor, with how it is stored.
+    pub fn share_parts<'a>(
+        &'a self,
+        share: &'a RankShare,
+    ) -> impl Iterator<Item = (DType, u64)> + 'a {
+        let parts = self.tensors.iter();
+        parts.map(|(role, tensor)| (tensor.dtype, self.part_bytes(*role, tensor, share)))
     }
 
     fn part_bytes(&self, role: TensorRole, tensor: &TensorEntry, share: &RankShare) -> u64 {

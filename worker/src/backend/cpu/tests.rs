@@ -1,6 +1,7 @@
 //! Each kernel on each instruction set this machine has, against plain f64 arithmetic.
 
 use super::*;
+use crate::backend::cpu::pack::Format;
 use crate::backend::cpu::rows::BlockBytes;
 use crate::model::SequenceSlice;
 use half::{bf16, f16};
@@ -172,6 +173,19 @@ fn the_largest_products_do_not_saturate() {
                 }
             }
         }
+    }
+}
+
+/// What placement counts on.
+#[test]
+fn packed_weights_are_no_larger_than_their_type_says() {
+    for dtype in DType::ALL {
+        let format = Format::of(dtype);
+        let (columns, elements) = (format.block_columns(), dtype.block_elements());
+        // Of one row and as many columns as fill blocks of both, in eighths.
+        let packed = 8 * format.tile_bytes() / TILE * elements;
+        let file = dtype.block_bytes() * columns * (8 + dtype.growth_eighths() as usize);
+        assert!(packed <= file, "{dtype:?}: {packed} of {file}");
     }
 }
 
