@@ -146,8 +146,7 @@ unsafe fn quantise_blocks<V: Lanes>(
         let inverse = V::splat(if inverse.is_finite() { inverse } else { 0.0 });
         let at = row * to.row_blocks + first + block;
         // Sums of whole numbers far below 2^24: exact in f32, in whichever order.
-        let (mut coarse_sum, mut fine_sum) = (V::zero(), V::zero());
-        let mut half_totals = [0.0; 2];
+        let (mut coarse_sum, mut half_sums) = (V::zero(), [0.0; 2]);
         for (half, x) in [a, b].into_iter().enumerate() {
             let place = block * BLOCK + half * LANES;
             let q = x.mul(inverse).round();
@@ -155,16 +154,14 @@ unsafe fn quantise_blocks<V: Lanes>(
             let fine = coarse.fma(V::splat(-COARSE), q);
             coarse.store_i8(coarse_bytes.add(place));
             fine.store_i8(fine_bytes.add(place));
-            half_totals[half] = scale * q.sum();
             coarse_sum = coarse_sum.add(coarse);
-            fine_sum = fine_sum.add(fine);
+            half_sums[half] = q.sum();
         }
-        let totals = [coarse_sum.sum() as i32, fine_sum.sum() as i32];
+        let (coarse, whole) = (coarse_sum.sum(), half_sums[0] + half_sums[1]);
         *to.scales.add(at) = scale;
-        *to.totals.add(at) = totals;
-        let total = COARSE as i32 * totals[0] + totals[1];
-        *to.scaled_totals.add(at) = scale * total as f32;
-        *to.half_totals.add(at) = half_totals;
+        *to.totals.add(at) = [coarse as i32, (whole - COARSE * coarse) as i32];
+        *to.scaled_totals.add(at) = scale * whole;
+        *to.half_totals.add(at) = half_sums.map(|sum| scale * sum);
     }
 }
 
