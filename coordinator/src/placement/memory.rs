@@ -40,7 +40,8 @@ pub(super) fn kv_pages(
     let mut pages = wanted;
     for (rank, seat) in ranks.iter().zip(seats) {
         let page = page_bytes(config, &rank.share).max(1);
-        let fixed = weights_in_memory(rank.weight_bytes).saturating_add(limits::RANK_WORKING_BYTES);
+        let fixed =
+            weights_in_memory(manifest, &rank.share).saturating_add(limits::RANK_WORKING_BYTES);
         let left = seat.memory_bytes.saturating_sub(fixed);
         let quarter = seat.memory_bytes / limits::KV_MEMORY_DIVISOR;
         let fit = left.min(quarter) / page;
@@ -64,9 +65,12 @@ pub(super) fn kv_pages(
     })
 }
 
-/// Packed weights keep wider scales than the file does; an eighth covers every layout we pack.
-fn weights_in_memory(file_bytes: u64) -> u64 {
-    file_bytes.saturating_add(file_bytes / 8)
+/// Packed weights keep wider scales than the file does, by how much depends on how they are stored.
+fn weights_in_memory(manifest: &Manifest, share: &RankShare) -> u64 {
+    let grown = manifest
+        .share_parts(share)
+        .map(|(dtype, bytes)| bytes.saturating_mul(8 + dtype.growth_eighths()));
+    grown.fold(0, u64::saturating_add) / 8
 }
 
 /// Bytes in words: `1.5 GB`, `640 MB`.

@@ -227,28 +227,32 @@ pub(super) fn ggml_type_number(dtype: DType) -> u32 {
         DType::F16 => 1,
         DType::Q4_0 => 2,
         DType::Q4_1 => 3,
+        DType::Q5_0 => 6,
+        DType::Q5_1 => 7,
         DType::Q8_0 => 8,
+        DType::Q2_K => 10,
+        DType::Q3_K => 11,
+        DType::Q4_K => 12,
+        DType::Q5_K => 13,
+        DType::Q6_K => 14,
+        DType::IQ4_NL => 20,
+        DType::IQ4_XS => 23,
         DType::BF16 => 30,
     }
 }
 
 fn dtype_of(number: u32, tensor: &str) -> Result<DType, String> {
-    const KNOWN: [DType; 6] = [
-        DType::F32,
-        DType::F16,
-        DType::BF16,
-        DType::Q4_0,
-        DType::Q4_1,
-        DType::Q8_0,
-    ];
-    if let Some(dtype) = KNOWN.into_iter().find(|d| ggml_type_number(*d) == number) {
+    if let Some(dtype) = DType::ALL
+        .into_iter()
+        .find(|d| ggml_type_number(*d) == number)
+    {
         return Ok(dtype);
     }
     let tensor = shown(tensor);
     match ggml_type_name(number) {
         Some(name) => Err(format!(
-            "tensor {tensor} is stored as {name}, which is not supported; use a file in F32, F16, \
-             BF16, Q4_0, Q4_1 or Q8_0"
+            "tensor {tensor} is stored as {name}, which is not supported; use a file in one of {}",
+            DType::ALL.map(|d| format!("{d:?}")).join(", ")
         )),
         None => Err(format!(
             "tensor {tensor} has type number {number}, which ggml does not know; the file is \

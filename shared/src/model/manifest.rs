@@ -95,13 +95,20 @@ impl Manifest {
         }
     }
 
-    /// Bytes of weights that the holder of `share` reads from the files. Norms are read by every
-    /// rank of their stage; tied embeddings by the first and the last stage.
+    /// Bytes of weights that the holder of `share` takes from the files. Norms are read by every
+    /// rank of their stage; tied embeddings by the first and the last stage. Of a super-block that
+    /// is cut, each holder counts its own columns only.
     pub fn share_bytes(&self, share: &RankShare) -> u64 {
-        self.tensors
-            .iter()
-            .map(|(role, tensor)| self.part_bytes(*role, tensor, share))
-            .sum()
+        self.share_parts(share).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The same of each tensor, with how it is stored.
+    pub fn share_parts<'a>(
+        &'a self,
+        share: &'a RankShare,
+    ) -> impl Iterator<Item = (DType, u64)> + 'a {
+        let parts = self.tensors.iter();
+        parts.map(|(role, tensor)| (tensor.dtype, self.part_bytes(*role, tensor, share)))
     }
 
     fn part_bytes(&self, role: TensorRole, tensor: &TensorEntry, share: &RankShare) -> u64 {
@@ -109,9 +116,9 @@ impl Manifest {
         let head = u64::from(self.config.head_dim);
         let group = u64::from(self.config.group());
         let kv_heads = u64::from(share.kv_heads.len());
-        // The header was checked: rows are whole blocks, and spans are multiples of them.
+        // The header was checked: rows are whole blocks.
         let rows = |n: u64| tensor.bytes / tensor.rows.max(1) * n;
-        let columns = |n: u64| tensor.rows * tensor.dtype.bytes_of(n).unwrap_or(0);
+        let columns = |n: u64| tensor.dtype.share_bytes(tensor.rows, n).unwrap_or(0);
         if let Some(layer) = role.layer()
             && !share.layers.range().contains(&(layer as usize))
         {
@@ -136,13 +143,13 @@ impl Manifest {
         }
     }
 
-    /// The quantisation block of the tensors that are split by columns (attention output and FFN
-    /// down), in columns: the unit of FFN splits.
+    /// Where the tensors that are split by columns (attention output and FFN down) may be cut, in
+    /// columns: the unit of FFN splits.
     pub fn column_unit(&self) -> u32 {
         self.tensors
             .iter()
             .filter(|(role, _)| matches!(role, TensorRole::AttnOutput(_) | TensorRole::FfnDown(_)))
-            .map(|(_, tensor)| tensor.dtype.block_elements() as u32)
+            .map(|(_, tensor)| tensor.dtype.cut_elements() as u32)
             .max()
             .unwrap_or(1)
     }

@@ -211,9 +211,9 @@ fn hostile_and_damaged_gguf_files_are_refused_with_their_reason() {
         ),
         ("overlap", bend().put(q + 24, &offset_of_k), "overlap"),
         (
-            "Q6_K",
-            bend().put(q + 20, &[14]),
-            "`blk.1.attn_q.weight` is stored as Q6_K",
+            "IQ2_XXS",
+            bend().put(q + 20, &[16]),
+            "`blk.1.attn_q.weight` is stored as IQ2_XXS",
         ),
         ("no such type", bend().put(q + 20, &[99]), "type number 99"),
         (

@@ -60,7 +60,7 @@ pub struct RankShare {
     pub ranks: u16,
     pub layers: Span,
     pub kv_heads: Span,
-    /// FFN columns; a multiple of the weights' quantisation block except at the end.
+    /// FFN columns; cut where the weights can be (`Manifest::column_unit`).
     pub ffn: Span,
     pub vocab: Span,
 }
@@ -79,7 +79,7 @@ impl RankShare {
 pub const FFN_SEGMENT: u32 = 128;
 
 /// The unit of FFN splits, in columns: a segment where as many ranks as there are KV heads can have
-/// one each, else the quantisation block. The same for every split of a model.
+/// one each, else where a block may be cut. The same for every split of a model.
 fn ffn_unit(config: &ModelConfig, column_unit: u32) -> u32 {
     let block = column_unit.max(1);
     if FFN_SEGMENT.is_multiple_of(block) && config.ffn / FFN_SEGMENT >= config.kv_heads {
@@ -172,7 +172,7 @@ fn apportion(blocks: u32, weights: &[u64]) -> Vec<u32> {
 }
 
 /// Shares of every rank, stage-major. `weights[stage][rank]` is the relative speed of each.
-/// `column_unit` is the quantisation block of the matrices that are split by columns.
+/// `column_unit` is where the matrices that are split by columns may be cut (`Manifest::column_unit`).
 ///
 /// Balances by counts of weights; `Manifest::shares` does it by stored bytes and is the better one
 /// where a manifest is at hand.

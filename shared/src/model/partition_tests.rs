@@ -148,7 +148,7 @@ fn every_rank_of_any_split_has_its_part_and_the_parts_are_the_whole_file() {
         let path = folder.path().join("m.gguf");
         model.write_gguf(&path).unwrap();
         let manifest = Manifest::open(&path).unwrap();
-        assert_eq!(manifest.column_unit() as usize, dtype.block_elements());
+        assert_eq!(manifest.column_unit() as usize, dtype.cut_elements());
         let config = &manifest.config;
 
         let tp = 1 + random.below(4) as usize;

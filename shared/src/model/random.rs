@@ -2,7 +2,7 @@
 //! file formats, the same numbers for the same seed.
 //!
 //! Keeps true: `write_gguf` and `write_hf` of one `RandomModel` hold the same model. Weights are
-//! first rounded to `dtype`; the Hugging Face folder holds those rounded values (exactly in F32), in
+//! rounded to `dtype` once; the Hugging Face folder holds those rounded values (exactly in F32), in
 //! its own row order of Q and K.
 
 use super::byte_level::byte_to_char;
@@ -93,6 +93,11 @@ impl RandomModel {
 
     /// The rounded weights of one tensor, `rows x columns`, in Hugging Face's row order.
     pub fn weights(&self, role: TensorRole) -> Vec<f32> {
+        blocks::decode(self.dtype_of(role), &self.stored(role))
+    }
+
+    /// The same as a GGUF file stores them, but for the order of rows.
+    fn stored(&self, role: TensorRole) -> Vec<u8> {
         let Some((place, (_, rows, columns))) = expected(&self.config())
             .enumerate()
             .find(|(_, (r, ..))| *r == role)
@@ -113,7 +118,7 @@ impl RandomModel {
         };
         let mut bytes = Vec::new();
         blocks::encode(dtype, &values, &mut bytes);
-        blocks::decode(dtype, &bytes)
+        bytes
     }
 
     fn dtype_of(&self, role: TensorRole) -> DType {
@@ -210,12 +215,11 @@ impl RandomModel {
         out.write_all(&index)?;
         pad(&mut out, 24 + (header.bytes.len() + index.len()) as u64)?;
         for (role, _, columns) in expected(&self.config()) {
-            let mut weights = self.weights(role);
+            let mut bytes = self.stored(role);
             if matches!(role, TensorRole::Query(_) | TensorRole::Key(_)) {
-                weights = interleave(&weights, columns as usize, self.head_dim as usize);
+                let row_bytes = self.dtype_of(role).bytes_of(columns).unwrap_or(0) as usize;
+                bytes = interleave(&bytes, row_bytes, self.head_dim as usize);
             }
-            let mut bytes = Vec::new();
-            blocks::encode(self.dtype_of(role), &weights, &mut bytes);
             out.write_all(&bytes)?;
             pad(&mut out, bytes.len() as u64)?;
         }
@@ -339,13 +343,13 @@ fn is_norm(role: TensorRole) -> bool {
 
 /// Hugging Face's order of a head's rows (all first halves of the rotated pairs, then all second
 /// ones) to GGUF's (pair by pair), as llama.cpp's converter does.
-fn interleave(weights: &[f32], columns: usize, head_dim: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(weights.len());
-    for head in weights.chunks_exact(head_dim * columns) {
+fn interleave(rows: &[u8], row_bytes: usize, head_dim: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(rows.len());
+    for head in rows.chunks_exact(head_dim * row_bytes) {
         for pair in 0..head_dim / 2 {
             for half in 0..2 {
                 let row = half * head_dim / 2 + pair;
-                out.extend_from_slice(&head[row * columns..(row + 1) * columns]);
+                out.extend_from_slice(&head[row * row_bytes..(row + 1) * row_bytes]);
             }
         }
     }

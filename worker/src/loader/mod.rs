@@ -19,18 +19,24 @@ pub struct TensorPart {
     pub dtype: DType,
     pub rows: usize,
     pub columns: usize,
+    /// Columns of each run's first block that are another part's.
+    pub skip: usize,
     /// Index into `Manifest::files`.
     pub file: usize,
     /// Absolute offset of the first run.
     pub offset: u64,
+    /// Whole blocks: of a super-block that is cut, the columns of other parts too.
     pub run_bytes: u64,
     pub stride: u64,
 }
 
 impl TensorPart {
-    /// Bytes this part reads.
+    /// What this part weighs in the file, as `Manifest::share_bytes` counts.
     pub fn bytes(&self) -> u64 {
-        self.rows as u64 * self.run_bytes
+        let bytes = self
+            .dtype
+            .share_bytes(self.rows as u64, self.columns as u64);
+        bytes.unwrap_or(u64::MAX)
     }
 
     /// From the first byte to past the last, gaps included.
@@ -116,25 +122,30 @@ fn cut(
             entry.rows, entry.columns
         )));
     }
+    let (block, unit) = (entry.dtype.block_elements(), entry.dtype.cut_elements());
     let uneven = || {
         refuse(format!(
-            "columns {columns:?} do not fall on the {} columns of a {:?} block; \
+            "columns {columns:?} do not fall on the {unit} columns that a {:?} block may be cut to; \
              choose a split with fewer tensor-parallel ranks",
-            entry.dtype.block_elements(),
             entry.dtype
         ))
     };
-    let bytes_to = |column: u64| entry.dtype.bytes_of(column).ok_or_else(uneven);
-    let stride = bytes_to(entry.columns)?;
-    let first = bytes_to(columns.start as u64)?;
+    if !columns.start.is_multiple_of(unit) || !columns.end.is_multiple_of(unit) {
+        return Err(uneven());
+    }
+    let bytes_to = |column: usize| entry.dtype.bytes_of(column as u64).ok_or_else(uneven);
+    let stride = bytes_to(entry.columns as usize)?;
+    let skip = columns.start % block;
+    let first = bytes_to(columns.start - skip)?;
     Ok(TensorPart {
         role,
         dtype: entry.dtype,
         rows: rows.len(),
         columns: columns.len(),
+        skip,
         file: entry.file,
         offset: entry.offset + rows.start as u64 * stride + first,
-        run_bytes: bytes_to(columns.end as u64)? - first,
+        run_bytes: bytes_to(columns.end.next_multiple_of(block))? - first,
         stride,
     })
 }
@@ -175,6 +186,7 @@ impl<'a> WeightFiles<'a> {
             dtype: part.dtype,
             rows: part.rows,
             columns: part.columns,
+            skip: part.skip,
             bytes,
             stride: part.stride as usize,
         })

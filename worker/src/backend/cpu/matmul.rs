@@ -13,8 +13,10 @@
 )]
 
 use super::lanes::{LANES, Lanes, kernel};
-use super::pack::{BLOCK, BYTE_TILE_BYTES, Format, GROUP_ROWS, NIBBLE_TILE_BYTES, TILE};
+use super::pack::{BLOCK, Format, GROUP_ROWS, TILE};
+use super::quants::{self, Least, Quant, VECTORS};
 use super::rows::{COARSE, CpuRows};
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 /// Rows of one call: their bytes stay in the caches while a prefill walks over the weights.
@@ -64,6 +66,7 @@ pub(super) struct Inputs {
     pub(super) scales: *const f32,
     totals: *const [i32; 2],
     pub(super) scaled_totals: *const f32,
+    half_totals: *const [f32; 2],
 }
 
 impl Inputs {
@@ -80,12 +83,14 @@ impl Inputs {
             scales: std::ptr::null(),
             totals: std::ptr::null(),
             scaled_totals: std::ptr::null(),
+            half_totals: std::ptr::null(),
         };
         if x.is_quantised {
             inputs.bytes = x.bytes[2 * block..].as_ptr().cast();
             inputs.scales = x.scales[block..].as_ptr();
             inputs.totals = x.totals[block..].as_ptr();
             inputs.scaled_totals = x.scaled_totals[block..].as_ptr();
+            inputs.half_totals = x.half_totals[block..].as_ptr();
         }
         inputs
     }
@@ -104,6 +109,7 @@ impl Inputs {
             scales: self.scales.add(block),
             totals: self.totals.add(block),
             scaled_totals: self.scaled_totals.add(block),
+            half_totals: self.half_totals.add(block),
             ..self
         }
     }
@@ -166,8 +172,13 @@ unsafe fn by_segment<V: Lanes>(
 #[inline(always)]
 unsafe fn by_format<V: Lanes>(format: Format, w: Weights, x: Inputs, out: *mut f32) {
     match format {
-        Format::Nibbles => by_rows::<V, Nibbles>(w, x, out),
-        Format::Bytes => by_rows::<V, Bytes>(w, x, out),
+        Format::Twos => by_rows::<V, Blocks<quants::Twos>>(w, x, out),
+        Format::Threes => by_rows::<V, Blocks<quants::Threes>>(w, x, out),
+        Format::Nibbles => by_rows::<V, Blocks<quants::Nibbles>>(w, x, out),
+        Format::Levels => by_rows::<V, Blocks<quants::Levels>>(w, x, out),
+        Format::Fives => by_rows::<V, Blocks<quants::Fives>>(w, x, out),
+        Format::Sixes => by_rows::<V, Blocks<quants::Sixes>>(w, x, out),
+        Format::Bytes => by_rows::<V, Blocks<quants::Bytes>>(w, x, out),
         Format::F16 => by_rows::<V, F16>(w, x, out),
         Format::Bf16 => by_rows::<V, Bf16>(w, x, out),
         Format::F32 => by_rows::<V, F32>(w, x, out),
@@ -245,9 +256,10 @@ unsafe fn store_sums<V: Lanes, const M: usize, const W: usize>(
     }
 }
 
-struct Nibbles;
+/// Of a quantised format.
+struct Blocks<Q>(PhantomData<Q>);
 
-impl Kernel for Nibbles {
+impl<Q: Quant> Kernel for Blocks<Q> {
     #[inline(always)]
     unsafe fn run<V: Lanes, const M: usize, const W: usize>(
         w: Weights,
@@ -256,102 +268,59 @@ impl Kernel for Nibbles {
         row: usize,
         out: *mut f32,
     ) {
-        let blocks = w.blocks;
+        let shape = const { Q::SHAPE };
+        let tile_bytes = const { Q::SHAPE.tile_bytes() };
+        let part_pairs = VECTORS / 2 / shape.parts;
         let coarse = x.bytes.add(2 * row * x.width);
         let fine = coarse.add(x.width);
-        let scales = x.scales.add(row * x.row_blocks);
-        let scaled_totals = x.scaled_totals.add(row * x.row_blocks);
+        let first = row * x.row_blocks;
         let mut sums = [[V::zero(); W]; M];
-        for block in 0..blocks {
-            let base = w.start.add((block * w.tiles + tile) * NIBBLE_TILE_BYTES);
-            prefetch::<V, M>(
-                base,
-                W * NIBBLE_TILE_BYTES,
-                w.tiles * blocks * NIBBLE_TILE_BYTES,
-            );
-            let mut coarse_sums = [[V::acc4(); W]; M];
-            let mut fine_sums = [[V::acc4(); W]; M];
-            for v in 0..4 {
-                for t in 0..W {
-                    let (low, high) = V::nibbles(base.add(t * NIBBLE_TILE_BYTES + v * 64));
-                    for m in 0..M {
-                        let at = 2 * m * x.width + block * BLOCK + v * 8;
-                        for (acc, bytes) in [
-                            (&mut coarse_sums[m][t], coarse),
-                            (&mut fine_sums[m][t], fine),
-                        ] {
-                            let quad = bytes.add(at).cast::<i32>();
-                            *acc = V::dot4(*acc, low, quad.read_unaligned());
-                            *acc = V::dot4(*acc, high, quad.add(1).read_unaligned());
+        for block in 0..w.blocks {
+            let base = w.start.add((block * w.tiles + tile) * tile_bytes);
+            prefetch::<V, M>(base, W * tile_bytes, w.tiles * w.blocks * tile_bytes);
+            for part in 0..shape.parts {
+                let mut coarse_sums = [[V::acc(); W]; M];
+                let mut fine_sums = [[V::acc(); W]; M];
+                // Two vectors at once: those of nibbles lie in the same bytes.
+                for pair in part * part_pairs..(part + 1) * part_pairs {
+                    for t in 0..W {
+                        let from = base.add(t * tile_bytes);
+                        let one = quants::weights::<V, Q>(from, 2 * pair);
+                        let two = quants::weights::<V, Q>(from, 2 * pair + 1);
+                        for m in 0..M {
+                            let at = 2 * m * x.width + block * BLOCK + pair * 8;
+                            for (acc, bytes) in [
+                                (&mut coarse_sums[m][t], coarse),
+                                (&mut fine_sums[m][t], fine),
+                            ] {
+                                let quad = bytes.add(at).cast::<i32>();
+                                *acc = quants::dot::<V, Q>(*acc, one, quad.read_unaligned());
+                                *acc = quants::dot::<V, Q>(*acc, two, quad.add(1).read_unaligned());
+                            }
                         }
                     }
                 }
-            }
-            for t in 0..W {
-                let halves = base.add(t * NIBBLE_TILE_BYTES + 256).cast::<u16>();
-                let (scale, least) = (V::load_f16(halves), V::load_f16(halves.add(TILE)));
-                for m in 0..M {
-                    let at = m * x.row_blocks + block;
-                    let factor = scale.mul(V::splat(*scales.add(at)));
-                    // Whole numbers below 2^24: exact.
-                    let products = V::acc4_f32(coarse_sums[m][t])
-                        .fma(V::splat(COARSE), V::acc4_f32(fine_sums[m][t]));
-                    sums[m][t] = products.fma(factor, sums[m][t]);
-                    sums[m][t] = least.fma(V::splat(*scaled_totals.add(at)), sums[m][t]);
-                }
-            }
-        }
-        store_sums(&sums, tile, out);
-    }
-}
-
-struct Bytes;
-
-impl Kernel for Bytes {
-    #[inline(always)]
-    unsafe fn run<V: Lanes, const M: usize, const W: usize>(
-        w: Weights,
-        tile: usize,
-        x: Inputs,
-        row: usize,
-        out: *mut f32,
-    ) {
-        let blocks = w.blocks;
-        let coarse = x.bytes.add(2 * row * x.width);
-        let fine = coarse.add(x.width);
-        let scales = x.scales.add(row * x.row_blocks);
-        let totals = x.totals.add(row * x.row_blocks);
-        let mut sums = [[V::zero(); W]; M];
-        for block in 0..blocks {
-            let base = w.start.add((block * w.tiles + tile) * BYTE_TILE_BYTES);
-            prefetch::<V, M>(
-                base,
-                W * BYTE_TILE_BYTES,
-                w.tiles * blocks * BYTE_TILE_BYTES,
-            );
-            let mut coarse_sums = [[V::acc8(); W]; M];
-            let mut fine_sums = [[V::acc8(); W]; M];
-            for v in 0..8 {
                 for t in 0..W {
-                    let bytes = V::bytes(base.add(t * BYTE_TILE_BYTES + v * 64));
+                    let from = base.add(t * tile_bytes);
+                    let (scale, least) = quants::scale_and_least::<V, Q>(from, part);
                     for m in 0..M {
-                        let at = 2 * m * x.width + block * BLOCK + v * 4;
-                        let quad = coarse.add(at).cast::<i32>().read_unaligned();
-                        coarse_sums[m][t] = V::dot8(coarse_sums[m][t], bytes, quad);
-                        let quad = fine.add(at).cast::<i32>().read_unaligned();
-                        fine_sums[m][t] = V::dot8(fine_sums[m][t], bytes, quad);
+                        let at = first + m * x.row_blocks + block;
+                        let factor = scale.mul(V::splat(*x.scales.add(at)));
+                        let [coarse_total, fine_total] = *x.totals.add(at);
+                        // Whole numbers; below 2^24, and so exact, where weights have four bits.
+                        let products = quants::sums::<V, Q>(coarse_sums[m][t], coarse_total).fma(
+                            V::splat(COARSE),
+                            quants::sums::<V, Q>(fine_sums[m][t], fine_total),
+                        );
+                        sums[m][t] = products.fma(factor, sums[m][t]);
+                        if shape.least != Least::Zero {
+                            let total = match shape.parts {
+                                1 => *x.scaled_totals.add(at),
+                                _ => (*x.half_totals.add(at))[part],
+                            };
+                            sums[m][t] = least.fma(V::splat(total), sums[m][t]);
+                        }
                     }
-                }
-            }
-            for t in 0..W {
-                let scale = V::load_f16(base.add(t * BYTE_TILE_BYTES + 512).cast());
-                for m in 0..M {
-                    let at = m * x.row_blocks + block;
-                    let factor = scale.mul(V::splat(*scales.add(at)));
-                    let [coarse_total, fine_total] = *totals.add(at);
-                    let products = V::acc8_f32(coarse_sums[m][t], coarse_total)
-                        .fma(V::splat(COARSE), V::acc8_f32(fine_sums[m][t], fine_total));
-                    sums[m][t] = products.fma(factor, sums[m][t]);
                 }
             }
         }

@@ -5,6 +5,7 @@
 //! | `lanes/` | sixteen f32 at once, per instruction set |
 //! | `memory` | huge pages for weights, lazy pages for KV |
 //! | `pack` | the order of weights in memory |
+//! | `quants` | the quantised formats: bits, scales, products |
 //! | `rows` | activations, their form in bytes, norm and SiLU |
 //! | `matmul` | products by lanes |
 //! | `tiles`, `amx/` | products of several rows by tiles |
@@ -24,6 +25,7 @@ mod memory;
 mod multiply;
 mod pack;
 mod pool;
+mod quants;
 mod rows;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 
 use super::amx::{self, TileConfig};
 use super::matmul::{self, GroupSums, Inputs, ROWS_MAX, Weights};
-use super::pack::{BLOCK, Format, NIBBLE_TILE_BYTES, Packed};
+use super::pack::{BLOCK, Format, Packed};
 use super::rows::CpuRows;
 use crate::backend::Isa;
 use std::ops::Range;
@@ -80,7 +80,7 @@ impl Kernels {
         // SAFETY: as in `multiply`; segments stay within the group's blocks.
         unsafe {
             match &self.tiles {
-                Some(tiles) if w.format.is_quantised() => {
+                Some(tiles) if w.format.has_tiles() => {
                     amx::group_matmul_wide(tiles, w.format, weights, inputs, segment, out);
                 }
                 _ => matmul::group_matmul_wide(self.isa, w.format, weights, inputs, segment, out),
@@ -95,7 +95,7 @@ impl Kernels {
         // room for a multiple of a strip's rows.
         unsafe {
             match &self.tiles {
-                Some(tiles) if format.is_quantised() => {
+                Some(tiles) if format.has_tiles() => {
                     amx::group_matmul(tiles, format, w, x, out);
                 }
                 _ => matmul::group_matmul(self.isa, format, w, x, out),
@@ -126,7 +126,7 @@ pub(super) fn tiles_win_from() -> Option<usize> {
         const TILES: usize = 2;
         const BLOCKS: usize = COLUMNS / BLOCK;
         // Zeroes take as long as anything.
-        let weights = vec![0u8; NIBBLE_TILE_BYTES * TILES * BLOCKS];
+        let weights = vec![0u8; Format::Nibbles.tile_bytes() * TILES * BLOCKS];
         let w = Weights {
             start: weights.as_ptr(),
             tiles: TILES,

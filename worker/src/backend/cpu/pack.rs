@@ -6,17 +6,20 @@
 //! row of activations walks a group's memory from one end to the other. Rows past the last are
 //! zero.
 //!
-//! | format | one tile's bytes for one block |
-//! |---|---|
-//! | `Nibbles` (Q4_0, Q4_1) | 4 x 64: byte `v*64 + row*4 + j` holds column `8v+j` low, `8v+4+j` high; 16 f16 scales; 16 f16 minima |
-//! | `Bytes` (Q8_0) | 8 x 64: byte `v*64 + row*4 + j` holds column `4v+j`, plus 128; 16 f16 scales |
-//! | `F16`, `Bf16`, `F32` | 16 values (a block is one column) |
+//! A tile's block of a quantised format is as `quants` says; of a float format it is one column's 16
+//! values. Scales and minima are f16: those of the super-block types, which are products of two
+//! numbers in the file, are rounded to that (by 2^-11 of themselves at most, or by 2^-25 where that
+//! is more; a step of the quants is 2^-6 and more).
 
-use super::memory::{Arena, Piece};
+use super::memory::{self, Arena};
 use super::pool::Pool;
+use super::quants::{
+    Bytes, Fives, HALVES_BYTES, Least, Levels, Nibbles, Product, Quant, Shape, Sixes, Threes, Twos,
+};
 use crate::backend::{BackendError, WeightView};
 use half::{bf16, f16};
 use trireme_shared::model::DType;
+use trireme_shared::model::blocks::{LEVELS, PIECE, Piece};
 
 /// Rows of a tile.
 pub(super) const TILE: usize = 16;
@@ -27,12 +30,16 @@ pub(super) const GROUP_ROWS: usize = TILE * GROUP_TILES;
 /// Columns of a quantised block.
 pub(super) const BLOCK: usize = 32;
 
-pub(super) const NIBBLE_TILE_BYTES: usize = 256 + 32 + 32;
-pub(super) const BYTE_TILE_BYTES: usize = 512 + 32;
+const _: () = assert!(BLOCK == PIECE);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
+    Twos,
+    Threes,
     Nibbles,
+    Levels,
+    Fives,
+    Sixes,
     Bytes,
     F16,
     Bf16,
@@ -42,7 +49,12 @@ pub(super) enum Format {
 impl Format {
     pub(super) fn of(dtype: DType) -> Self {
         match dtype {
-            DType::Q4_0 | DType::Q4_1 => Self::Nibbles,
+            DType::Q2_K => Self::Twos,
+            DType::Q3_K => Self::Threes,
+            DType::Q4_0 | DType::Q4_1 | DType::Q4_K => Self::Nibbles,
+            DType::IQ4_NL | DType::IQ4_XS => Self::Levels,
+            DType::Q5_0 | DType::Q5_1 | DType::Q5_K => Self::Fives,
+            DType::Q6_K => Self::Sixes,
             DType::Q8_0 => Self::Bytes,
             DType::F16 => Self::F16,
             DType::BF16 => Self::Bf16,
@@ -50,28 +62,46 @@ impl Format {
         }
     }
 
+    /// Of a quantised format.
+    const fn shape(self) -> Option<Shape> {
+        Some(match self {
+            Self::Twos => Twos::SHAPE,
+            Self::Threes => Threes::SHAPE,
+            Self::Nibbles => Nibbles::SHAPE,
+            Self::Levels => Levels::SHAPE,
+            Self::Fives => Fives::SHAPE,
+            Self::Sixes => Sixes::SHAPE,
+            Self::Bytes => Bytes::SHAPE,
+            Self::F16 | Self::Bf16 | Self::F32 => return None,
+        })
+    }
+
     /// Takes activations in bytes.
     pub(super) fn is_quantised(self) -> bool {
-        matches!(self, Self::Nibbles | Self::Bytes)
+        self.shape().is_some()
+    }
+
+    /// Whether `tiles` knows it: a block has one scale.
+    pub(super) fn has_tiles(self) -> bool {
+        self.shape().is_some_and(|shape| shape.parts == 1)
     }
 
     pub(super) fn block_columns(self) -> usize {
         if self.is_quantised() { BLOCK } else { 1 }
     }
 
-    pub(super) fn tile_bytes(self) -> usize {
-        match self {
-            Self::Nibbles => NIBBLE_TILE_BYTES,
-            Self::Bytes => BYTE_TILE_BYTES,
-            Self::F16 | Self::Bf16 => 2 * TILE,
-            Self::F32 => 4 * TILE,
+    pub(super) const fn tile_bytes(self) -> usize {
+        match (self, self.shape()) {
+            (_, Some(shape)) => shape.tile_bytes(),
+            (Self::F32, None) => 4 * TILE,
+            (_, None) => 2 * TILE,
         }
     }
 }
 
 /// A packed matrix.
 pub struct Packed {
-    piece: Piece,
+    piece: memory::Piece,
     pub(super) format: Format,
     pub(super) rows: usize,
     pub(super) columns: usize,
@@ -100,11 +130,12 @@ struct Layout {
 impl Layout {
     fn of(view: &WeightView<'_>) -> Result<Self, BackendError> {
         let format = Format::of(view.dtype);
-        if !view.columns.is_multiple_of(format.block_columns()) {
+        let uneven = |columns: &&usize| !columns.is_multiple_of(format.block_columns());
+        if let Some(columns) = [view.skip, view.columns].iter().find(uneven) {
             return Err(BackendError::Unsupported(format!(
-                "a {:?} matrix was cut at column {}, which is not a multiple of {BLOCK}: \
+                "a {:?} matrix was cut at column {columns}, which is not a multiple of {BLOCK}: \
                  choose a split with fewer ranks",
-                view.dtype, view.columns
+                view.dtype
             )));
         }
         let tiles = view.rows.div_ceil(TILE);
@@ -123,7 +154,7 @@ impl Layout {
     }
 }
 
-fn take(arena: &mut Arena, bytes: usize) -> Result<Piece, BackendError> {
+fn take(arena: &mut Arena, bytes: usize) -> Result<memory::Piece, BackendError> {
     arena.take(bytes).map_err(|source| BackendError::Memory {
         what: "weights",
         bytes,
@@ -166,7 +197,7 @@ impl Packed {
     fn fill(
         view: &WeightView<'_>,
         layout: &Layout,
-        piece: Piece,
+        piece: memory::Piece,
         first: usize,
         stride: usize,
         pool: &mut Pool,
@@ -181,9 +212,8 @@ impl Packed {
             first,
             stride,
         };
-        let block_bytes =
-            packed.format.block_columns() / view.dtype.block_elements() * view.dtype.block_bytes();
-        let tile_bytes = packed.format.tile_bytes();
+        let (shape, tile_bytes) = (packed.format.shape(), packed.format.tile_bytes());
+        let block_columns = packed.format.block_columns();
         pool.run(packed.groups(), &|groups| {
             for group in groups {
                 let tiles = packed.group_tiles(group);
@@ -193,10 +223,15 @@ impl Packed {
                 for tile in 0..tiles {
                     let first_row = (group * packed.width + tile) * TILE;
                     for lane in 0..TILE.min(packed.rows - first_row) {
-                        let row = view.row(first_row + lane);
-                        for (block, from) in row.chunks_exact(block_bytes).enumerate() {
+                        let row = Row {
+                            dtype: view.dtype,
+                            shape: shape.as_ref(),
+                            bytes: view.row(first_row + lane),
+                        };
+                        for block in 0..packed.blocks {
                             let at = (block * tiles + tile) * tile_bytes;
-                            pack_block(view.dtype, from, lane, &mut out[at..at + tile_bytes]);
+                            let column = view.skip + block * block_columns;
+                            row.pack_block(column, lane, &mut out[at..at + tile_bytes]);
                         }
                     }
                 }
@@ -253,62 +288,74 @@ fn get_half(from: &[u8], at: usize) -> f16 {
     f16::from_le_bytes([from[at], from[at + 1]])
 }
 
-/// Puts one block of one row, as the file has it, into a zeroed lane of a tile.
-fn pack_block(dtype: DType, from: &[u8], lane: usize, tile: &mut [u8]) {
-    match dtype {
-        DType::Q4_0 | DType::Q4_1 => {
-            let scale = get_half(from, 0);
-            let (least, quants) = if dtype == DType::Q4_0 {
-                // d (q - 8) = d q - 8 d, and times 8 is exact.
-                (f16::from_f32(scale.to_f32() * -8.0), &from[2..18])
-            } else {
-                (get_half(from, 2), &from[4..20])
-            };
-            put_half(tile, 256 + 2 * lane, scale);
-            put_half(tile, 288 + 2 * lane, least);
-            for v in 0..4 {
-                for j in 0..4 {
-                    // Columns 0..16 of the file's block are low nibbles, 16..32 high ones.
-                    let pick = |column: usize| (quants[column % 16] >> (column / 16 * 4)) & 15;
-                    tile[v * 64 + lane * 4 + j] = pick(8 * v + j) | pick(8 * v + 4 + j) << 4;
-                }
+/// A file's row, to be packed.
+struct Row<'a> {
+    dtype: DType,
+    /// Of a quantised format.
+    shape: Option<&'a Shape>,
+    bytes: &'a [u8],
+}
+
+impl Row<'_> {
+    /// Puts the block that begins at `column` into a zeroed lane of a tile.
+    fn pack_block(&self, column: usize, lane: usize, tile: &mut [u8]) {
+        let (elements, bytes) = (self.dtype.block_elements(), self.dtype.block_bytes());
+        let from = &self.bytes[column / elements * bytes..][..bytes];
+        match self.shape {
+            Some(shape) => {
+                let piece = Piece::of(self.dtype, from, column % elements / PIECE);
+                pack_piece(&piece, shape, lane, tile);
             }
+            None => tile[bytes * lane..][..bytes].copy_from_slice(from),
         }
-        DType::Q8_0 => {
-            put_half(tile, 512 + 2 * lane, get_half(from, 0));
-            for (column, &q) in from[2..34].iter().enumerate() {
-                tile[column / 4 * 64 + lane * 4 + column % 4] = q ^ 0x80;
-            }
+    }
+}
+
+fn pack_piece(piece: &Piece, shape: &Shape, lane: usize, tile: &mut [u8]) {
+    let (vectors, _) = piece.quants.as_chunks::<4>();
+    for (vector, quants) in vectors.iter().enumerate() {
+        shape.put(tile, lane, vector, *quants);
+    }
+    for part in 0..shape.parts {
+        let at = part * HALVES_BYTES + 2 * lane;
+        let scale = f16::from_f32(piece.scales[part]);
+        put_half(tile, shape.scales_at() + at, scale);
+        if shape.least == Least::Stored {
+            // scale (q - zero) = scale q - zero scale, and the file's zeroes are powers of two.
+            let zero = f32::from(piece.zero) * scale.to_f32();
+            let least = f16::from_f32(piece.leasts[part] - zero);
+            put_half(tile, shape.minima_at() + at, least);
         }
-        DType::F16 | DType::BF16 => tile[2 * lane..2 * lane + 2].copy_from_slice(from),
-        DType::F32 => tile[4 * lane..4 * lane + 4].copy_from_slice(from),
     }
 }
 
 /// The reverse: f32 values.
 fn unpack_block(format: Format, tile: &[u8], lane: usize, out: &mut [f64]) {
-    match format {
-        Format::Nibbles => {
-            let scale = get_half(tile, 256 + 2 * lane).to_f32();
-            let least = get_half(tile, 288 + 2 * lane).to_f32();
-            for (column, out) in out.iter_mut().enumerate() {
-                let (v, high, j) = (column / 8, column / 4 % 2, column % 4);
-                let q = (tile[v * 64 + lane * 4 + j] >> (4 * high)) & 15;
-                *out = f64::from(scale * f32::from(q) + least);
+    let Some(shape) = format.shape() else {
+        out[0] = match format {
+            Format::F16 => get_half(tile, 2 * lane).to_f64(),
+            Format::Bf16 => bf16::from_le_bytes([tile[2 * lane], tile[2 * lane + 1]]).to_f64(),
+            _ => {
+                let b = &tile[4 * lane..4 * lane + 4];
+                f32::from_le_bytes([b[0], b[1], b[2], b[3]]).into()
             }
-        }
-        Format::Bytes => {
-            let scale = get_half(tile, 512 + 2 * lane).to_f32();
-            for (column, out) in out.iter_mut().enumerate() {
-                let q = tile[column / 4 * 64 + lane * 4 + column % 4] ^ 0x80;
-                *out = f64::from(scale * f32::from(q as i8));
-            }
-        }
-        Format::F16 => out[0] = get_half(tile, 2 * lane).to_f64(),
-        Format::Bf16 => out[0] = bf16::from_le_bytes([tile[2 * lane], tile[2 * lane + 1]]).to_f64(),
-        Format::F32 => {
-            let b = &tile[4 * lane..4 * lane + 4];
-            out[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]).into();
-        }
+        };
+        return;
+    };
+    for (column, out) in out.iter_mut().enumerate() {
+        let at = column / (BLOCK / shape.parts) * HALVES_BYTES + 2 * lane;
+        let scale = get_half(tile, shape.scales_at() + at).to_f32();
+        let quant = shape.get(tile, lane, column);
+        let value = match shape.product {
+            Product::Four | Product::Seven => scale * f32::from(quant),
+            Product::Eight => scale * f32::from((quant ^ 0x80) as i8),
+            Product::Level => scale * f32::from(LEVELS[usize::from(quant)]),
+        };
+        let least = match shape.least {
+            Least::Stored => get_half(tile, shape.minima_at() + at).to_f32(),
+            Least::Scales(count) => scale * count,
+            Least::Zero => 0.0,
+        };
+        *out = f64::from(value + least);
     }
 }

@@ -1,21 +1,13 @@
 //! Each kernel on each instruction set this machine has, against plain f64 arithmetic.
 
 use super::*;
+use crate::backend::cpu::pack::Format;
 use crate::backend::cpu::rows::BlockBytes;
 use crate::model::SequenceSlice;
 use half::{bf16, f16};
 use trireme_shared::limits::PAGE_TOKENS;
 use trireme_shared::model::random::SplitMix;
-use trireme_shared::model::{DType, Rope, RopeStyle};
-
-const DTYPES: [DType; 6] = [
-    DType::Q4_0,
-    DType::Q4_1,
-    DType::Q8_0,
-    DType::F16,
-    DType::BF16,
-    DType::F32,
-];
+use trireme_shared::model::{DType, Rope, RopeStyle, blocks};
 
 fn backends() -> impl Iterator<Item = Cpu> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.available());
@@ -32,33 +24,46 @@ pub(super) fn uniform(random: &mut SplitMix, count: usize) -> Vec<f32> {
     (0..count).map(|_| random.uniform()).collect()
 }
 
-/// A tensor of arbitrary bit patterns, extremes included, with sane scales.
+/// Byte offsets of a quantised block's f16 numbers: scale, and minimum where it has one.
+fn halves_at(dtype: DType) -> &'static [usize] {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => &[],
+        DType::Q4_0 | DType::Q5_0 | DType::Q8_0 | DType::IQ4_NL | DType::IQ4_XS => &[0],
+        DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
+        DType::Q2_K => &[80, 82],
+        DType::Q3_K => &[108],
+        DType::Q6_K => &[208],
+    }
+}
+
+/// A tensor of arbitrary bit patterns, extremes included, with sane scales. Those of super-blocks
+/// have four bits, so that times a small scale they are an f16 still.
 pub(super) fn file_bytes(random: &mut SplitMix, dtype: DType, elements: usize) -> Vec<u8> {
     let blocks = elements / dtype.block_elements();
     let mut out = Vec::new();
     for _ in 0..blocks {
         let value = random.uniform();
-        let scale = f16::from_f32(0.01 + 0.01 * random.uniform().abs()).to_le_bytes();
-        let mut bytes = |count: usize| -> Vec<u8> {
-            (0..count)
-                .map(|_| match random.below(8) {
-                    0 => 0x80,
-                    1 => 0xff,
-                    2 => 0x7f,
-                    _ => random.below(256) as u8,
-                })
-                .collect()
-        };
         match dtype {
             DType::F32 => out.extend(value.to_le_bytes()),
             DType::F16 => out.extend(f16::from_f32(value).to_le_bytes()),
             DType::BF16 => out.extend(bf16::from_f32(value).to_le_bytes()),
-            DType::Q4_0 => out.extend([&scale[..], &bytes(16)].concat()),
-            DType::Q4_1 => {
-                let least = f16::from_f32(value * 0.1).to_le_bytes();
-                out.extend([&scale[..], &least[..], &bytes(16)].concat());
+            _ => {
+                let start = out.len();
+                out.extend((0..dtype.block_bytes()).map(|_| match random.below(8) {
+                    0 => 0x80,
+                    1 => 0xff,
+                    2 => 0x7f,
+                    _ => random.below(256) as u8,
+                }));
+                let mut halves = [0.01 + 0.01 * random.uniform().abs(), value * 0.1];
+                if dtype.block_elements() > BLOCK {
+                    halves = [0; 2].map(|_| (8 + random.below(8)) as f32 / 1024.0);
+                }
+                for (&at, half) in halves_at(dtype).iter().zip(halves) {
+                    let half = f16::from_f32(half).to_le_bytes();
+                    out[start + at..start + at + 2].copy_from_slice(&half);
+                }
             }
-            DType::Q8_0 => out.extend([&scale[..], &bytes(32)].concat()),
         }
     }
     out
@@ -69,6 +74,7 @@ pub(super) fn view(dtype: DType, rows: usize, columns: usize, bytes: &[u8]) -> W
         dtype,
         rows,
         columns,
+        skip: 0,
         bytes,
         stride: bytes.len() / rows,
     }
@@ -113,9 +119,10 @@ fn assert_near(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
 fn products_of_every_format_shape_and_row_count() {
     let mut random = SplitMix(1);
     for mut cpu in backends() {
-        for dtype in DTYPES {
+        for dtype in DType::ALL {
             // Below a tile, one odd tile, odd groups, and enough tiles for wide groups.
-            for (outputs, columns) in [(3, 32), (17, 96), (100, 64), (1_553, 32)] {
+            for (outputs, blocks) in [(3, 1), (17, 3), (100, 2), (1_553, 1)] {
+                let columns = blocks * dtype.block_elements().max(BLOCK);
                 let bytes = file_bytes(&mut random, dtype, outputs * columns);
                 let w = view(dtype, outputs, columns, &bytes);
                 let matrix = cpu.matrix(&w).unwrap();
@@ -130,12 +137,13 @@ fn products_of_every_format_shape_and_row_count() {
                         values
                     };
                     let what = format!("{:?} {dtype:?} {rows} x {columns} -> {outputs}", cpu.isa);
-                    assert_near(&out.data, &product(&w, &seen), 2e-6, &what);
+                    let want = product(&w, &seen);
+                    assert_near(&out.data, &want, 2e-6, &what);
                     // In segments of two blocks, the last of which may be short.
                     let mut partial = CpuPartial::default();
                     cpu.linear_partial(&mut x, &matrix, 64, &mut partial);
                     cpu.round(&partial, &mut out);
-                    assert_near(&out.data, &product(&w, &seen), 2e-6, &what);
+                    assert_near(&out.data, &want, 2e-6, &what);
                 }
             }
         }
@@ -143,18 +151,110 @@ fn products_of_every_format_shape_and_row_count() {
 }
 
 #[test]
-fn the_largest_8_bit_products_do_not_saturate() {
+fn the_largest_products_do_not_saturate() {
     for mut cpu in backends() {
-        let block: Vec<u8> = [&f16::from_f32(1.0).to_le_bytes()[..], &[0x80; 32]].concat();
-        let bytes = block.repeat(16 * 2);
-        let matrix = cpu.matrix(&view(DType::Q8_0, 16, 64, &bytes)).unwrap();
-        for value in [1.0f32, -1.0] {
-            let (mut x, mut out) = (CpuRows::default(), CpuRows::default());
-            cpu.upload(&[value; 64], 64, &mut x);
-            cpu.linear(&mut x, &mut [(&matrix, &mut out)]);
-            let want = vec![f64::from(value) * -128.0 * 64.0; 16];
-            assert_near(&out.data, &want, 1e-6, &format!("{:?}", cpu.isa));
+        for dtype in DType::ALL.into_iter().filter(|d| d.block_elements() > 1) {
+            let columns = 2 * dtype.block_elements();
+            for fill in [0x00, 0x80, 0x7f, 0xff] {
+                let mut block = vec![fill; dtype.block_bytes()];
+                for &at in halves_at(dtype) {
+                    block[at..at + 2].copy_from_slice(&f16::from_f32(1.0).to_le_bytes());
+                }
+                let bytes = block.repeat(16 * 2);
+                let w = view(dtype, 16, columns, &bytes);
+                let matrix = cpu.matrix(&w).unwrap();
+                for value in [1.0f32, -1.0] {
+                    let values = vec![value; columns];
+                    let (mut x, mut out) = (CpuRows::default(), CpuRows::default());
+                    cpu.upload(&values, columns, &mut x);
+                    cpu.linear(&mut x, &mut [(&matrix, &mut out)]);
+                    let what = format!("{:?} {dtype:?} of {fill:#x}", cpu.isa);
+                    assert_near(&out.data, &product(&w, &values), 1e-6, &what);
+                }
+            }
         }
+    }
+}
+
+/// What placement counts on.
+#[test]
+fn packed_weights_are_no_larger_than_their_type_says() {
+    for dtype in DType::ALL {
+        let format = Format::of(dtype);
+        let (columns, elements) = (format.block_columns(), dtype.block_elements());
+        // Of one row and as many columns as fill blocks of both, in eighths.
+        let packed = 8 * format.tile_bytes() / TILE * elements;
+        let file = dtype.block_bytes() * columns * (8 + dtype.growth_eighths() as usize);
+        assert!(packed <= file, "{dtype:?}: {packed} of {file}");
+    }
+}
+
+/// A rank's columns may begin and end inside a super-block.
+#[test]
+fn columns_cut_out_of_super_blocks() {
+    let mut random = SplitMix(12);
+    for mut cpu in backends() {
+        for dtype in DType::ALL
+            .into_iter()
+            .filter(|d| d.block_elements() > BLOCK)
+        {
+            let bytes = file_bytes(&mut random, dtype, 21 * 768);
+            let whole = view(dtype, 21, 768, &bytes);
+            for (start, end) in [(0, 96), (32, 64), (224, 512), (288, 704), (512, 768)] {
+                let block = start / 256;
+                let part = WeightView {
+                    columns: end - start,
+                    skip: start % 256,
+                    bytes: &bytes[block * dtype.block_bytes()..],
+                    ..whole
+                };
+                let want: Vec<Vec<f32>> = (0..21)
+                    .map(|row| whole.row_f32(row)[start..end].to_vec())
+                    .collect();
+                let what = format!("{:?} {dtype:?} columns {start}..{end}", cpu.isa);
+                let matrix = cpu.matrix(&part).unwrap();
+                let mut row = vec![0.0; end - start];
+                for (number, want) in want.iter().enumerate() {
+                    matrix.unpack_row(number, &mut row);
+                    assert!(row.iter().zip(want).all(|(&a, &b)| a as f32 == b), "{what}");
+                    assert_eq!(part.row_f32(number), *want, "{what}");
+                }
+                let values = uniform(&mut random, end - start);
+                let (mut x, mut out) = (CpuRows::default(), CpuRows::default());
+                cpu.upload(&values, end - start, &mut x);
+                cpu.linear(&mut x, &mut [(&matrix, &mut out)]);
+                assert_near(&out.data, &product(&part, &quantised(&values)), 2e-6, &what);
+            }
+        }
+    }
+}
+
+/// Products of a super-block's two scales need not be f16 numbers; they are rounded to them.
+#[test]
+fn scales_of_super_blocks_are_rounded_by_no_more_than_an_f16() {
+    let mut random = SplitMix(13);
+    for dtype in DType::ALL
+        .into_iter()
+        .filter(|d| d.block_elements() > BLOCK)
+    {
+        let mut cpu = Cpu::new(Isa::Portable, 1).unwrap();
+        let mut bytes = Vec::new();
+        blocks::encode(dtype, &uniform(&mut random, 20 * 512), &mut bytes);
+        let w = view(dtype, 20, 512, &bytes);
+        let table = cpu.matrix(&w).unwrap();
+        let mut got = vec![0.0; 512];
+        let mut largest = 0f64;
+        for row in 0..20 {
+            table.unpack_row(row, &mut got);
+            for (got, want) in got.iter().zip(w.row_f32(row)) {
+                largest = largest.max((got - f64::from(want)).abs());
+            }
+        }
+        // Values of 1, that are at most 2 times a scale above a minimum of -1.
+        assert!(
+            largest > 0.0 && largest <= 3.0 / 2048.0,
+            "{dtype:?}: {largest}"
+        );
     }
 }
 
@@ -203,16 +303,17 @@ fn several_matrices_of_one_input_and_columns_cut_out_of_rows() {
 #[test]
 fn embedding_rows_come_back_as_the_file_has_them() {
     let mut random = SplitMix(3);
-    for dtype in DTYPES {
+    for dtype in DType::ALL {
         let mut cpu = Cpu::new(Isa::Portable, 1).unwrap();
-        let bytes = file_bytes(&mut random, dtype, 53 * 96);
-        let w = view(dtype, 53, 96, &bytes);
+        let width = 3 * dtype.block_elements().max(BLOCK);
+        let bytes = file_bytes(&mut random, dtype, 53 * width);
+        let w = view(dtype, 53, width, &bytes);
         let table = cpu.matrix(&w).unwrap();
         let (mut partial, mut out) = (CpuPartial::default(), CpuRows::default());
         let tokens = [152, 99, 100, 153, 120];
         cpu.embed(&table, Span::new(100, 153), &tokens, &mut partial);
         cpu.round(&partial, &mut out);
-        let zero = vec![0.0; 96];
+        let zero = vec![0.0; width];
         let want = [
             w.row_f32(52),
             zero.clone(),
@@ -233,8 +334,12 @@ fn norm_and_gated_ffn() {
             (DType::F32, DType::F32),
             (DType::Q4_1, DType::Q4_1),
             (DType::Q8_0, DType::Q4_0),
+            (DType::Q4_K, DType::Q6_K),
         ] {
-            for (ffn, columns) in [(32, 64), (160, 32), (1_568, 32)] {
+            for (ffn, columns) in [(32, 256), (160, 32), (1_568, 32)] {
+                if columns % gate_type.block_elements() > 0 {
+                    continue;
+                }
                 let (g, u) = (
                     file_bytes(&mut random, gate_type, ffn * columns),
                     file_bytes(&mut random, up_type, ffn * columns),

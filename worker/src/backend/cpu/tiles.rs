@@ -19,7 +19,8 @@
 
 use super::lanes::{LANES, Lanes};
 use super::matmul::{GroupSums, Inputs, ROWS_MAX, Weights};
-use super::pack::{BLOCK, BYTE_TILE_BYTES, Format, GROUP_ROWS, NIBBLE_TILE_BYTES, TILE};
+use super::pack::{BLOCK, Format, GROUP_ROWS, TILE};
+use super::quants::{self, Least, Product, Quant, VECTORS};
 use super::rows::{COARSE, STRIP_ROWS};
 use std::mem::MaybeUninit;
 
@@ -63,56 +64,30 @@ pub(super) struct Unpacked {
     /// `[k / 4][column][k % 4]`
     pub(super) quants: [i8; QUANT_BYTES],
     scales: [f32; TILE],
-    /// What a block's smallest quant stands for; of formats that have it.
+    /// What a block's quant zero stands for; zeroes where that is nothing.
     minima: [f32; TILE],
 }
 
 type Panel = [MaybeUninit<Unpacked>; PANEL_BLOCKS * PANEL_TILES];
 
-/// A quantised format's way to [`Unpacked`].
-trait Source {
-    const TILE_BYTES: usize;
-    const HAS_MINIMA: bool;
-    unsafe fn unpack<V: Lanes>(from: *const u8, to: *mut Unpacked);
-}
-
-struct Nibbles;
-
-impl Source for Nibbles {
-    const TILE_BYTES: usize = NIBBLE_TILE_BYTES;
-    const HAS_MINIMA: bool = true;
-
-    #[inline(always)]
-    unsafe fn unpack<V: Lanes>(from: *const u8, to: *mut Unpacked) {
-        const { assert!(size_of::<V::Bytes>() == 64) };
-        let quants = (&raw mut (*to).quants).cast::<V::Bytes>();
-        for v in 0..4 {
-            let (low, high) = V::nibbles(from.add(v * 64));
-            quants.add(2 * v).write_unaligned(low);
-            quants.add(2 * v + 1).write_unaligned(high);
-        }
-        let halves = from.add(QUANT_BYTES / 2).cast::<u16>();
-        V::load_f16(halves).store((&raw mut (*to).scales).cast());
-        V::load_f16(halves.add(TILE)).store((&raw mut (*to).minima).cast());
+/// One block of a tile, of a format with one part.
+#[inline(always)]
+unsafe fn unpack<V: Lanes, Q: Quant>(from: *const u8, to: *mut Unpacked) {
+    const { assert!(size_of::<V::Bytes>() == 64 && Q::SHAPE.parts == 1) };
+    let vectors = (&raw mut (*to).quants).cast::<V::Bytes>();
+    for vector in 0..VECTORS {
+        let weights = quants::weights::<V, Q>(from, vector);
+        vectors.add(vector).write_unaligned(weights);
     }
-}
-
-struct Bytes;
-
-impl Source for Bytes {
-    const TILE_BYTES: usize = BYTE_TILE_BYTES;
-    const HAS_MINIMA: bool = false;
-
-    #[inline(always)]
-    unsafe fn unpack<V: Lanes>(from: *const u8, to: *mut Unpacked) {
-        let quants = (&raw mut (*to).quants).cast::<u8>();
-        for at in 0..QUANT_BYTES {
+    if matches!(Q::SHAPE.product, Product::Eight | Product::Level) {
+        for quant in &mut (*to).quants {
             // Stored as value + 128.
-            *quants.add(at) = *from.add(at) ^ 0x80;
+            *quant ^= i8::MIN;
         }
-        let halves = from.add(QUANT_BYTES).cast::<u16>();
-        V::load_f16(halves).store((&raw mut (*to).scales).cast());
     }
+    let (scale, least) = quants::scale_and_least::<V, Q>(from, 0);
+    scale.store((&raw mut (*to).scales).cast());
+    least.store((&raw mut (*to).minima).cast());
 }
 
 /// Where the sums go.
@@ -129,7 +104,7 @@ enum Out {
     },
 }
 
-/// As `matmul::group_matmul`, of a quantised format. All rows of the last strip must exist in
+/// As `matmul::group_matmul`, of a format that has tiles. All rows of the last strip must exist in
 /// `x`'s and in `out`'s memory, whatever they hold.
 #[inline(always)]
 pub(super) unsafe fn multiply<V: Lanes, T: Tiles>(
@@ -164,14 +139,16 @@ pub(super) unsafe fn multiply_wide<V: Lanes, T: Tiles>(
 #[inline(always)]
 unsafe fn by_format<V: Lanes, T: Tiles>(format: Format, w: Weights, x: Inputs, out: Out) {
     match format {
-        Format::Nibbles => by_panel::<V, T, Nibbles>(w, x, out),
-        Format::Bytes => by_panel::<V, T, Bytes>(w, x, out),
-        Format::F16 | Format::Bf16 | Format::F32 => unreachable!("tiles are of bytes"),
+        Format::Nibbles => by_panel::<V, T, quants::Nibbles>(w, x, out),
+        Format::Levels => by_panel::<V, T, quants::Levels>(w, x, out),
+        Format::Fives => by_panel::<V, T, quants::Fives>(w, x, out),
+        Format::Bytes => by_panel::<V, T, quants::Bytes>(w, x, out),
+        _ => unreachable!("`Format::has_tiles` was asked"),
     }
 }
 
 #[inline(always)]
-unsafe fn by_panel<V: Lanes, T: Tiles, S: Source>(w: Weights, x: Inputs, out: Out) {
+unsafe fn by_panel<V: Lanes, T: Tiles, Q: Quant>(w: Weights, x: Inputs, out: Out) {
     let mut panel: Panel = [const { MaybeUninit::uninit() }; PANEL_BLOCKS * PANEL_TILES];
     let panel = panel.as_mut_ptr().cast::<Unpacked>();
     for tile in (0..w.tiles).step_by(PANEL_TILES) {
@@ -180,8 +157,10 @@ unsafe fn by_panel<V: Lanes, T: Tiles, S: Source>(w: Weights, x: Inputs, out: Ou
             let width = PANEL_TILES.min(w.tiles - tile);
             for (at, block) in blocks.clone().enumerate() {
                 for t in 0..width {
-                    let from = w.start.add((block * w.tiles + tile + t) * S::TILE_BYTES);
-                    S::unpack::<V>(from, panel.add(at * width + t));
+                    let from = w
+                        .start
+                        .add((block * w.tiles + tile + t) * Q::SHAPE.tile_bytes());
+                    unpack::<V, Q>(from, panel.add(at * width + t));
                 }
             }
             for row in (0..x.rows).step_by(STRIP_ROWS) {
@@ -193,8 +172,8 @@ unsafe fn by_panel<V: Lanes, T: Tiles, S: Source>(w: Weights, x: Inputs, out: Ou
                     last: blocks.end == w.blocks,
                 };
                 match width {
-                    2 => strip::<V, T, S, 2>(panel, x, place, out),
-                    _ => strip::<V, T, S, 1>(panel, x, place, out),
+                    2 => strip::<V, T, Q, 2>(panel, x, place, out),
+                    _ => strip::<V, T, Q, 1>(panel, x, place, out),
                 }
             }
         }
@@ -212,7 +191,7 @@ struct Place {
 }
 
 #[inline(always)]
-unsafe fn strip<V: Lanes, T: Tiles, S: Source, const W: usize>(
+unsafe fn strip<V: Lanes, T: Tiles, Q: Quant, const W: usize>(
     panel: *const Unpacked,
     x: Inputs,
     place: Place,
@@ -262,7 +241,7 @@ unsafe fn strip<V: Lanes, T: Tiles, S: Source, const W: usize>(
                 let fine = V::load_i32(whole.add((2 * m + 1) * TILE));
                 let products = coarse.fma(V::splat(COARSE), fine);
                 sums[m][t] = products.fma(factor, sums[m][t]);
-                if S::HAS_MINIMA {
+                if Q::SHAPE.least != Least::Zero {
                     let total = V::splat(*scaled_totals.add(m * x.row_blocks + block));
                     sums[m][t] = least.fma(total, sums[m][t]);
                 }
@@ -405,7 +384,14 @@ mod tests {
 
     #[test]
     fn tiles_get_the_very_sums_that_lanes_get() {
-        for dtype in [DType::Q4_0, DType::Q4_1, DType::Q8_0] {
+        for dtype in [
+            DType::Q4_0,
+            DType::Q4_1,
+            DType::Q5_0,
+            DType::Q5_1,
+            DType::Q8_0,
+            DType::IQ4_NL,
+        ] {
             // One tile; groups of two and one; of four and three; more than two panels of blocks,
             // segments that end in the midst of one and some that are longer.
             compare(dtype, 3, 32, &[1]);

@@ -1,9 +1,10 @@
 //! [`Lanes`] in two 256-bit registers.
 //!
 //! `maddubs` adds two products into a saturating i16. Nibbles times bytes stay below 3,811 a pair,
-//! so the eight pairs a lane meets in one block (30,480) are summed before widening. Full bytes
-//! would saturate, so 8-bit weights go in as magnitudes (at most 128) with their signs moved onto
-//! the activations: 2 * 128 * 127 = 32,512 fits.
+//! so the eight pairs a lane meets in one block (30,480) are summed before widening. A pair of 5 to
+//! 7 bits (2 * 127 * 127 = 32,258) still fits, a sum of them does not. Full bytes would saturate, so
+//! 8-bit weights go in as magnitudes (at most 128) with their signs moved onto the activations:
+//! 2 * 128 * 127 = 32,512 fits.
 
 use super::Lanes;
 use std::arch::x86_64::*;
@@ -42,8 +43,7 @@ unsafe fn scale8(v: __m256, n: __m256) -> __m256 {
 
 impl Lanes for Avx2 {
     const ROWS: usize = 4;
-    type Acc4 = Pair;
-    type Acc8 = Pair;
+    type Acc = Pair;
     type Bytes = Pair;
 
     #[inline(always)]
@@ -172,17 +172,39 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn acc4() -> Pair {
+    unsafe fn acc() -> Pair {
         (_mm256_setzero_si256(), _mm256_setzero_si256())
     }
     #[inline(always)]
-    unsafe fn nibbles(from: *const u8) -> (Pair, Pair) {
-        let mask = _mm256_set1_epi8(15);
-        let (a, b) = Self::bytes(from);
-        let (a4, b4) = (_mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b));
+    unsafe fn bytes(from: *const u8) -> Pair {
         (
-            (_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)),
-            (_mm256_and_si256(a4, mask), _mm256_and_si256(b4, mask)),
+            _mm256_loadu_si256(from.cast()),
+            _mm256_loadu_si256(from.add(32).cast()),
+        )
+    }
+    #[inline(always)]
+    unsafe fn pick(bytes: Pair, from: u32, width: u32) -> Pair {
+        let mask = _mm256_set1_epi8(((1u16 << width) - 1) as i8);
+        let from = _mm_cvtsi32_si128(from as i32);
+        (
+            _mm256_and_si256(_mm256_srl_epi16(bytes.0, from), mask),
+            _mm256_and_si256(_mm256_srl_epi16(bytes.1, from), mask),
+        )
+    }
+    #[inline(always)]
+    unsafe fn join(low: Pair, high: Pair, by: u32) -> Pair {
+        let by = _mm_cvtsi32_si128(by as i32);
+        (
+            _mm256_or_si256(low.0, _mm256_sll_epi16(high.0, by)),
+            _mm256_or_si256(low.1, _mm256_sll_epi16(high.1, by)),
+        )
+    }
+    #[inline(always)]
+    unsafe fn look_up(indices: Pair, table: &[u8; 16]) -> Pair {
+        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+        (
+            _mm256_shuffle_epi8(table, indices.0),
+            _mm256_shuffle_epi8(table, indices.1),
         )
     }
     #[inline(always)]
@@ -201,17 +223,19 @@ impl Lanes for Avx2 {
             _mm256_cvtepi32_ps(_mm256_madd_epi16(acc.1, ones)),
         )
     }
-
     #[inline(always)]
-    unsafe fn acc8() -> Pair {
-        (_mm256_setzero_si256(), _mm256_setzero_si256())
+    unsafe fn dot7(acc: Pair, weights: Pair, quad: i32) -> Pair {
+        let (a, ones) = (_mm256_set1_epi32(quad), _mm256_set1_epi16(1));
+        let p0 = _mm256_maddubs_epi16(weights.0, a);
+        let p1 = _mm256_maddubs_epi16(weights.1, a);
+        (
+            _mm256_add_epi32(acc.0, _mm256_madd_epi16(p0, ones)),
+            _mm256_add_epi32(acc.1, _mm256_madd_epi16(p1, ones)),
+        )
     }
     #[inline(always)]
-    unsafe fn bytes(from: *const u8) -> Pair {
-        (
-            _mm256_loadu_si256(from.cast()),
-            _mm256_loadu_si256(from.add(32).cast()),
-        )
+    unsafe fn acc7_f32(acc: Pair) -> Self {
+        Self(_mm256_cvtepi32_ps(acc.0), _mm256_cvtepi32_ps(acc.1))
     }
     #[inline(always)]
     unsafe fn dot8(acc: Pair, weights: Pair, quad: i32) -> Pair {
@@ -230,7 +254,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn acc8_f32(acc: Pair, _total: i32) -> Self {
-        Self(_mm256_cvtepi32_ps(acc.0), _mm256_cvtepi32_ps(acc.1))
+        Self::acc7_f32(acc)
     }
 
     #[inline(always)]

@@ -8,8 +8,7 @@ pub(in super::super) struct Avx512(__m512);
 
 impl Lanes for Avx512 {
     const ROWS: usize = 8;
-    type Acc4 = __m512i;
-    type Acc8 = __m512i;
+    type Acc = __m512i;
     type Bytes = __m512i;
 
     #[inline(always)]
@@ -114,17 +113,27 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn acc4() -> __m512i {
+    unsafe fn acc() -> __m512i {
         _mm512_setzero_si512()
     }
     #[inline(always)]
-    unsafe fn nibbles(from: *const u8) -> (__m512i, __m512i) {
-        let mask = _mm512_set1_epi8(15);
-        let both = _mm512_loadu_si512(from.cast());
-        (
-            _mm512_and_si512(both, mask),
-            _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask),
-        )
+    unsafe fn bytes(from: *const u8) -> __m512i {
+        _mm512_loadu_si512(from.cast())
+    }
+    #[inline(always)]
+    unsafe fn pick(bytes: __m512i, from: u32, width: u32) -> __m512i {
+        let mask = _mm512_set1_epi8(((1u16 << width) - 1) as i8);
+        let shifted = _mm512_srl_epi16(bytes, _mm_cvtsi32_si128(from as i32));
+        _mm512_and_si512(shifted, mask)
+    }
+    #[inline(always)]
+    unsafe fn join(low: __m512i, high: __m512i, by: u32) -> __m512i {
+        _mm512_or_si512(low, _mm512_sll_epi16(high, _mm_cvtsi32_si128(by as i32)))
+    }
+    #[inline(always)]
+    unsafe fn look_up(indices: __m512i, table: &[u8; 16]) -> __m512i {
+        let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+        _mm512_shuffle_epi8(table, indices)
     }
     #[inline(always)]
     unsafe fn dot4(acc: __m512i, weights: __m512i, quad: i32) -> __m512i {
@@ -134,18 +143,17 @@ impl Lanes for Avx512 {
     unsafe fn acc4_f32(acc: __m512i) -> Self {
         Self(_mm512_cvtepi32_ps(acc))
     }
-
     #[inline(always)]
-    unsafe fn acc8() -> __m512i {
-        _mm512_setzero_si512()
+    unsafe fn dot7(acc: __m512i, weights: __m512i, quad: i32) -> __m512i {
+        Self::dot4(acc, weights, quad)
     }
     #[inline(always)]
-    unsafe fn bytes(from: *const u8) -> __m512i {
-        _mm512_loadu_si512(from.cast())
+    unsafe fn acc7_f32(acc: __m512i) -> Self {
+        Self::acc4_f32(acc)
     }
     #[inline(always)]
     unsafe fn dot8(acc: __m512i, weights: __m512i, quad: i32) -> __m512i {
-        _mm512_dpbusd_epi32(acc, weights, _mm512_set1_epi32(quad))
+        Self::dot4(acc, weights, quad)
     }
     #[inline(always)]
     unsafe fn acc8_f32(acc: __m512i, total: i32) -> Self {

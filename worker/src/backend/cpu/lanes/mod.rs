@@ -39,10 +39,9 @@ pub(super) const LANES: usize = 16;
 pub(super) trait Lanes: Copy {
     /// Activation rows worth keeping in registers at once.
     const ROWS: usize;
-    /// Sums over one 32-column block of 4-bit weights.
-    type Acc4: Copy;
-    /// Sums over one 32-column block of 8-bit weights.
-    type Acc8: Copy;
+    /// Sums over a block of at most 32 columns. All of its products come from one of `dot4`, `dot7`
+    /// and `dot8`, and `acc4_f32`, `acc7_f32` or `acc8_f32` ends it.
+    type Acc: Copy;
     /// 64 weight bytes.
     type Bytes: Copy;
 
@@ -75,18 +74,25 @@ pub(super) trait Lanes: Copy {
     /// Rounds to nearest and stores as bytes; values lie in -127..=127.
     unsafe fn store_i8(self, to: *mut i8);
 
-    unsafe fn acc4() -> Self::Acc4;
-    /// The low and the high nibbles of 64 bytes.
-    unsafe fn nibbles(from: *const u8) -> (Self::Bytes, Self::Bytes);
-    unsafe fn dot4(acc: Self::Acc4, weights: Self::Bytes, quad: i32) -> Self::Acc4;
-    unsafe fn acc4_f32(acc: Self::Acc4) -> Self;
-
-    unsafe fn acc8() -> Self::Acc8;
+    unsafe fn acc() -> Self::Acc;
     unsafe fn bytes(from: *const u8) -> Self::Bytes;
+    /// Of each byte the `width` bits from bit `from` on.
+    unsafe fn pick(bytes: Self::Bytes, from: u32, width: u32) -> Self::Bytes;
+    /// `low + (high << by)` of each byte, whose bits do not meet and stay below the eighth.
+    unsafe fn join(low: Self::Bytes, high: Self::Bytes, by: u32) -> Self::Bytes;
+    /// `table[index]` of each byte, all below 16.
+    unsafe fn look_up(indices: Self::Bytes, table: &[u8; 16]) -> Self::Bytes;
+
+    /// Of weights below 16.
+    unsafe fn dot4(acc: Self::Acc, weights: Self::Bytes, quad: i32) -> Self::Acc;
+    unsafe fn acc4_f32(acc: Self::Acc) -> Self;
+    /// Of weights below 128.
+    unsafe fn dot7(acc: Self::Acc, weights: Self::Bytes, quad: i32) -> Self::Acc;
+    unsafe fn acc7_f32(acc: Self::Acc) -> Self;
     /// Weights are stored as value + 128.
-    unsafe fn dot8(acc: Self::Acc8, weights: Self::Bytes, quad: i32) -> Self::Acc8;
+    unsafe fn dot8(acc: Self::Acc, weights: Self::Bytes, quad: i32) -> Self::Acc;
     /// `total` is the sum of the block's activation bytes.
-    unsafe fn acc8_f32(acc: Self::Acc8, total: i32) -> Self;
+    unsafe fn acc8_f32(acc: Self::Acc, total: i32) -> Self;
 
     /// Asks for the cache line of `at`, into the first-level cache; any address is allowed.
     unsafe fn prefetch(at: *const u8);

@@ -18,8 +18,7 @@ macro_rules! lanewise {
 
 impl Lanes for Portable {
     const ROWS: usize = 4;
-    type Acc4 = [i32; LANES];
-    type Acc8 = [i32; LANES];
+    type Acc = [i32; LANES];
     type Bytes = [u8; 64];
 
     #[inline(always)]
@@ -126,13 +125,28 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn acc4() -> [i32; LANES] {
+    unsafe fn acc() -> [i32; LANES] {
         [0; LANES]
     }
     #[inline(always)]
-    unsafe fn nibbles(from: *const u8) -> ([u8; 64], [u8; 64]) {
-        let both = Self::bytes(from);
-        (both.map(|b| b & 15), both.map(|b| b >> 4))
+    unsafe fn bytes(from: *const u8) -> [u8; 64] {
+        from.cast::<[u8; 64]>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn pick(bytes: [u8; 64], from: u32, width: u32) -> [u8; 64] {
+        let mask = ((1u16 << width) - 1) as u8;
+        bytes.map(|b| (b >> from) & mask)
+    }
+    #[inline(always)]
+    unsafe fn join(mut low: [u8; 64], high: [u8; 64], by: u32) -> [u8; 64] {
+        for (low, high) in low.iter_mut().zip(high) {
+            *low |= high << by;
+        }
+        low
+    }
+    #[inline(always)]
+    unsafe fn look_up(indices: [u8; 64], table: &[u8; 16]) -> [u8; 64] {
+        indices.map(|i| table[usize::from(i & 15)])
     }
     #[inline(always)]
     unsafe fn dot4(mut acc: [i32; LANES], weights: [u8; 64], quad: i32) -> [i32; LANES] {
@@ -148,14 +162,13 @@ impl Lanes for Portable {
     unsafe fn acc4_f32(acc: [i32; LANES]) -> Self {
         Self(acc.map(|v| v as f32))
     }
-
     #[inline(always)]
-    unsafe fn acc8() -> [i32; LANES] {
-        [0; LANES]
+    unsafe fn dot7(acc: [i32; LANES], weights: [u8; 64], quad: i32) -> [i32; LANES] {
+        Self::dot4(acc, weights, quad)
     }
     #[inline(always)]
-    unsafe fn bytes(from: *const u8) -> [u8; 64] {
-        from.cast::<[u8; 64]>().read_unaligned()
+    unsafe fn acc7_f32(acc: [i32; LANES]) -> Self {
+        Self::acc4_f32(acc)
     }
     #[inline(always)]
     unsafe fn dot8(acc: [i32; LANES], weights: [u8; 64], quad: i32) -> [i32; LANES] {

@@ -1,10 +1,16 @@
 //! Encoding and decoding rows of each storage type, one element at a time: the plain reference the
-//! kernels are tested against, and what writes test models.
+//! kernels are tested against, and what writes test models. [`Piece`] is what packing starts from.
 //!
-//! Layouts and rounding are ggml's (`quantize_row_*_ref` in llama.cpp's `ggml-quants.c`).
+//! Layouts are ggml's (`ggml-common.h`), and so is the rounding of the types without super-blocks
+//! (`quantize_row_*_ref` in `ggml-quants.c`); `encode` searches less for the best scales of the
+//! others. `shared/tests/blocks/` holds decoding to what the Python package `gguf` says.
+
+mod encode;
+mod piece;
 
 use super::DType;
 use half::{bf16, f16};
+pub use piece::{LEVELS, PIECE, Piece};
 
 /// Encodes `values`, which must be whole blocks.
 pub fn encode(dtype: DType, values: &[f32], out: &mut Vec<u8>) {
@@ -19,6 +25,11 @@ pub fn encode(dtype: DType, values: &[f32], out: &mut Vec<u8>) {
         DType::Q4_0 | DType::Q4_1 | DType::Q8_0 => {
             for block in values.chunks_exact(dtype.block_elements()) {
                 encode_block(dtype, block, out);
+            }
+        }
+        _ => {
+            for block in values.chunks_exact(dtype.block_elements()) {
+                out.extend(encode::block(dtype, block));
             }
         }
     }
@@ -70,20 +81,8 @@ pub fn decode(dtype: DType, bytes: &[u8]) -> Vec<f32> {
             DType::F32 => out.push(f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
             DType::F16 => out.push(half(b)),
             DType::BF16 => out.push(bf16::from_le_bytes([b[0], b[1]]).to_f32()),
-            DType::Q4_0 => {
-                let d = half(b);
-                out.extend(b[2..].iter().map(|q| d * (f32::from(q & 15) - 8.0)));
-                out.extend(b[2..].iter().map(|q| d * (f32::from(q >> 4) - 8.0)));
-            }
-            DType::Q4_1 => {
-                let (d, m) = (half(b), half(&b[2..]));
-                out.extend(b[4..].iter().map(|q| d * f32::from(q & 15) + m));
-                out.extend(b[4..].iter().map(|q| d * f32::from(q >> 4) + m));
-            }
-            DType::Q8_0 => {
-                let d = half(b);
-                out.extend(b[2..].iter().map(|q| d * f32::from(*q as i8)));
-            }
+            _ => (0..dtype.block_elements() / PIECE)
+                .for_each(|piece| out.extend(Piece::of(dtype, b, piece).values())),
         }
     }
     out
@@ -95,7 +94,7 @@ mod tests {
 
     #[test]
     fn decoding_gives_back_what_was_encoded_within_half_a_step() {
-        let values: Vec<f32> = (0..64)
+        let values: Vec<f32> = (0..512)
             .map(|i| ((i * 37 % 64) as f32 - 30.0) / 16.0)
             .collect();
         let range = 4.0;
@@ -106,11 +105,22 @@ mod tests {
             (DType::Q4_0, range / 15.0),
             (DType::Q4_1, range / 28.0),
             (DType::Q8_0, range / 250.0),
+            (DType::Q5_0, range / 31.0),
+            (DType::Q5_1, range / 60.0),
+            // The scales are rounded, too.
+            (DType::Q2_K, range / 5.0),
+            (DType::Q3_K, range / 6.0),
+            (DType::Q4_K, range / 26.0),
+            (DType::Q5_K, range / 52.0),
+            (DType::Q6_K, range / 56.0),
+            (DType::IQ4_NL, range / 15.0),
+            (DType::IQ4_XS, range / 14.0),
         ] {
             let mut bytes = Vec::new();
             encode(dtype, &values, &mut bytes);
-            assert_eq!(Some(bytes.len() as u64), dtype.bytes_of(64));
+            assert_eq!(Some(bytes.len() as u64), dtype.bytes_of(512));
             let back = decode(dtype, &bytes);
+            assert_eq!(back.len(), values.len(), "{dtype:?}");
             for (a, b) in values.iter().zip(&back) {
                 assert!((a - b).abs() <= step, "{dtype:?}: {a} became {b}");
             }
