@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use trireme_shared::limits::PAGE_TOKENS;
 use trireme_shared::model::{Architecture, Manifest};
 use trireme_worker::backend::Isa;
+use trireme_worker::loader;
 use trireme_worker::model::{Batch, SequenceSlice};
 
 /// Tokens of each case's prompt, and how many of its last have an answer.
@@ -153,6 +154,29 @@ fn every_architecture_answers_the_same_however_it_is_split() {
                 let got = run(&mut Split::load(manifest, &weights, 2), &case);
                 // These cut whole KV groups and whole FFN segments: not a bit changes.
                 assert_eq!(got, whole, "{} {format} {weights:?}", case.name);
+            }
+        }
+    }
+}
+
+/// What plans are made by is what ranks read, biases, norms and parts of fused tensors included.
+#[test]
+fn a_share_is_as_large_as_the_plan_says() {
+    for case in cases() {
+        for manifest in manifests(&case) {
+            for weights in [
+                vec![vec![1]],
+                vec![vec![1], vec![1]],
+                vec![vec![1; manifest.config.kv_heads as usize]; 2],
+            ] {
+                for share in manifest.shares(&weights).unwrap() {
+                    let roles = loader::roles(&manifest, &share).into_iter();
+                    let read: u64 = roles
+                        .map(|role| loader::part(&manifest, &share, role).unwrap().bytes())
+                        .sum();
+                    let planned = manifest.share_bytes(&share);
+                    assert_eq!(read, planned, "{} {share:?}", case.name);
+                }
             }
         }
     }

@@ -12,6 +12,7 @@ use std::path::Path;
 pub(super) fn open(path: &Path) -> Result<Manifest, ManifestError> {
     let gguf = Gguf::open(path)?;
     let config = gguf_config::config(&gguf)?;
+    manifest::check_config(&config).map_err(|reason| gguf.metadata.error(reason))?;
     let mut tensors = BTreeMap::new();
     for tensor in &gguf.tensors {
         let Some(roles) = roles(&tensor.name, config.architecture) else {

@@ -23,6 +23,7 @@ pub(super) fn open(folder: &Path) -> Result<Manifest, ManifestError> {
     let config_path = folder.join("config.json");
     let mut config = hf_config::model_config(json(&config_path)?)
         .map_err(|reason| ManifestError::new(&config_path, reason))?;
+    manifest::check_config(&config).map_err(|reason| ManifestError::new(&config_path, reason))?;
 
     let (files, wanted) = files(folder)?;
     let mut tensors = BTreeMap::new();

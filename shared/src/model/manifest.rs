@@ -199,14 +199,13 @@ pub(super) fn place(
     Ok(())
 }
 
-/// Checks a configuration, and the tensors against it. `name` gives a role's name in the file, for
+/// Checks the tensors against a configuration that was checked. `name` gives a role's name in the file, for
 /// errors.
 pub(super) fn check(
     config: &ModelConfig,
     tensors: &BTreeMap<TensorRole, TensorEntry>,
     name: impl Fn(TensorRole) -> String,
 ) -> Result<(), String> {
-    check_config(config)?;
     let mut known = 0;
     for (role, rows, columns) in expected(config) {
         let tensor = tensors
@@ -238,7 +237,8 @@ pub(super) fn check(
     Ok(())
 }
 
-fn check_config(config: &ModelConfig) -> Result<(), String> {
+/// Checks a configuration on its own: first of all, so that nothing is reckoned with absurd counts.
+pub(super) fn check_config(config: &ModelConfig) -> Result<(), String> {
     let c = config;
     for (what, n, max) in [
         ("layers", c.layers, limits::MODEL_LAYERS_MAX),

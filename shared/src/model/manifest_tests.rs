@@ -310,11 +310,6 @@ fn settings_that_are_not_implemented_are_refused_by_name() {
         ),
         // Another's settings do not make it another's model.
         ("architectures", r#"["Qwen3ForCausalLM"]"#, "q_norm"),
-        (
-            "architectures",
-            r#"["Phi3ForCausalLM"]"#,
-            "more than one tensor",
-        ),
         ("head_dim", "12", "make it 72 x 96"),
         ("num_key_value_heads", "4", "4 KV heads"),
         ("num_attention_heads", "0", "`num_attention_heads`"),
