@@ -24,8 +24,8 @@ use trireme_shared::wire::generate::{
     FailureKind, GenerateEvent, GenerateRequest, Sampling, TokenLogprobs,
 };
 use trireme_worker::engine::plan::{
-    AddedSequence, EntryResult, PlanEntry, Sampled, Score, SequenceKey, SequenceTable, StepPlan,
-    StepResults,
+    AddedSequence, Drawn, EntryResult, PlanEntry, Sampled, Score, SequenceKey, SequenceTable,
+    StepPlan, StepResults,
 };
 use trireme_worker::parallel::frame::{FramedLink, Kind};
 use trireme_worker::parallel::incoming::{HELLO_BYTES, Hello};
@@ -330,10 +330,10 @@ fn step_results() -> StepResults {
         results: vec![EntryResult {
             key: SequenceKey(5),
             prompt: vec![logprobs(); 2],
-            sampled: Sampled::Token {
+            sampled: Sampled::Tokens(vec![Drawn {
                 token: 1,
                 logprobs: Some(logprobs()),
-            },
+            }]),
         }],
     }
 }

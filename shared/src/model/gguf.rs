@@ -2,7 +2,7 @@
 //!
 //! Keeps true: nothing a file says is believed before it is checked. Counts are bounded by
 //! `limits` and by the bytes the file really has, sums are checked, tensors lie inside the file,
-//! on its alignment, and do not overlap. Neighbours: [`super::gguf_llama`] turns a header into a
+//! on its alignment, and do not overlap. Neighbours: [`super::gguf_model`] turns a header into a
 //! manifest; the gateway's tokeniser reads the vocabulary through [`Gguf::metadata`].
 //!
 //! Format: `docs/gguf.md` of the ggml project, versions 2 and 3, little-endian.

@@ -1,51 +1,18 @@
 //! From a Hugging Face folder (config.json and safetensors, one file or shards) to a manifest.
 //!
-//! Keeps true: a setting that changes the arithmetic and that the model code does not implement is
-//! refused by its name. Shards are plain names inside the folder, so no index can point elsewhere.
+//! Keeps true: every tensor has a known use. Shards are plain names inside the folder, so no index
+//! can point elsewhere. Neighbour: `hf_config` reads the settings.
 
 use super::header::shown;
 use super::manifest::{self, Manifest, ManifestError, TensorEntry, TensorRole};
-use super::{Architecture, ModelConfig, Rope, RopeStyle, safetensors};
+use super::{Architecture, DType, hf_config, safetensors};
 use crate::limits;
+use half::{bf16, f16};
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-
-/// `LlamaConfig` of transformers, with its defaults.
-#[derive(Deserialize)]
-struct Config {
-    #[serde(default)]
-    architectures: Vec<String>,
-    model_type: Option<String>,
-    hidden_size: u32,
-    num_hidden_layers: u32,
-    num_attention_heads: u32,
-    num_key_value_heads: Option<u32>,
-    head_dim: Option<u32>,
-    intermediate_size: u32,
-    vocab_size: u32,
-    max_position_embeddings: u32,
-    rms_norm_eps: f32,
-    rope_theta: Option<f32>,
-    tie_word_embeddings: Option<bool>,
-    hidden_act: Option<String>,
-    attention_bias: Option<bool>,
-    mlp_bias: Option<bool>,
-    rope_interleaved: Option<bool>,
-    partial_rotary_factor: Option<f32>,
-    #[serde(default)]
-    rope_scaling: Value,
-    /// Where transformers 5 keeps theta and scaling.
-    #[serde(default)]
-    rope_parameters: Value,
-    #[serde(default)]
-    quantization_config: Value,
-    #[serde(default)]
-    sliding_window: Value,
-}
 
 #[derive(Deserialize)]
 struct Index {
@@ -54,8 +21,9 @@ struct Index {
 
 pub(super) fn open(folder: &Path) -> Result<Manifest, ManifestError> {
     let config_path = folder.join("config.json");
-    let config: Config = json(&config_path)?;
-    let config = model_config(config).map_err(|reason| ManifestError::new(&config_path, reason))?;
+    let mut config = hf_config::model_config(json(&config_path)?)
+        .map_err(|reason| ManifestError::new(&config_path, reason))?;
+    manifest::check_config(&config).map_err(|reason| ManifestError::new(&config_path, reason))?;
 
     let (files, wanted) = files(folder)?;
     let mut tensors = BTreeMap::new();
@@ -71,9 +39,9 @@ pub(super) fn open(folder: &Path) -> Result<Manifest, ManifestError> {
                 }
             }
             found.insert(tensor.name.clone());
-            let role = match role(&tensor.name) {
-                Some(TensorRole::Output) if config.tied_embeddings => continue,
-                Some(role) => role,
+            let roles = match roles(&tensor.name, config.architecture) {
+                Some(roles) if roles == [TensorRole::Output] && config.tied_embeddings => continue,
+                Some(roles) => roles,
                 // Computed, not trained: old checkpoints carry it.
                 None if tensor.name.ends_with("rotary_emb.inv_freq") => continue,
                 None => {
@@ -109,12 +77,7 @@ pub(super) fn open(folder: &Path) -> Result<Manifest, ManifestError> {
                 offset: tensor.offset,
                 bytes: tensor.bytes,
             };
-            if tensors.insert(role, entry).is_some() {
-                return Err(fail(format!(
-                    "has the tensor {}, which another file of this model has too",
-                    shown(&tensor.name)
-                )));
-            }
+            manifest::place(&mut tensors, &config, &roles, entry, &tensor.name).map_err(fail)?;
         }
     }
     if let Some(wanted) = &wanted
@@ -125,7 +88,11 @@ pub(super) fn open(folder: &Path) -> Result<Manifest, ManifestError> {
             format!("lacks the tensor {} that the index promises", shown(name)),
         ));
     }
+    let name = |role| name(role, config.architecture);
     manifest::check(&config, &tensors, name).map_err(|r| ManifestError::new(folder, r))?;
+    if let Some(embedding) = tensors.get(&TensorRole::Embedding) {
+        config.embedding_scale = rounded_to(embedding.dtype, config.embedding_scale);
+    }
     let name = folder.file_name().map(|n| n.to_string_lossy().into_owned());
     Ok(Manifest {
         config,
@@ -133,6 +100,15 @@ pub(super) fn open(folder: &Path) -> Result<Manifest, ManifestError> {
         tensors,
         name,
     })
+}
+
+/// What an embedding is multiplied by, as transformers has it: in the embedding's own type.
+fn rounded_to(dtype: DType, scale: f32) -> f32 {
+    match dtype {
+        DType::BF16 => bf16::from_f32(scale).to_f32(),
+        DType::F16 => f16::from_f32(scale).to_f32(),
+        _ => scale,
+    }
 }
 
 type WeightMap = BTreeMap<String, String>;
@@ -202,134 +178,91 @@ fn json<T: DeserializeOwned>(path: &Path) -> Result<T, ManifestError> {
     serde_json::from_slice(&text).map_err(|e| fail(format!("is not what it should be: {e}")))
 }
 
-fn model_config(config: Config) -> Result<ModelConfig, String> {
-    let is_llama = match config.architectures.first() {
-        Some(name) => name == "LlamaForCausalLM",
-        None => config.model_type.as_deref() == Some("llama"),
-    };
-    if !is_llama {
-        let name = config.architectures.first().or(config.model_type.as_ref());
-        return Err(format!(
-            "is a model of architecture {}; only `LlamaForCausalLM` is supported",
-            name.map_or("(none given)".into(), |n| shown(n))
-        ));
-    }
-    let refused = |setting: String| {
-        Err(format!(
-            "sets {setting}, which this program does not implement; use a model without it"
-        ))
-    };
-    for (name, set) in [
-        ("attention_bias", config.attention_bias == Some(true)),
-        ("mlp_bias", config.mlp_bias == Some(true)),
-        ("rope_interleaved", config.rope_interleaved == Some(true)),
-        ("quantization_config", !config.quantization_config.is_null()),
-        ("sliding_window", !config.sliding_window.is_null()),
-    ] {
-        if set {
-            return refused(format!("`{name}`"));
-        }
-    }
-    if let Some(act) = config.hidden_act.as_deref().filter(|a| *a != "silu") {
-        return refused(format!("`hidden_act` to {}", shown(act)));
-    }
-    if let Some(factor) = config.partial_rotary_factor.filter(|f| *f != 1.0) {
-        return refused(format!("`partial_rotary_factor` to {factor}"));
-    }
-    for (name, rope) in [
-        ("rope_scaling", &config.rope_scaling),
-        ("rope_parameters", &config.rope_parameters),
-    ] {
-        if rope.is_null() {
-            continue;
-        }
-        match rope.get("rope_type").or_else(|| rope.get("type")) {
-            Some(Value::String(kind)) if kind == "default" => {}
-            Some(Value::String(kind)) => {
-                return refused(format!("`{name}` of type {}", shown(kind)));
-            }
-            None if rope.get("factor").is_none() => {}
-            _ => return refused(format!("`{name}`")),
-        }
-    }
-    if config.num_attention_heads == 0 {
-        return Err("says `num_attention_heads` is 0".into());
-    }
-    let head_dim = match config.head_dim {
-        Some(n) => n,
-        None if config
-            .hidden_size
-            .is_multiple_of(config.num_attention_heads) =>
-        {
-            config.hidden_size / config.num_attention_heads
-        }
-        None => return Err("has a hidden size its heads do not divide, and no `head_dim`".into()),
-    };
-    let theta = config
-        .rope_parameters
-        .get("rope_theta")
-        .and_then(Value::as_f64);
-    let theta = config.rope_theta.or(theta.map(|t| t as f32));
-    Ok(ModelConfig {
-        architecture: Architecture::Llama,
-        layers: config.num_hidden_layers,
-        hidden: config.hidden_size,
-        heads: config.num_attention_heads,
-        kv_heads: config
-            .num_key_value_heads
-            .unwrap_or(config.num_attention_heads),
-        head_dim,
-        ffn: config.intermediate_size,
-        vocab: config.vocab_size,
-        context: config.max_position_embeddings,
-        rope: Rope {
-            theta: theta.unwrap_or(10_000.0),
-            dims: head_dim,
-            style: RopeStyle::Halves,
-        },
-        norm_eps: config.rms_norm_eps,
-        tied_embeddings: config.tie_word_embeddings.unwrap_or(false),
-    })
-}
-
-/// transformers' name of a tensor.
-pub(super) fn name(role: TensorRole) -> String {
-    let layer = |n: u32, part: &str| format!("model.layers.{n}.{part}.weight");
+/// transformers' name of the tensor that holds a role.
+pub(super) fn name(role: TensorRole, architecture: Architecture) -> String {
+    let layer = |n: u32, part: &str| format!("model.layers.{n}.{part}");
+    let weight = |n: u32, part: &str| layer(n, &format!("{part}.weight"));
+    let is_fused = architecture == Architecture::Phi3;
     match role {
         TensorRole::Embedding => "model.embed_tokens.weight".into(),
         TensorRole::OutputNorm => "model.norm.weight".into(),
         TensorRole::Output => "lm_head.weight".into(),
-        TensorRole::AttnNorm(n) => layer(n, "input_layernorm"),
-        TensorRole::Query(n) => layer(n, "self_attn.q_proj"),
-        TensorRole::Key(n) => layer(n, "self_attn.k_proj"),
-        TensorRole::Value(n) => layer(n, "self_attn.v_proj"),
-        TensorRole::AttnOutput(n) => layer(n, "self_attn.o_proj"),
-        TensorRole::FfnNorm(n) => layer(n, "post_attention_layernorm"),
-        TensorRole::FfnGate(n) => layer(n, "mlp.gate_proj"),
-        TensorRole::FfnUp(n) => layer(n, "mlp.up_proj"),
-        TensorRole::FfnDown(n) => layer(n, "mlp.down_proj"),
+        // Safetensors have none: the settings say how frequencies are scaled.
+        TensorRole::RopeFactors => "rope_freqs.weight".into(),
+        TensorRole::AttnNorm(n) => weight(n, "input_layernorm"),
+        TensorRole::Query(n) | TensorRole::Key(n) | TensorRole::Value(n) if is_fused => {
+            weight(n, "self_attn.qkv_proj")
+        }
+        TensorRole::Query(n) => weight(n, "self_attn.q_proj"),
+        TensorRole::Key(n) => weight(n, "self_attn.k_proj"),
+        TensorRole::Value(n) => weight(n, "self_attn.v_proj"),
+        TensorRole::QueryBias(n) => layer(n, "self_attn.q_proj.bias"),
+        TensorRole::KeyBias(n) => layer(n, "self_attn.k_proj.bias"),
+        TensorRole::ValueBias(n) => layer(n, "self_attn.v_proj.bias"),
+        TensorRole::QueryNorm(n) => weight(n, "self_attn.q_norm"),
+        TensorRole::KeyNorm(n) => weight(n, "self_attn.k_norm"),
+        TensorRole::AttnOutput(n) => weight(n, "self_attn.o_proj"),
+        TensorRole::AttnPostNorm(n) => weight(n, "post_attention_layernorm"),
+        TensorRole::FfnNorm(n) if architecture.is_gemma() => weight(n, "pre_feedforward_layernorm"),
+        // Named after what is before it.
+        TensorRole::FfnNorm(n) => weight(n, "post_attention_layernorm"),
+        TensorRole::FfnGate(n) | TensorRole::FfnUp(n) if is_fused => weight(n, "mlp.gate_up_proj"),
+        TensorRole::FfnGate(n) => weight(n, "mlp.gate_proj"),
+        TensorRole::FfnUp(n) => weight(n, "mlp.up_proj"),
+        TensorRole::FfnDown(n) => weight(n, "mlp.down_proj"),
+        TensorRole::FfnPostNorm(n) => weight(n, "post_feedforward_layernorm"),
     }
 }
 
-fn role(name: &str) -> Option<TensorRole> {
+/// The roles whose rows a tensor holds, of top to bottom; none if no model here has such a one.
+fn roles(name: &str, architecture: Architecture) -> Option<Vec<TensorRole>> {
+    use TensorRole::*;
     match name {
-        "model.embed_tokens.weight" => return Some(TensorRole::Embedding),
-        "model.norm.weight" => return Some(TensorRole::OutputNorm),
-        "lm_head.weight" => return Some(TensorRole::Output),
+        "model.embed_tokens.weight" => return Some(vec![Embedding]),
+        "model.norm.weight" => return Some(vec![OutputNorm]),
+        "lm_head.weight" => return Some(vec![Output]),
         _ => {}
     }
     let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
     let n: u32 = layer.parse().ok()?;
-    Some(match part {
-        "input_layernorm.weight" => TensorRole::AttnNorm(n),
-        "self_attn.q_proj.weight" => TensorRole::Query(n),
-        "self_attn.k_proj.weight" => TensorRole::Key(n),
-        "self_attn.v_proj.weight" => TensorRole::Value(n),
-        "self_attn.o_proj.weight" => TensorRole::AttnOutput(n),
-        "post_attention_layernorm.weight" => TensorRole::FfnNorm(n),
-        "mlp.gate_proj.weight" => TensorRole::FfnGate(n),
-        "mlp.up_proj.weight" => TensorRole::FfnUp(n),
-        "mlp.down_proj.weight" => TensorRole::FfnDown(n),
+    let one = match part {
+        "input_layernorm.weight" => AttnNorm(n),
+        "self_attn.q_proj.weight" => Query(n),
+        "self_attn.k_proj.weight" => Key(n),
+        "self_attn.v_proj.weight" => Value(n),
+        "self_attn.q_proj.bias" => QueryBias(n),
+        "self_attn.k_proj.bias" => KeyBias(n),
+        "self_attn.v_proj.bias" => ValueBias(n),
+        "self_attn.q_norm.weight" => QueryNorm(n),
+        "self_attn.k_norm.weight" => KeyNorm(n),
+        "self_attn.qkv_proj.weight" => return Some(vec![Query(n), Key(n), Value(n)]),
+        "self_attn.o_proj.weight" => AttnOutput(n),
+        "post_attention_layernorm.weight" if architecture.is_gemma() => AttnPostNorm(n),
+        "post_attention_layernorm.weight" | "pre_feedforward_layernorm.weight" => FfnNorm(n),
+        "mlp.gate_proj.weight" => FfnGate(n),
+        "mlp.up_proj.weight" => FfnUp(n),
+        "mlp.gate_up_proj.weight" => return Some(vec![FfnGate(n), FfnUp(n)]),
+        "mlp.down_proj.weight" => FfnDown(n),
+        "post_feedforward_layernorm.weight" => FfnPostNorm(n),
         _ => return None,
-    })
+    };
+    Some(vec![one])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_embedding_scale_is_rounded_to_the_type_of_the_embedding() {
+        // Gemma 2B's: the root of 2,304 is exact, that of 3,072 becomes 55.5.
+        for (hidden, dtype, scale) in [
+            (2_304f32, DType::BF16, 48.0),
+            (3_072.0, DType::BF16, 55.5),
+            (3_072.0, DType::F16, 55.4375),
+            (3_072.0, DType::F32, 3_072f32.sqrt()),
+        ] {
+            assert_eq!(rounded_to(dtype, hidden.sqrt()), scale, "{dtype:?}");
+        }
+    }
 }

@@ -1,43 +1,18 @@
 //! A model's tensors as an index into files, under names that do not depend on the file format.
 //!
 //! Keeps true: an opened manifest has exactly the tensors its configuration needs, each of the
-//! right shape and inside its file. `gguf_llama` and `hf` read the two formats; the loader reads
+//! right shape and inside its file. `gguf_model` and `hf` read the two formats; the loader reads
 //! the bytes.
 
+use super::header::shown;
 use super::partition::{Costs, SplitError, shares_by_cost};
-use super::{DType, ModelConfig, RankShare};
+use super::roles::{expected, layer_shapes};
+use super::{DType, ModelConfig, RankShare, Rope, RopeScaling};
 use crate::limits;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What a tensor is for. Both GGUF and safetensors names are mapped onto these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum TensorRole {
-    /// `[vocab, hidden]`
-    Embedding,
-    /// `[hidden]`
-    OutputNorm,
-    /// `[vocab, hidden]`; absent where embeddings are tied
-    Output,
-    /// `[hidden]`, of this layer
-    AttnNorm(u32),
-    /// `[heads * head_dim, hidden]`
-    Query(u32),
-    /// `[kv_heads * head_dim, hidden]`
-    Key(u32),
-    /// `[kv_heads * head_dim, hidden]`
-    Value(u32),
-    /// `[hidden, heads * head_dim]`
-    AttnOutput(u32),
-    /// `[hidden]`
-    FfnNorm(u32),
-    /// `[ffn, hidden]`
-    FfnGate(u32),
-    /// `[ffn, hidden]`
-    FfnUp(u32),
-    /// `[hidden, ffn]`
-    FfnDown(u32),
-}
+pub use super::roles::TensorRole;
 
 /// Where one tensor lies. `rows` x `columns`, row-major, each row a whole number of blocks; a
 /// vector has one row.
@@ -91,7 +66,7 @@ impl Manifest {
             )),
             Err(e) => Err(ManifestError::new(path, format!("cannot be read: {e}"))),
             Ok(meta) if meta.is_dir() => super::hf::open(path),
-            Ok(_) => super::gguf_llama::open(path),
+            Ok(_) => super::gguf_model::open(path),
         }
     }
 
@@ -134,7 +109,10 @@ impl Manifest {
             Output if output_stage => rows(share.vocab.len().into()),
             OutputNorm if output_stage => tensor.bytes,
             Embedding | Output | OutputNorm => 0,
-            AttnNorm(_) | FfnNorm(_) => tensor.bytes,
+            RopeFactors | AttnNorm(_) | QueryNorm(_) | KeyNorm(_) | AttnPostNorm(_)
+            | FfnNorm(_) | FfnPostNorm(_) => tensor.bytes,
+            QueryBias(_) => columns(kv_heads * group * head),
+            KeyBias(_) | ValueBias(_) => columns(kv_heads * head),
             Query(_) => rows(kv_heads * group * head),
             Key(_) | Value(_) => rows(kv_heads * head),
             AttnOutput(_) => columns(kv_heads * group * head),
@@ -181,53 +159,60 @@ impl Manifest {
     }
 }
 
-impl TensorRole {
-    /// The layer a role belongs to, if it is of one.
-    pub fn layer(self) -> Option<u32> {
-        use TensorRole::*;
-        match self {
-            Embedding | OutputNorm | Output => None,
-            AttnNorm(n) | Query(n) | Key(n) | Value(n) | AttnOutput(n) | FfnNorm(n)
-            | FfnGate(n) | FfnUp(n) | FfnDown(n) => Some(n),
-        }
+/// Adds a file's tensor, which holds the rows of one role, or of several on top of each other.
+/// `name` is the file's own, for errors.
+pub(super) fn place(
+    tensors: &mut BTreeMap<TensorRole, TensorEntry>,
+    config: &ModelConfig,
+    roles: &[TensorRole],
+    entry: TensorEntry,
+    name: &str,
+) -> Result<(), String> {
+    let twice = || format!("has more than one tensor for the part of {}", shown(name));
+    if let [role] = roles {
+        return match tensors.insert(*role, entry) {
+            None => Ok(()),
+            Some(_) => Err(twice()),
+        };
     }
-}
-
-/// Every tensor a model of this configuration has, with its rows and columns.
-pub(super) fn expected(config: &ModelConfig) -> impl Iterator<Item = (TensorRole, u64, u64)> {
-    use TensorRole::*;
-    let hidden = u64::from(config.hidden);
-    let (vocab, ffn) = (u64::from(config.vocab), u64::from(config.ffn));
-    let queries = u64::from(config.heads) * u64::from(config.head_dim);
-    let keys = u64::from(config.kv_heads) * u64::from(config.head_dim);
-    let output = (!config.tied_embeddings).then_some((Output, vocab, hidden));
-    let layers = (0..config.layers).flat_map(move |n| {
-        [
-            (AttnNorm(n), 1, hidden),
-            (Query(n), queries, hidden),
-            (Key(n), keys, hidden),
-            (Value(n), keys, hidden),
-            (AttnOutput(n), hidden, queries),
-            (FfnNorm(n), 1, hidden),
-            (FfnGate(n), ffn, hidden),
-            (FfnUp(n), ffn, hidden),
-            (FfnDown(n), hidden, ffn),
-        ]
-    });
-    [(Embedding, vocab, hidden), (OutputNorm, 1, hidden)]
+    let layer = roles.first().and_then(|r| r.layer()).unwrap_or(0);
+    let shapes: Vec<_> = layer_shapes(config, layer)
         .into_iter()
-        .chain(output)
-        .chain(layers)
+        .filter(|(role, ..)| roles.contains(role))
+        .collect();
+    let wanted: u64 = shapes.iter().map(|(_, rows, _)| rows).sum();
+    if wanted != entry.rows {
+        return Err(format!(
+            "tensor {} has {} rows, but the model's settings make it {wanted}",
+            shown(name),
+            entry.rows
+        ));
+    }
+    let row_bytes = entry.bytes / entry.rows.max(1);
+    let mut offset = entry.offset;
+    for (role, rows, _) in shapes {
+        let bytes = rows * row_bytes;
+        let part = TensorEntry {
+            rows,
+            offset,
+            bytes,
+            ..entry.clone()
+        };
+        if tensors.insert(role, part).is_some() {
+            return Err(twice());
+        }
+        offset += bytes;
+    }
+    Ok(())
 }
 
-/// Checks a configuration, and the tensors against it. `name` gives a role's name in the file, for
+/// Checks the tensors against a configuration that was checked. `name` gives a role's name in the file, for
 /// errors.
 pub(super) fn check(
     config: &ModelConfig,
     tensors: &BTreeMap<TensorRole, TensorEntry>,
     name: impl Fn(TensorRole) -> String,
 ) -> Result<(), String> {
-    check_config(config)?;
     let mut known = 0;
     for (role, rows, columns) in expected(config) {
         let tensor = tensors
@@ -259,7 +244,8 @@ pub(super) fn check(
     Ok(())
 }
 
-fn check_config(config: &ModelConfig) -> Result<(), String> {
+/// Checks a configuration on its own: first of all, so that nothing is reckoned with absurd counts.
+pub(super) fn check_config(config: &ModelConfig) -> Result<(), String> {
     let c = config;
     for (what, n, max) in [
         ("layers", c.layers, limits::MODEL_LAYERS_MAX),
@@ -281,17 +267,80 @@ fn check_config(config: &ModelConfig) -> Result<(), String> {
             c.heads, c.kv_heads
         ));
     }
-    if c.rope.dims != c.head_dim || !c.head_dim.is_multiple_of(2) {
-        return Err(format!(
-            "rotates {} of {} dimensions of a head; only all of an even number is supported",
-            c.rope.dims, c.head_dim
-        ));
+    check_rope(c.rope, c.head_dim)?;
+    if let Some(window) = &c.window {
+        check_rope(window.rope, c.head_dim)?;
+        if window.tokens == 0 || window.layers.len() != c.layers as usize {
+            return Err(format!(
+                "has a window of {} tokens, given for {} of {} layers",
+                window.tokens,
+                window.layers.len(),
+                c.layers
+            ));
+        }
+        // One table of frequencies is divided, so there must be one.
+        if c.rope_factors && window.rope != c.rope {
+            return Err("has RoPE divisors and two kinds of RoPE, which is not supported".into());
+        }
     }
-    if !(c.rope.theta.is_finite() && c.rope.theta > 0.0) {
-        return Err(format!("has the RoPE base {}", c.rope.theta));
+    for (what, n) in [
+        ("embedding scale", Some(c.embedding_scale)),
+        ("attention scale", Some(c.attention_scale)),
+        ("cap of attention scores", c.score_cap),
+        ("cap of logits", c.logit_cap),
+    ] {
+        if n.is_some_and(|n| !(n.is_finite() && n > 0.0)) {
+            return Err(format!("has the {what} {}", n.unwrap_or_default()));
+        }
     }
     if !(c.norm_eps.is_finite() && c.norm_eps >= 0.0) {
         return Err(format!("has the norm epsilon {}", c.norm_eps));
+    }
+    Ok(())
+}
+
+fn check_rope(rope: Rope, head_dim: u32) -> Result<(), String> {
+    if rope.dims == 0 || rope.dims > head_dim || !rope.dims.is_multiple_of(2) {
+        return Err(format!(
+            "rotates {} of {head_dim} dimensions of a head; an even number of them is possible",
+            rope.dims
+        ));
+    }
+    if !(rope.theta.is_finite() && rope.theta > 0.0) {
+        return Err(format!("has the RoPE base {}", rope.theta));
+    }
+    let (numbers, context) = match rope.scaling {
+        RopeScaling::None => (vec![], 1),
+        RopeScaling::Linear { factor } => (vec![factor], 1),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_context,
+        } => {
+            let between = high_freq_factor - low_freq_factor;
+            let numbers = vec![factor, low_freq_factor, high_freq_factor, between];
+            (numbers, original_context)
+        }
+        RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original_context,
+            attention_factor,
+        } => {
+            if rope.theta <= 1.0 {
+                return Err(format!("has the RoPE base {} and YaRN", rope.theta));
+            }
+            let numbers = vec![factor, beta_fast, beta_slow, attention_factor];
+            (numbers, original_context)
+        }
+    };
+    if context == 0 || numbers.iter().any(|n| !(n.is_finite() && *n > 0.0)) {
+        return Err(format!(
+            "has a RoPE scaling that makes no sense: {:?}",
+            rope.scaling
+        ));
     }
     Ok(())
 }

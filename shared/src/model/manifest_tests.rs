@@ -246,13 +246,13 @@ fn settings_that_are_not_implemented_are_refused_by_name() {
     let mut entry = (key.len() as u64).to_le_bytes().to_vec();
     entry.extend(key.as_bytes());
     entry.extend(8u32.to_le_bytes());
-    entry.extend(4u64.to_le_bytes());
-    entry.extend(b"yarn");
+    entry.extend(8u64.to_le_bytes());
+    entry.extend(b"longrope");
     extended.splice(24..24, entry);
     std::fs::write(&path, extended).unwrap();
     let refused = Manifest::open(&path).unwrap_err().to_string();
     assert!(
-        refused.contains("`llama.rope.scaling.type` = `yarn`"),
+        refused.contains("`llama.rope.scaling.type` = `longrope`"),
         "{refused}"
     );
 
@@ -272,10 +272,44 @@ fn settings_that_are_not_implemented_are_refused_by_name() {
         ("mlp_bias", "true", "`mlp_bias`"),
         ("hidden_act", r#""gelu""#, "`gelu`"),
         (
+            "rope_scaling",
+            r#"{"rope_type": "dynamic", "factor": 8.0}"#,
+            "`dynamic`",
+        ),
+        (
+            "rope_scaling",
+            r#"{"type": "linear", "factor": 8.0, "surprise": 1}"#,
+            "`surprise` in `rope_scaling`",
+        ),
+        (
+            "rope_scaling",
+            r#"{"type": "linear", "factor": 0.0}"#,
+            "makes no sense",
+        ),
+        (
+            "rope_scaling",
+            r#"{"type": "yarn", "factor": 2.0, "truncate": false}"#,
+            "`truncate`",
+        ),
+        ("sliding_window", "4096", "`sliding_window`"),
+        (
+            "final_logit_softcapping",
+            "30.0",
+            "`final_logit_softcapping`",
+        ),
+        ("partial_rotary_factor", "0.5", "`partial_rotary_factor`"),
+        (
             "architectures",
             r#"["MixtralForCausalLM"]"#,
             "`MixtralForCausalLM`",
         ),
+        (
+            "architectures",
+            r#"["Gemma3ForConditionalGeneration"]"#,
+            "`Gemma3ForConditionalGeneration`",
+        ),
+        // Another's settings do not make it another's model.
+        ("architectures", r#"["Qwen3ForCausalLM"]"#, "q_norm"),
         ("head_dim", "12", "make it 72 x 96"),
         ("num_key_value_heads", "4", "4 KV heads"),
         ("num_attention_heads", "0", "`num_attention_heads`"),
@@ -290,6 +324,44 @@ fn settings_that_are_not_implemented_are_refused_by_name() {
     }
     std::fs::write(hf.join("config.json"), settings.to_string()).unwrap();
     Manifest::open(&hf).unwrap();
+
+    // Of the same folder as a Mistral: which layers have a window, and how wide it is.
+    settings["architectures"] = json(r#"["MistralForCausalLM"]"#);
+    for (window, types, tokens, layers) in [
+        ("8", "null", Some(8), [true; 3]),
+        ("null", "null", None, [false; 3]),
+        (
+            "8",
+            r#"["sliding_attention", "full_attention", "sliding_attention"]"#,
+            Some(8),
+            [true, false, true],
+        ),
+    ] {
+        settings["sliding_window"] = json(window);
+        settings["layer_types"] = json(types);
+        std::fs::write(hf.join("config.json"), settings.to_string()).unwrap();
+        let config = Manifest::open(&hf).unwrap().config;
+        assert_eq!(config.window.as_ref().map(|w| w.tokens), tokens);
+        assert_eq!([0, 1, 2].map(|l| config.is_windowed(l)), layers);
+    }
+    for (window, types, reason) in [
+        ("8", r#"["sliding_attention"]"#, "for 1 of 3 layers"),
+        ("8", r#"["chunked_attention"]"#, "`chunked_attention`"),
+        ("0", "null", "0 tokens"),
+    ] {
+        settings["sliding_window"] = json(window);
+        settings["layer_types"] = json(types);
+        std::fs::write(hf.join("config.json"), settings.to_string()).unwrap();
+        let refused = Manifest::open(&hf).unwrap_err().to_string();
+        assert!(refused.contains(reason), "{types}: {refused}");
+    }
+    // transformers' default where the setting is absent.
+    let object = settings.as_object_mut().unwrap();
+    object.remove("sliding_window");
+    object.remove("layer_types");
+    std::fs::write(hf.join("config.json"), settings.to_string()).unwrap();
+    let window = Manifest::open(&hf).unwrap().config.window.unwrap();
+    assert_eq!(window.tokens, 4_096);
 }
 
 #[test]

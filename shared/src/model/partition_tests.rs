@@ -2,12 +2,11 @@
 
 use super::*;
 use crate::model::random::{RandomModel, SplitMix};
-use crate::model::{Architecture, DType, Manifest, Rope, RopeStyle};
+use crate::model::{DType, Manifest};
 use crate::test_folder::TestFolder;
 
 fn smollm2() -> ModelConfig {
-    ModelConfig {
-        architecture: Architecture::Llama,
+    let model = RandomModel {
         layers: 30,
         hidden: 576,
         heads: 9,
@@ -16,14 +15,9 @@ fn smollm2() -> ModelConfig {
         ffn: 1536,
         vocab: 49_152,
         context: 8_192,
-        rope: Rope {
-            theta: 100_000.0,
-            dims: 64,
-            style: RopeStyle::Interleaved,
-        },
-        norm_eps: 1e-5,
-        tied_embeddings: true,
-    }
+        ..RandomModel::tiny(0)
+    };
+    model.config()
 }
 
 fn lengths(spans: &[Span]) -> Vec<u32> {

@@ -6,10 +6,10 @@
 //! its own row order of Q and K.
 
 use super::byte_level::byte_to_char;
-use super::config::{Architecture, ModelConfig, Rope, RopeStyle};
+use super::config::{Activation, Architecture, ModelConfig, Rope, RopeScaling, RopeStyle};
 use super::gguf::ggml_type_number;
-use super::manifest::{TensorRole, expected};
-use super::{DType, blocks, gguf_llama, hf};
+use super::roles::{TensorRole, expected};
+use super::{DType, blocks, gguf_model, hf};
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -85,8 +85,17 @@ impl RandomModel {
                 theta: self.rope_theta,
                 dims: self.head_dim,
                 style: RopeStyle::Interleaved,
+                scaling: RopeScaling::None,
             },
+            rope_factors: false,
+            window: None,
             norm_eps: 1e-5,
+            norm_offset: 0.0,
+            embedding_scale: 1.0,
+            attention_scale: 1.0 / (self.head_dim as f32).sqrt(),
+            score_cap: None,
+            logit_cap: None,
+            activation: Activation::Silu,
             tied_embeddings: self.tied_embeddings,
         }
     }
@@ -107,7 +116,7 @@ impl RandomModel {
         let mut random = SplitMix(self.seed ^ (place as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let count = (rows * columns) as usize;
         let dtype = self.dtype_of(role);
-        let values: Vec<f32> = if is_norm(role) {
+        let values: Vec<f32> = if role.is_norm() {
             (0..count).map(|_| 1.0 + 0.2 * random.uniform()).collect()
         } else {
             // Variance 1/columns keeps activations near 1; logits get a spread of about 3, so that
@@ -123,7 +132,7 @@ impl RandomModel {
 
     fn dtype_of(&self, role: TensorRole) -> DType {
         match role {
-            _ if is_norm(role) => DType::F32,
+            _ if role.is_norm() => DType::F32,
             TensorRole::Embedding | TensorRole::Output => self.embedding_dtype,
             _ => self.dtype,
         }
@@ -193,8 +202,8 @@ impl RandomModel {
         let mut count = 0u64;
         for (role, rows, columns) in expected(&self.config()) {
             let dtype = self.dtype_of(role);
-            push_string(&mut index, &gguf_llama::name(role));
-            let dims = if is_norm(role) {
+            push_string(&mut index, &gguf_model::name(role, Architecture::Llama));
+            let dims = if role.is_norm() {
                 vec![columns]
             } else {
                 vec![columns, rows]
@@ -254,7 +263,10 @@ impl RandomModel {
                 _ => format!("model-{:05}-of-{shards:05}.safetensors", index + 1),
             };
             for role in part {
-                weight_map.insert(hf::name(*role), Value::from(file.clone()));
+                weight_map.insert(
+                    hf::name(*role, Architecture::Llama),
+                    Value::from(file.clone()),
+                );
             }
             self.write_safetensors(&folder.join(file), part, store)?;
         }
@@ -272,7 +284,7 @@ impl RandomModel {
         for (role, rows, columns) in shapes.into_iter().filter(|(r, ..)| roles.contains(r)) {
             let begin = data.len();
             blocks::encode(store, &self.weights(role), &mut data);
-            let shape = if is_norm(role) {
+            let shape = if role.is_norm() {
                 vec![columns]
             } else {
                 vec![rows, columns]
@@ -280,7 +292,7 @@ impl RandomModel {
             let entry = json!({
                 "dtype": format!("{store:?}"), "shape": shape, "data_offsets": [begin, data.len()],
             });
-            header.insert(hf::name(role), entry);
+            header.insert(hf::name(role, Architecture::Llama), entry);
         }
         let header = serde_json::to_vec(&Value::Object(header))?;
         let mut out = BufWriter::new(File::create(path)?);
@@ -332,13 +344,6 @@ impl RandomModel {
             &json!({"eos_token_id": [2, 0]}),
         )
     }
-}
-
-fn is_norm(role: TensorRole) -> bool {
-    matches!(
-        role,
-        TensorRole::OutputNorm | TensorRole::AttnNorm(_) | TensorRole::FfnNorm(_)
-    )
 }
 
 /// Hugging Face's order of a head's rows (all first halves of the rotated pairs, then all second

@@ -10,7 +10,7 @@ pub mod weights;
 pub use weights::WeightView;
 
 use crate::model::SequenceSlice;
-use trireme_shared::model::{Rope, Span};
+use trireme_shared::model::{Activation, Rope, Span};
 
 /// Without this variable in the environment AMX is left alone.
 pub const ASK_FOR_AMX: &str = "TRIREME_AMX";
@@ -107,8 +107,9 @@ pub struct KvShape {
     pub head_dim: usize,
 }
 
-/// What a step's operations need to know of its rows: checked by the model against the KV shape,
-/// so that kernels need not.
+/// What a step's operations need to know of its rows and of the kind of layer: checked by the model
+/// against the KV shape, so that kernels need not.
+#[derive(Clone, Copy)]
 pub struct Step<'a> {
     /// Slices in order of `first`, covering every row once.
     pub sequences: &'a [SequenceSlice],
@@ -118,6 +119,19 @@ pub struct Step<'a> {
     pub rope: Rope,
     /// Query heads per KV head.
     pub group: usize,
+    /// What the product of a query and a key is multiplied by.
+    pub scale: f32,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub score_cap: Option<f32>,
+    /// Tokens a query sees, its own included (at least one); all if none.
+    pub window: Option<usize>,
+}
+
+/// RMS norms of each head, before it is rotated: `head_dim` weights each.
+pub struct HeadNorms<'a, V> {
+    pub query: &'a V,
+    pub key: &'a V,
+    pub eps: f32,
 }
 
 /// Layer-sized operations. Matrices are `[outputs, inputs]`; activations are rows of f32.
@@ -142,7 +156,8 @@ pub trait Backend {
         gate: &WeightView<'_>,
         up: &WeightView<'_>,
     ) -> Result<Self::Gated, BackendError>;
-    fn vector(&mut self, view: &WeightView<'_>) -> Result<Self::Vector, BackendError>;
+    /// All of the view's values, each with `offset` added.
+    fn vector(&mut self, view: &WeightView<'_>, offset: f32) -> Result<Self::Vector, BackendError>;
     fn kv(&mut self, shape: KvShape) -> Result<Self::Kv, BackendError>;
     /// An empty buffer.
     fn rows(&self) -> Self::Rows;
@@ -169,17 +184,22 @@ pub trait Backend {
         segment: usize,
         out: &mut Self::Partial,
     );
-    /// Rotates `q` in place and writes rotated `k`, and `v`, into their sequences' pages.
+    /// `x += bias`, on every row.
+    fn add_bias(&mut self, x: &mut Self::Rows, bias: &Self::Vector);
+    /// Normalises the heads of `q` and `k` where there are norms, rotates `q` in place and writes
+    /// rotated `k`, and `v`, into their sequences' pages.
+    #[allow(clippy::too_many_arguments)]
     fn rope_append(
         &mut self,
         step: &Step<'_>,
+        norms: Option<HeadNorms<'_, Self::Vector>>,
         q: &mut Self::Rows,
         k: &Self::Rows,
         v: &Self::Rows,
         kv: &mut Self::Kv,
         layer: usize,
     );
-    /// Causal attention of each row's query heads over its sequence so far.
+    /// Causal attention of each row's query heads over its sequence so far, or the last of it.
     fn attention(
         &mut self,
         step: &Step<'_>,
@@ -188,12 +208,22 @@ pub trait Backend {
         layer: usize,
         out: &mut Self::Rows,
     );
-    /// `out = silu(x * gate^T) * (x * up^T)`
-    fn gated_ffn(&mut self, x: &mut Self::Rows, weights: &Self::Gated, out: &mut Self::Rows);
-    /// `out = partial`, rounded to f32.
-    fn round(&mut self, partial: &Self::Partial, out: &mut Self::Rows);
+    /// `out = activation(x * gate^T) * (x * up^T)`
+    fn gated_ffn(
+        &mut self,
+        x: &mut Self::Rows,
+        weights: &Self::Gated,
+        activation: Activation,
+        out: &mut Self::Rows,
+    );
+    /// `out = partial`, rounded to f32, times `scale`.
+    fn round(&mut self, partial: &Self::Partial, scale: f32, out: &mut Self::Rows);
     /// `x += delta`, delta rounded to f32.
     fn add(&mut self, x: &mut Self::Rows, delta: &Self::Partial);
+    /// `x += delta`
+    fn add_rows(&mut self, x: &mut Self::Rows, delta: &Self::Rows);
+    /// Every value x becomes `cap * tanh(x / cap)`.
+    fn soft_cap(&mut self, x: &mut Self::Rows, cap: f32);
     /// `out` becomes the rows of `x` named by `rows`.
     fn select(&mut self, x: &Self::Rows, rows: &[u32], out: &mut Self::Rows);
 }

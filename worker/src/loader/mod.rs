@@ -3,14 +3,15 @@
 //! [`part`] is the arithmetic (which bytes of which file), pure; [`WeightFiles`] maps the files and
 //! gives a backend views of those bytes and no others. Tensor-parallel ranks hold rows of q, k, v,
 //! gate, up, embedding and output, and columns of the attention output and FFN down projections
-//! (Shoeybi et al. 2019, "Megatron-LM"); norms are small and held by every rank.
+//! (Shoeybi et al. 2019, "Megatron-LM"); the biases of q, k and v go with their rows, norms are small
+//! and held by every rank.
 
 use crate::backend::WeightView;
 use crate::model::LoadError;
 use memmap2::Mmap;
 use std::fs::File;
 use std::ops::Range;
-use trireme_shared::model::{DType, Manifest, RankShare, TensorEntry, TensorRole};
+use trireme_shared::model::{DType, Manifest, RankShare, TensorEntry, TensorRole, layer_shapes};
 
 /// A rank's part of one tensor: `rows` runs of `run_bytes`, `stride` apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,12 +53,18 @@ impl TensorPart {
 pub fn roles(manifest: &Manifest, share: &RankShare) -> Vec<TensorRole> {
     use TensorRole::*;
     let mut roles = Vec::new();
+    if manifest.config.rope_factors {
+        roles.push(RopeFactors);
+    }
     if share.is_first_stage() {
         roles.push(Embedding);
     }
     for l in share.layers.start..share.layers.end {
-        roles.extend([AttnNorm(l), Query(l), Key(l), Value(l), AttnOutput(l)]);
-        roles.extend([FfnNorm(l), FfnGate(l), FfnUp(l), FfnDown(l)]);
+        roles.extend(
+            layer_shapes(&manifest.config, l)
+                .iter()
+                .map(|(role, ..)| *role),
+        );
     }
     if share.is_last_stage() {
         roles.push(OutputNorm);
@@ -99,7 +106,13 @@ pub fn part(
     let keys = kv.start * per_kv..kv.end * per_kv;
     let (rows, columns) = match role {
         Embedding | Output => (share.vocab.range(), 0..hidden),
-        OutputNorm | AttnNorm(_) | FfnNorm(_) => (0..1, 0..hidden),
+        OutputNorm | AttnNorm(_) | AttnPostNorm(_) | FfnNorm(_) | FfnPostNorm(_) => {
+            (0..1, 0..hidden)
+        }
+        RopeFactors => (0..1, 0..config.rope.dims as usize / 2),
+        QueryNorm(_) | KeyNorm(_) => (0..1, 0..per_kv),
+        QueryBias(_) => (0..1, queries),
+        KeyBias(_) | ValueBias(_) => (0..1, keys),
         Query(_) => (queries, 0..hidden),
         Key(_) | Value(_) => (keys, 0..hidden),
         AttnOutput(_) => (0..hidden, queries),

@@ -6,6 +6,7 @@
 //! `parallel` sums over ranks.
 
 mod batch;
+mod layer;
 mod rope;
 mod transformer;
 

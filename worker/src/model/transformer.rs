@@ -1,32 +1,22 @@
-//! One rank's share of a Llama-shaped decoder, on any backend.
+//! One rank's share of a decoder, on any backend. How architectures differ is data: a layer's
+//! optional weights ([`Layer`]) and numbers of the configuration.
 //!
 //! Tensor parallelism: every rank of a stage holds the same hidden state. Each computes its heads'
 //! and its FFN columns' contribution; the contributions are all-reduced and then added to the
-//! residual, twice a layer. Contributions are f64, and cut where every split may cut, so that a
-//! split changes no token: a quantised activation next to a rounding edge would otherwise turn the
-//! last bit of an f32 sum into a different word. The embedding is split by vocabulary: tokens
-//! outside a rank's span contribute zero.
+//! residual, twice a layer. (Gemma's norm of what is added acts on the sum.) Contributions are f64,
+//! and cut where every split may cut, so that a split changes no token: a quantised activation next
+//! to a rounding edge would otherwise turn the last bit of an f32 sum into a different word. The
+//! embedding is split by vocabulary: tokens outside a rank's span contribute zero.
 
 use super::batch::Batch;
+use super::layer::{Layer, Reader};
 use super::rope::RopeTable;
 use super::{Forward, ForwardError, LoadError};
-use crate::backend::{Backend, KvShape, Step, WeightView};
-use crate::loader::{self, TensorPart, WeightFiles};
+use crate::backend::{Backend, HeadNorms, KvShape, Step};
+use crate::loader;
 use crate::parallel::{Abort, Collective, LinkError};
-use std::cell::Cell;
 use trireme_shared::model::partition::FFN_SEGMENT;
 use trireme_shared::model::{Manifest, ModelConfig, RankShare, TensorRole};
-
-struct Layer<B: Backend> {
-    attn_norm: B::Vector,
-    query: B::Matrix,
-    key: B::Matrix,
-    value: B::Matrix,
-    attn_output: B::Matrix,
-    ffn_norm: B::Vector,
-    gate_up: B::Gated,
-    ffn_down: B::Matrix,
-}
 
 /// The output matrix.
 enum Output<B: Backend> {
@@ -47,6 +37,8 @@ struct Scratch<B: Backend> {
     ffn: B::Rows,
     /// A rank's contribution, then the sum of all.
     delta: B::Partial,
+    /// The sum in f32, where it is normalised before it is added.
+    summed: B::Rows,
     selected: B::Rows,
     logits: B::Rows,
 }
@@ -62,35 +54,9 @@ pub(super) struct Transformer<B: Backend> {
     head: Option<(B::Vector, Output<B>)>,
     kv: B::Kv,
     rope: RopeTable,
+    /// Of windowed layers, where they have one of their own.
+    window_rope: Option<RopeTable>,
     scratch: Scratch<B>,
-}
-
-/// Counts bytes and looks at the abort flag before each tensor.
-struct Reader<'a> {
-    manifest: &'a Manifest,
-    share: &'a RankShare,
-    files: WeightFiles<'a>,
-    abort: &'a Abort,
-    progress: &'a (dyn Fn(u64, u64) + Sync),
-    done: Cell<u64>,
-    total: u64,
-}
-
-impl Reader<'_> {
-    fn read<T>(
-        &self,
-        role: TensorRole,
-        pack: impl FnOnce(&WeightView<'_>) -> Result<T, LoadError>,
-    ) -> Result<T, LoadError> {
-        if self.abort.is_raised() {
-            return Err(LoadError::Aborted);
-        }
-        let part = loader::part(self.manifest, self.share, role)?;
-        let packed = pack(&self.files.view(&part)?)?;
-        self.done.set(self.done.get() + part.bytes());
-        (self.progress)(self.done.get(), self.total);
-        Ok(packed)
-    }
 }
 
 impl<B: Backend> Transformer<B> {
@@ -104,47 +70,22 @@ impl<B: Backend> Transformer<B> {
     ) -> Result<Self, LoadError> {
         let config = manifest.config.clone();
         check_shape(&config, share)?;
-        let parts: Vec<TensorPart> = loader::roles(manifest, share)
-            .into_iter()
-            .map(|role| loader::part(manifest, share, role))
-            .collect::<Result<_, _>>()?;
-        let reader = Reader {
-            manifest,
-            share,
-            files: WeightFiles::open(manifest)?,
-            abort,
-            progress,
-            done: Cell::new(0),
-            total: parts.iter().map(TensorPart::bytes).sum(),
-        };
-        progress(0, reader.total);
-
+        let reader = Reader::new(manifest, share, abort, progress)?;
         let b = &mut backend;
+        let divisors = reader.rope_divisors()?;
         let embedding = if share.is_first_stage() {
-            Some(reader.read(TensorRole::Embedding, |v| Ok(b.matrix(v)?))?)
+            Some(reader.matrix(b, TensorRole::Embedding)?)
         } else {
             None
         };
-        let mut layers = Vec::with_capacity(share.layers.len() as usize);
-        for l in share.layers.start..share.layers.end {
-            layers.push(Layer {
-                attn_norm: reader.read(TensorRole::AttnNorm(l), |v| Ok(b.vector(v)?))?,
-                query: reader.read(TensorRole::Query(l), |v| Ok(b.matrix(v)?))?,
-                key: reader.read(TensorRole::Key(l), |v| Ok(b.matrix(v)?))?,
-                value: reader.read(TensorRole::Value(l), |v| Ok(b.matrix(v)?))?,
-                attn_output: reader.read(TensorRole::AttnOutput(l), |v| Ok(b.matrix(v)?))?,
-                ffn_norm: reader.read(TensorRole::FfnNorm(l), |v| Ok(b.vector(v)?))?,
-                gate_up: reader.read(TensorRole::FfnGate(l), |gate| {
-                    reader.read(TensorRole::FfnUp(l), |up| Ok(b.gated(gate, up)?))
-                })?,
-                ffn_down: reader.read(TensorRole::FfnDown(l), |v| Ok(b.matrix(v)?))?,
-            });
-        }
+        let layers = (share.layers.start..share.layers.end)
+            .map(|l| Layer::read(&reader, b, l))
+            .collect::<Result<Vec<_>, _>>()?;
         let head = if share.is_last_stage() {
-            let norm = reader.read(TensorRole::OutputNorm, |v| Ok(b.vector(v)?))?;
+            let norm = reader.vector(b, TensorRole::OutputNorm)?;
             let output = match loader::output_role(manifest) {
                 TensorRole::Embedding if share.is_first_stage() => Output::Embedding,
-                role => Output::Own(reader.read(role, |v| Ok(b.matrix(v)?))?),
+                role => Output::Own(reader.matrix(b, role)?),
             };
             Some((norm, output))
         } else {
@@ -165,11 +106,15 @@ impl<B: Backend> Transformer<B> {
             attended: backend.rows(),
             ffn: backend.rows(),
             delta: backend.partial(),
+            summed: backend.rows(),
             selected: backend.rows(),
             logits: backend.rows(),
         };
+        let own_rope = config.window.as_ref().map(|w| w.rope);
+        let own_rope = own_rope.filter(|rope| *rope != config.rope);
         Ok(Self {
-            rope: RopeTable::new(config.rope),
+            rope: RopeTable::new(config.rope, divisors.as_deref()),
+            window_rope: own_rope.map(|rope| RopeTable::new(rope, None)),
             share: share.clone(),
             backend,
             config,
@@ -217,13 +162,29 @@ impl<B: Backend> Transformer<B> {
             }
         }
         self.rope.fill(batch.positions());
-        let step = Step {
+        if let Some(rope) = &mut self.window_rope {
+            rope.fill(batch.positions());
+        }
+        let whole = Step {
             sequences: &batch.sequences,
             cosines: &self.rope.cosines,
             sines: &self.rope.sines,
             rope: self.config.rope,
             group: self.config.group() as usize,
+            scale: self.config.attention_scale,
+            score_cap: self.config.score_cap,
+            window: None,
         };
+        let windowed = self.config.window.as_ref().map_or(whole, |window| {
+            let table = self.window_rope.as_ref().unwrap_or(&self.rope);
+            Step {
+                cosines: &table.cosines,
+                sines: &table.sines,
+                rope: window.rope,
+                window: Some(window.tokens as usize),
+                ..whole
+            }
+        });
         // Ranks hold whole KV groups and whole FFN segments: sums over these are the same wherever
         // the model is cut.
         let attn_segment = (self.config.group() * self.config.head_dim) as usize;
@@ -232,11 +193,12 @@ impl<B: Backend> Transformer<B> {
         if let Some(table) = &self.embedding {
             b.embed(table, self.share.vocab, &batch.tokens, &mut s.delta);
             reduce(b, &mut s.delta, collective)?;
-            b.round(&s.delta, &mut s.x);
+            b.round(&s.delta, self.config.embedding_scale, &mut s.x);
         } else if let Some(input) = input {
             b.upload(input, hidden, &mut s.x);
         }
         for (index, layer) in self.layers.iter().enumerate() {
+            let step = if layer.is_windowed { &windowed } else { &whole };
             b.rms_norm(&s.x, &layer.attn_norm, eps, &mut s.normed);
             b.linear(
                 &mut s.normed,
@@ -246,23 +208,27 @@ impl<B: Backend> Transformer<B> {
                     (&layer.value, &mut s.v),
                 ],
             );
-            b.rope_append(&step, &mut s.q, &s.k, &s.v, &mut self.kv, index);
-            b.attention(&step, &s.q, &self.kv, index, &mut s.attended);
-            b.linear_partial(
-                &mut s.attended,
-                &layer.attn_output,
-                attn_segment,
-                &mut s.delta,
-            );
+            if let Some([query, key, value]) = &layer.biases {
+                b.add_bias(&mut s.q, query);
+                b.add_bias(&mut s.k, key);
+                b.add_bias(&mut s.v, value);
+            }
+            let norms = layer.head_norms.as_ref();
+            let norms = norms.map(|[query, key]| HeadNorms { query, key, eps });
+            b.rope_append(step, norms, &mut s.q, &s.k, &s.v, &mut self.kv, index);
+            b.attention(step, &s.q, &self.kv, index, &mut s.attended);
+            let output = &layer.attn_output;
+            b.linear_partial(&mut s.attended, output, attn_segment, &mut s.delta);
             reduce(b, &mut s.delta, collective)?;
-            b.add(&mut s.x, &s.delta);
+            add(b, s, layer.attn_post_norm.as_ref(), eps);
 
             b.rms_norm(&s.x, &layer.ffn_norm, eps, &mut s.normed);
-            b.gated_ffn(&mut s.normed, &layer.gate_up, &mut s.ffn);
+            let activation = self.config.activation;
+            b.gated_ffn(&mut s.normed, &layer.gate_up, activation, &mut s.ffn);
             let segment = FFN_SEGMENT as usize;
             b.linear_partial(&mut s.ffn, &layer.ffn_down, segment, &mut s.delta);
             reduce(b, &mut s.delta, collective)?;
-            b.add(&mut s.x, &s.delta);
+            add(b, s, layer.ffn_post_norm.as_ref(), eps);
         }
 
         let Some((norm, output)) = &self.head else {
@@ -276,6 +242,9 @@ impl<B: Backend> Transformer<B> {
         b.select(&s.x, &batch.outputs, &mut s.selected);
         b.rms_norm(&s.selected, norm, eps, &mut s.normed);
         b.linear(&mut s.normed, &mut [(matrix, &mut s.logits)]);
+        if let Some(cap) = self.config.logit_cap {
+            b.soft_cap(&mut s.logits, cap);
+        }
         Ok(Forward::Logits(b.values(&mut s.logits)))
     }
 }
@@ -290,6 +259,16 @@ fn reduce<B: Backend>(
         collective.all_reduce(backend.partial_values(partial))?;
     }
     Ok(())
+}
+
+/// Adds the summed contributions to the hidden state, normalised first where there is a norm.
+fn add<B: Backend>(b: &mut B, s: &mut Scratch<B>, post_norm: Option<&B::Vector>, eps: f32) {
+    let Some(norm) = post_norm else {
+        return b.add(&mut s.x, &s.delta);
+    };
+    b.round(&s.delta, 1.0, &mut s.summed);
+    b.rms_norm(&s.summed, norm, eps, &mut s.normed);
+    b.add_rows(&mut s.x, &s.normed);
 }
 
 /// Refuses what the arithmetic does not cover.

@@ -15,6 +15,7 @@
 
 use super::lanes::{LANES, Lanes, kernel};
 use super::memory::Mapping;
+use super::pointwise::capped;
 use crate::backend::{BackendError, KvShape, Step};
 use std::mem::MaybeUninit;
 use trireme_shared::limits::{HEAD_DIM_MAX, PAGE_TOKENS};
@@ -162,8 +163,11 @@ pub(super) struct Tile {
     /// `head_dim` values each.
     pub(super) queries: [*const f32; TILE_QUERIES],
     pub(super) outputs: [*mut f32; TILE_QUERIES],
-    /// Tokens each query sees; at least one.
+    /// Each query sees the tokens from its start to before its limit; at least one.
+    pub(super) starts: [usize; TILE_QUERIES],
     pub(super) limits: [usize; TILE_QUERIES],
+    scale: f32,
+    score_cap: Option<f32>,
     pages: *const u32,
     keys: *const u16,
     page_stride: usize,
@@ -173,12 +177,21 @@ pub(super) struct Tile {
 
 impl Tile {
     /// An empty tile over a sequence's pages, which the model has checked.
-    pub(super) fn new(kv: &CpuKv, layer: usize, head: usize, pages: &[u32]) -> Self {
+    pub(super) fn new(
+        kv: &CpuKv,
+        step: &Step<'_>,
+        layer: usize,
+        head: usize,
+        pages: &[u32],
+    ) -> Self {
         Self {
             count: 0,
             queries: [std::ptr::null(); TILE_QUERIES],
             outputs: [std::ptr::null_mut(); TILE_QUERIES],
+            starts: [0; TILE_QUERIES],
             limits: [0; TILE_QUERIES],
+            scale: step.scale,
+            score_cap: step.score_cap,
             pages: pages.as_ptr(),
             keys: kv.head(layer, head),
             page_stride: kv.page_stride(),
@@ -215,7 +228,8 @@ unsafe fn attend_lanes<V: Lanes>(tile: &Tile) {
 #[inline(always)]
 unsafe fn attend_queries<V: Lanes, const Q: usize>(tile: &Tile, first: usize) -> usize {
     let (dim, padded) = (tile.dim, tile.padded);
-    let scale = V::splat(1.0 / (dim as f32).sqrt());
+    let scale = V::splat(tile.scale);
+    let cap = tile.score_cap.map(|c| (V::splat(c), V::splat(2.0 / c)));
     let mut sums = MaybeUninit::<[[f32; HEAD_DIM_MAX]; Q]>::uninit();
     let sums = sums.as_mut_ptr().cast::<f32>();
     let mut tops = [UNSEEN; Q];
@@ -227,7 +241,8 @@ unsafe fn attend_queries<V: Lanes, const Q: usize>(tile: &Tile, first: usize) ->
         }
     }
     let seen = tile.limits[first + Q - 1];
-    for page in 0..seen.div_ceil(PAGE_TOKENS) {
+    // Queries stand in order of position, so no other's window begins before the first one's.
+    for page in tile.starts[first] / PAGE_TOKENS..seen.div_ceil(PAGE_TOKENS) {
         let start = page * PAGE_TOKENS;
         let keys = tile
             .keys
@@ -257,9 +272,19 @@ unsafe fn attend_queries<V: Lanes, const Q: usize>(tile: &Tile, first: usize) ->
 
         for q in 0..Q {
             let mut score = scores[q][0].add(scores[q][1]).mul(scale);
+            if let Some((cap, inverse)) = cap {
+                score = capped(score, cap, inverse);
+            }
             let visible = tile.limits[first + q].saturating_sub(start).min(LANES);
-            if visible < LANES {
+            let hidden = tile.starts[first + q].saturating_sub(start).min(LANES);
+            if hidden == LANES {
+                // Before this query's window: seen by others of the tile only.
+                chances[q].fill(0.0);
+                continue;
+            }
+            if visible < LANES || hidden > 0 {
                 score.store(chances[q].as_mut_ptr());
+                chances[q][..hidden].fill(UNSEEN);
                 chances[q][visible..].fill(UNSEEN);
                 score = V::load(chances[q].as_ptr());
             }
@@ -277,6 +302,7 @@ unsafe fn attend_queries<V: Lanes, const Q: usize>(tile: &Tile, first: usize) ->
             weights[q] += chance.sum();
             chance.store(chances[q].as_mut_ptr());
             // Exactly nothing, so that a query's result does not depend on its tile's others.
+            chances[q][..hidden].fill(0.0);
             chances[q][visible..].fill(0.0);
         }
 

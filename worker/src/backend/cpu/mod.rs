@@ -6,7 +6,8 @@
 //! | `memory` | huge pages for weights, lazy pages for KV |
 //! | `pack` | the order of weights in memory |
 //! | `quants` | the quantised formats: bits, scales, products |
-//! | `rows` | activations, their form in bytes, norm and SiLU |
+//! | `rows` | activations and their form in bytes |
+//! | `pointwise` | norm, gates, soft caps |
 //! | `matmul` | products by lanes |
 //! | `tiles`, `amx/` | products of several rows by tiles |
 //! | `multiply` | which of them when |
@@ -24,6 +25,7 @@ mod matmul;
 mod memory;
 mod multiply;
 mod pack;
+mod pointwise;
 mod pool;
 mod quants;
 mod rows;
@@ -31,7 +33,7 @@ mod rows;
 mod tests;
 mod tiles;
 
-use super::{Backend, BackendError, Isa, KvShape, Step, WeightView};
+use super::{Backend, BackendError, HeadNorms, Isa, KvShape, Step, WeightView};
 use attention::{CpuKv, Slot, TILE_QUERIES, Tile};
 use matmul::{GroupSums, ROWS_MAX};
 use multiply::Multiplier;
@@ -40,7 +42,7 @@ use pool::Pool;
 use rows::{CpuPartial, CpuRows};
 use std::ops::Range;
 use trireme_shared::limits::HEAD_DIM_MAX;
-use trireme_shared::model::Span;
+use trireme_shared::model::{Activation, Span};
 
 /// Fewer values than this are not worth waking a thread for.
 const SERIAL_VALUES_MAX: usize = 8 << 10;
@@ -189,8 +191,9 @@ impl Backend for Cpu {
         Ok(Gated { gate, up })
     }
 
-    fn vector(&mut self, view: &WeightView<'_>) -> Result<Vec<f32>, BackendError> {
-        Ok((0..view.rows).flat_map(|row| view.row_f32(row)).collect())
+    fn vector(&mut self, view: &WeightView<'_>, offset: f32) -> Result<Vec<f32>, BackendError> {
+        let values = (0..view.rows).flat_map(|row| view.row_f32(row));
+        Ok(values.map(|v| v + offset).collect())
     }
 
     fn kv(&mut self, shape: KvShape) -> Result<CpuKv, BackendError> {
@@ -251,7 +254,7 @@ impl Backend for Cpu {
             // quantised form was made where it is written, and the instruction set is checked.
             unsafe {
                 let to = data.slice(row * width, width).as_mut_ptr();
-                rows::norm_row(isa, from, weight.as_ptr(), width, eps, to);
+                pointwise::norm_row(isa, from, weight.as_ptr(), width, eps, to);
                 if quantise {
                     rows::quantise(isa, to, quants, row, 0, width / BLOCK);
                 }
@@ -332,9 +335,21 @@ impl Backend for Cpu {
         });
     }
 
+    fn add_bias(&mut self, x: &mut CpuRows, bias: &Vec<f32>) {
+        assert_eq!(bias.len(), x.width);
+        x.is_quantised = false;
+        let (width, to) = (x.width, Shared(x.data.as_mut_ptr()));
+        self.for_rows(x.rows, width, &|row| {
+            // SAFETY: each task has rows of its own.
+            let x = unsafe { to.slice(row * width, width) };
+            x.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+        });
+    }
+
     fn rope_append(
         &mut self,
         step: &Step<'_>,
+        norms: Option<HeadNorms<'_, Vec<f32>>>,
         q: &mut CpuRows,
         k: &CpuRows,
         v: &CpuRows,
@@ -346,6 +361,17 @@ impl Backend for Cpu {
         assert_eq!(v.width, heads * dim);
         assert_eq!(q.width, heads * step.group * dim);
         assert!(k.rows == q.rows && v.rows == q.rows);
+        if let Some(norms) = &norms {
+            assert!(norms.query.len() == dim && norms.key.len() == dim);
+        }
+        let normalise = |head: &mut [f32], weight: &[f32], eps: f32| {
+            // SAFETY: both have `dim` values, the kernel reads each place before it writes it, and
+            // the instruction set is checked.
+            unsafe {
+                let head = head.as_mut_ptr();
+                pointwise::norm_row(isa, head, weight.as_ptr(), dim, eps, head);
+            }
+        };
         let (q_width, queries, kv) = (q.width, Shared(q.data.as_mut_ptr()), &*kv);
         q.is_quantised = false;
         let half = step.rope.dims as usize / 2;
@@ -355,6 +381,9 @@ impl Backend for Cpu {
             // SAFETY: each task has rows of its own.
             let query = unsafe { queries.slice(row * q_width, q_width) };
             for head in query.chunks_exact_mut(dim) {
+                if let Some(norms) = &norms {
+                    normalise(head, norms.query, norms.eps);
+                }
                 attention::rotate(step.rope, head, cosines, sines);
             }
             let (mut key, mut value) = ([0f32; HEAD_DIM_MAX], [0f32; HEAD_DIM_MAX]);
@@ -362,6 +391,9 @@ impl Backend for Cpu {
                 let at = row * k.width + head * dim;
                 key[..dim].copy_from_slice(&k.data[at..at + dim]);
                 value[..dim].copy_from_slice(&v.data[at..at + dim]);
+                if let Some(norms) = &norms {
+                    normalise(&mut key[..dim], norms.key, norms.eps);
+                }
                 attention::rotate(step.rope, &mut key[..dim], cosines, sines);
                 let slot = Slot::of(kv, step, layer, head, row);
                 // SAFETY: the model gives no two rows the same token of the same page; nobody
@@ -380,6 +412,8 @@ impl Backend for Cpu {
         out: &mut CpuRows,
     ) {
         let (heads, dim, group, isa) = (kv.shape.heads, kv.shape.head_dim, step.group, self.isa);
+        let window = step.window.unwrap_or(usize::MAX);
+        assert!(window > 0, "a query sees itself");
         assert_eq!(q.width, heads * group * dim);
         out.reshape(q.rows, q.width);
         let threads = self.pool.threads();
@@ -411,14 +445,16 @@ impl Backend for Cpu {
                 let slice = &step.sequences[task.sequence];
                 let mut first = task.queries.start;
                 while first < task.queries.end {
-                    let mut tile = Tile::new(kv, layer, task.head, &slice.pages);
+                    let mut tile = Tile::new(kv, step, layer, task.head, &slice.pages);
                     for query in first..(first + TILE_QUERIES).min(task.queries.end) {
                         let row = slice.first as usize + query / group;
                         let at = row * width + (task.head * group + query % group) * dim;
                         tile.queries[tile.count] = q.data[at..at + dim].as_ptr();
                         // SAFETY: each query's output is its own.
                         tile.outputs[tile.count] = unsafe { to.slice(at, dim) }.as_mut_ptr();
-                        tile.limits[tile.count] = slice.context as usize + query / group + 1;
+                        let seen = slice.context as usize + query / group + 1;
+                        tile.limits[tile.count] = seen;
+                        tile.starts[tile.count] = seen.saturating_sub(window);
                         tile.count += 1;
                     }
                     first += tile.count;
@@ -430,7 +466,13 @@ impl Backend for Cpu {
         });
     }
 
-    fn gated_ffn(&mut self, x: &mut CpuRows, weights: &Gated, out: &mut CpuRows) {
+    fn gated_ffn(
+        &mut self,
+        x: &mut CpuRows,
+        weights: &Gated,
+        activation: Activation,
+        out: &mut CpuRows,
+    ) {
         let (gate, up) = (&weights.gate, &weights.up);
         if gate.format.is_quantised() || up.format.is_quantised() {
             self.quantise_rows(x);
@@ -461,7 +503,11 @@ impl Backend for Cpu {
                     // block, and where the width is whole blocks it ends at one.
                     unsafe {
                         let (gates, ups) = (gates.row(at, count), ups.row(at, count));
-                        rows::silu_mul(isa, gates.as_mut_ptr(), ups.as_ptr(), count);
+                        let (gate, up) = (gates.as_mut_ptr(), ups.as_ptr());
+                        match activation {
+                            Activation::Silu => pointwise::silu_mul(isa, gate, up, count),
+                            Activation::GeluTanh => pointwise::gelu_mul(isa, gate, up, count),
+                        }
                         let to = data.slice(row * width + columns.start, columns.len());
                         to.copy_from_slice(&gates[..columns.len()]);
                         if quantise {
@@ -476,7 +522,7 @@ impl Backend for Cpu {
         out.is_quantised = quantise;
     }
 
-    fn round(&mut self, partial: &CpuPartial, out: &mut CpuRows) {
+    fn round(&mut self, partial: &CpuPartial, scale: f32, out: &mut CpuRows) {
         let width = partial.width;
         out.reshape(partial.rows, width);
         let to = Shared(out.data.as_mut_ptr());
@@ -484,7 +530,7 @@ impl Backend for Cpu {
             // SAFETY: each task has rows of its own.
             let out = unsafe { to.slice(row * width, width) };
             for (out, value) in out.iter_mut().zip(&partial.data[row * width..]) {
-                *out = *value as f32;
+                *out = *value as f32 * scale;
             }
         });
     }
@@ -498,6 +544,30 @@ impl Backend for Cpu {
             let x = unsafe { to.slice(row * width, width) };
             for (x, d) in x.iter_mut().zip(&delta.data[row * width..]) {
                 *x += *d as f32;
+            }
+        });
+    }
+
+    fn add_rows(&mut self, x: &mut CpuRows, delta: &CpuRows) {
+        assert!(x.rows == delta.rows && x.width == delta.width);
+        x.is_quantised = false;
+        let (width, to) = (x.width, Shared(x.data.as_mut_ptr()));
+        self.for_rows(delta.rows, width, &|row| {
+            // SAFETY: each task has rows of its own.
+            let x = unsafe { to.slice(row * width, width) };
+            let delta = &delta.data[row * width..];
+            x.iter_mut().zip(delta).for_each(|(x, d)| *x += d);
+        });
+    }
+
+    fn soft_cap(&mut self, x: &mut CpuRows, cap: f32) {
+        x.is_quantised = false;
+        let (width, isa, to) = (x.width, self.isa, Shared(x.data.as_mut_ptr()));
+        self.for_rows(x.rows, width, &|row| {
+            // SAFETY: each task has rows of its own; the instruction set is checked.
+            unsafe {
+                let x = to.slice(row * width, width);
+                pointwise::soft_cap(isa, x.as_mut_ptr(), width, cap);
             }
         });
     }

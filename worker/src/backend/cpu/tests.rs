@@ -7,7 +7,7 @@ use crate::model::SequenceSlice;
 use half::{bf16, f16};
 use trireme_shared::limits::PAGE_TOKENS;
 use trireme_shared::model::random::SplitMix;
-use trireme_shared::model::{DType, Rope, RopeStyle, blocks};
+use trireme_shared::model::{Activation, DType, Rope, RopeScaling, RopeStyle, blocks};
 
 fn backends() -> impl Iterator<Item = Cpu> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.available());
@@ -142,7 +142,7 @@ fn products_of_every_format_shape_and_row_count() {
                     // In segments of two blocks, the last of which may be short.
                     let mut partial = CpuPartial::default();
                     cpu.linear_partial(&mut x, &matrix, 64, &mut partial);
-                    cpu.round(&partial, &mut out);
+                    cpu.round(&partial, 1.0, &mut out);
                     assert_near(&out.data, &want, 2e-6, &what);
                 }
             }
@@ -312,7 +312,7 @@ fn embedding_rows_come_back_as_the_file_has_them() {
         let (mut partial, mut out) = (CpuPartial::default(), CpuRows::default());
         let tokens = [152, 99, 100, 153, 120];
         cpu.embed(&table, Span::new(100, 153), &tokens, &mut partial);
-        cpu.round(&partial, &mut out);
+        cpu.round(&partial, 1.0, &mut out);
         let zero = vec![0.0; width];
         let want = [
             w.row_f32(52),
@@ -374,14 +374,20 @@ fn norm_and_gated_ffn() {
                 } else {
                     quantised(&normed.data)
                 };
-                cpu.gated_ffn(&mut normed, &gated, &mut out);
                 let (gates, ups) = (product(&gate, &input), product(&up, &input));
-                let want: Vec<f64> = gates
-                    .iter()
-                    .zip(&ups)
-                    .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
-                    .collect();
-                assert_near(&out.data, &want, 1e-5, &what);
+                let bent =
+                    |g: f64| (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3));
+                for activation in [Activation::GeluTanh, Activation::Silu] {
+                    cpu.gated_ffn(&mut normed, &gated, activation, &mut out);
+                    let both = gates.iter().zip(&ups);
+                    let want: Vec<f64> = both
+                        .map(|(&g, u)| match activation {
+                            Activation::Silu => g / (1.0 + (-g).exp()) * u,
+                            Activation::GeluTanh => 0.5 * g * (1.0 + bent(g).tanh()) * u,
+                        })
+                        .collect();
+                    assert_near(&out.data, &want, 1e-5, &what);
+                }
                 if out.is_quantised {
                     let mut fresh = CpuRows::default();
                     cpu.upload(&out.data, ffn, &mut fresh);
@@ -420,11 +426,23 @@ struct Reference {
     heads: usize,
     group: usize,
     dim: usize,
+    scale: f32,
+    score_cap: Option<f32>,
+    window: Option<usize>,
+    /// Weights of the norms of query and key heads.
+    norms: Option<[Vec<f32>; 2]>,
 }
 
 impl Reference {
-    fn rotated(&self, head: &[f32], position: usize) -> Vec<f64> {
+    fn rotated(&self, head: &[f32], norm: usize, position: usize) -> Vec<f64> {
         let mut out: Vec<f64> = head.iter().map(|&v| f64::from(v)).collect();
+        if let Some(norms) = &self.norms {
+            let mean = out.iter().map(|v| v * v).sum::<f64>() / self.dim as f64;
+            let factor = 1.0 / (mean + f64::from(HEAD_NORM_EPS)).sqrt();
+            let weights = norms[norm].iter();
+            let both = out.iter_mut().zip(weights);
+            both.for_each(|(v, w)| *v *= factor * f64::from(*w));
+        }
         let half = self.rope.dims as usize / 2;
         for pair in 0..half {
             let (a, b) = match self.rope.style {
@@ -445,13 +463,19 @@ impl Reference {
         let mut out = Vec::new();
         for head in 0..self.heads * self.group {
             let at = (rows - 1) * q_width + head * self.dim;
-            let query = self.rotated(&q[at..at + self.dim], rows - 1);
+            let query = self.rotated(&q[at..at + self.dim], 0, rows - 1);
             let place = |row: usize| row * kv_width + head / self.group * self.dim;
+            let first = rows.saturating_sub(self.window.unwrap_or(rows));
             let scores: Vec<f64> = (0..rows)
                 .map(|row| {
-                    let key = self.rotated(&k[place(row)..place(row) + self.dim], row);
+                    if row < first {
+                        return 0.0;
+                    }
+                    let key = self.rotated(&k[place(row)..place(row) + self.dim], 1, row);
                     let dot: f64 = query.iter().zip(&key).map(|(q, &k)| q * half(k)).sum();
-                    (dot / (self.dim as f64).sqrt()).exp()
+                    let score = dot * f64::from(self.scale);
+                    let cap = self.score_cap.map(f64::from);
+                    cap.map_or(score, |cap| cap * (score / cap).tanh()).exp()
                 })
                 .collect();
             let sum: f64 = scores.iter().sum();
@@ -467,26 +491,40 @@ impl Reference {
     }
 }
 
+const HEAD_NORM_EPS: f32 = 1e-5;
+
 #[test]
 fn attention_over_pages_of_long_short_and_resumed_sequences() {
     let mut random = SplitMix(5);
     for mut cpu in backends() {
-        for (heads, group, dim, rope_dims, style) in [
-            (1, 3, 64, 64, RopeStyle::Interleaved),
-            (2, 1, 16, 16, RopeStyle::Halves),
-            (1, 8, 24, 16, RopeStyle::Halves),
-            (3, 2, 7, 4, RopeStyle::Interleaved),
+        use RopeStyle::{Halves, Interleaved};
+        // The window is narrower than a page, wider, all there is; tiles of many queries begin
+        // with some that see pages the others do not.
+        for (heads, group, dim, rope_dims, style, window, score_cap, has_norms) in [
+            (1, 3, 64, 64, Interleaved, None, None, false),
+            (2, 1, 16, 16, Halves, None, Some(2.0), true),
+            (1, 8, 24, 16, Halves, Some(5), None, false),
+            (3, 2, 7, 4, Interleaved, Some(1), None, true),
+            (2, 1, 16, 16, Halves, Some(17), Some(2.0), false),
+            (1, 1, 32, 32, Halves, Some(53), None, false),
         ] {
             let rope = Rope {
                 theta: 100.0,
                 dims: rope_dims,
                 style,
+                scaling: RopeScaling::None,
             };
+            let norms = [0, 1].map(|_| uniform(&mut random, dim));
             let reference = Reference {
                 rope,
                 heads,
                 group,
                 dim,
+                // Not what the dimension suggests.
+                scale: 0.9 / (dim as f32).sqrt(),
+                score_cap,
+                window,
+                norms: has_norms.then_some(norms),
             };
             let shape = KvShape {
                 layers: 2,
@@ -541,12 +579,21 @@ fn attention_over_pages_of_long_short_and_resumed_sequences() {
                     sines: &sines,
                     rope,
                     group,
+                    scale: reference.scale,
+                    score_cap,
+                    window,
                 };
+                let norms = reference.norms.as_ref();
+                let norms = norms.map(|[query, key]| HeadNorms {
+                    query,
+                    key,
+                    eps: HEAD_NORM_EPS,
+                });
                 let (mut rows_q, mut rows_k, mut rows_v, mut out) = Default::default();
                 cpu.upload(&q, q_width, &mut rows_q);
                 cpu.upload(&k, kv_width, &mut rows_k);
                 cpu.upload(&v, kv_width, &mut rows_v);
-                cpu.rope_append(&step, &mut rows_q, &rows_k, &rows_v, &mut kv, 1);
+                cpu.rope_append(&step, norms, &mut rows_q, &rows_k, &rows_v, &mut kv, 1);
                 cpu.attention(&step, &rows_q, &kv, 1, &mut out);
                 let mut got = out.data.chunks(q_width);
                 for (s, range) in range.iter().enumerate() {
@@ -576,6 +623,7 @@ fn tokens_a_query_may_not_see_never_matter() {
         theta: 1.0,
         dims: 2,
         style: RopeStyle::Halves,
+        scaling: RopeScaling::None,
     };
     let mut run = |values: &[f32]| {
         let tokens = values.len();
@@ -593,11 +641,14 @@ fn tokens_a_query_may_not_see_never_matter() {
             sines: &zeroes,
             rope,
             group: 1,
+            scale: 0.25,
+            score_cap: None,
+            window: None,
         };
         let (mut q, mut k, mut out) = Default::default();
         cpu.upload(&wide, 16, &mut q);
         cpu.upload(&wide, 16, &mut k);
-        cpu.rope_append(&step, &mut q, &k, &k, &mut kv, 0);
+        cpu.rope_append(&step, None, &mut q, &k, &k, &mut kv, 0);
         cpu.attention(&step, &q, &kv, 0, &mut out);
         out.data[..16].to_vec()
     };
@@ -606,4 +657,99 @@ fn tokens_a_query_may_not_see_never_matter() {
     assert_eq!(run(&[0.5]), [0.5; 16]);
     // The next token, in the same tile of queries, seen by the second query only.
     assert_eq!(run(&[0.0, 6e4]), [0.0; 16]);
+}
+
+/// To the last bit, what a query in a window gets does not depend on the queries beside it.
+#[test]
+fn a_windowed_query_is_alone_in_its_tile_or_not() {
+    let mut random = SplitMix(6);
+    let (tokens, dim, window) = (75, 32, 9);
+    let [q, k, v] = [0, 1, 2].map(|_| uniform(&mut random, tokens * dim));
+    let (ones, zeroes) = (vec![1.0; tokens], vec![0.0; tokens]);
+    for mut cpu in backends() {
+        let mut run = |chunk: usize| {
+            let mut kv = cpu
+                .kv(KvShape {
+                    layers: 1,
+                    pages: 8,
+                    heads: 1,
+                    head_dim: dim,
+                })
+                .unwrap();
+            let mut all = Vec::new();
+            for first in (0..tokens).step_by(chunk) {
+                let len = chunk.min(tokens - first);
+                let sequences = [SequenceSlice {
+                    first: 0,
+                    len: len as u32,
+                    context: first as u32,
+                    pages: (0..8).rev().collect(),
+                }];
+                let step = Step {
+                    sequences: &sequences,
+                    cosines: &ones,
+                    sines: &zeroes,
+                    rope: Rope {
+                        theta: 1.0,
+                        dims: 2,
+                        style: RopeStyle::Halves,
+                        scaling: RopeScaling::None,
+                    },
+                    group: 1,
+                    scale: 3.0,
+                    score_cap: None,
+                    window: Some(window),
+                };
+                let (mut rows_q, mut rows_k, mut rows_v, mut out) = Default::default();
+                let rows = first * dim..(first + len) * dim;
+                cpu.upload(&q[rows.clone()], dim, &mut rows_q);
+                cpu.upload(&k[rows.clone()], dim, &mut rows_k);
+                cpu.upload(&v[rows], dim, &mut rows_v);
+                cpu.rope_append(&step, None, &mut rows_q, &rows_k, &rows_v, &mut kv, 0);
+                cpu.attention(&step, &rows_q, &kv, 0, &mut out);
+                all.extend_from_slice(&out.data);
+            }
+            all
+        };
+        let alone = run(1);
+        for chunk in [3, 8, 30, tokens] {
+            assert_eq!(run(chunk), alone, "{chunk}");
+        }
+    }
+}
+
+#[test]
+fn biases_scales_sums_and_soft_caps() {
+    let mut random = SplitMix(8);
+    for mut cpu in backends() {
+        // Below a vector, whole ones, and a rest; the largest far beyond the cap.
+        for width in [3, 32, 37] {
+            let values: Vec<f32> = uniform(&mut random, 2 * width)
+                .iter()
+                .map(|v| v * v * v * 400.0)
+                .collect();
+            let bias = uniform(&mut random, width);
+            let (mut x, mut doubled) = (CpuRows::default(), CpuRows::default());
+            let mut partial = CpuPartial::default();
+            partial.reshape(2, width);
+            partial.data = values.iter().map(|&v| f64::from(v)).collect();
+            cpu.round(&partial, 1.0, &mut x);
+            assert_eq!(x.data, values);
+            cpu.round(&partial, 2.0, &mut doubled);
+            cpu.add_bias(&mut x, &bias);
+            cpu.add_rows(&mut x, &doubled);
+            let want: Vec<f32> = values
+                .iter()
+                .zip(bias.iter().cycle())
+                .map(|(v, b)| (v + b) + 2.0 * v)
+                .collect();
+            assert_eq!(x.data, want);
+            let capped: Vec<f64> = want
+                .iter()
+                .map(|&v| 30.0 * (f64::from(v) / 30.0).tanh())
+                .collect();
+            cpu.soft_cap(&mut x, 30.0);
+            assert_near(&x.data, &capped, 1e-6, &format!("{:?} {width}", cpu.isa));
+        }
+    }
 }

@@ -1,0 +1,130 @@
+//! From a GGUF header to a manifest: the tensors. Neighbour: `gguf_config` reads the settings.
+//!
+//! Keeps true: every tensor has a known use. Names are those of llama.cpp's conversions.
+
+use super::gguf::{Gguf, GgufTensor};
+use super::header::shown;
+use super::manifest::{self, Manifest, ManifestError, TensorEntry, TensorRole};
+use super::{Architecture, gguf_config};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+pub(super) fn open(path: &Path) -> Result<Manifest, ManifestError> {
+    let gguf = Gguf::open(path)?;
+    let config = gguf_config::config(&gguf)?;
+    manifest::check_config(&config).map_err(|reason| gguf.metadata.error(reason))?;
+    let mut tensors = BTreeMap::new();
+    for tensor in &gguf.tensors {
+        let Some(roles) = roles(&tensor.name, config.architecture) else {
+            return Err(gguf.metadata.error(format!(
+                "has the tensor {}, which this program does not know how to use",
+                shown(&tensor.name)
+            )));
+        };
+        let entry = entry(tensor).ok_or_else(|| {
+            gguf.metadata.error(format!(
+                "tensor {} has more than two dimensions",
+                shown(&tensor.name)
+            ))
+        })?;
+        manifest::place(&mut tensors, &config, &roles, entry, &tensor.name)
+            .map_err(|reason| gguf.metadata.error(reason))?;
+    }
+    let name = |role| name(role, config.architecture);
+    manifest::check(&config, &tensors, name).map_err(|reason| gguf.metadata.error(reason))?;
+    let title = gguf.metadata.string("general.name")?.map(str::to_owned);
+    Ok(Manifest {
+        config,
+        files: vec![path.to_owned()],
+        tensors,
+        name: title,
+    })
+}
+
+fn entry(tensor: &GgufTensor) -> Option<TensorEntry> {
+    let (rows, columns) = match tensor.dims[..] {
+        [columns] => (1, columns),
+        [columns, rows] => (rows, columns),
+        _ => return None,
+    };
+    Some(TensorEntry {
+        dtype: tensor.dtype,
+        rows,
+        columns,
+        file: 0,
+        offset: tensor.offset,
+        bytes: tensor.bytes,
+    })
+}
+
+/// llama.cpp's name of the tensor that holds a role.
+pub(super) fn name(role: TensorRole, architecture: Architecture) -> String {
+    let layer = |n: u32, part: &str| format!("blk.{n}.{part}");
+    let weight = |n: u32, part: &str| layer(n, &format!("{part}.weight"));
+    let is_fused = architecture == Architecture::Phi3;
+    match role {
+        TensorRole::Embedding => "token_embd.weight".into(),
+        TensorRole::OutputNorm => "output_norm.weight".into(),
+        TensorRole::Output => "output.weight".into(),
+        TensorRole::RopeFactors => "rope_freqs.weight".into(),
+        TensorRole::AttnNorm(n) => weight(n, "attn_norm"),
+        TensorRole::Query(n) | TensorRole::Key(n) | TensorRole::Value(n) if is_fused => {
+            weight(n, "attn_qkv")
+        }
+        TensorRole::Query(n) => weight(n, "attn_q"),
+        TensorRole::Key(n) => weight(n, "attn_k"),
+        TensorRole::Value(n) => weight(n, "attn_v"),
+        TensorRole::QueryBias(n) => layer(n, "attn_q.bias"),
+        TensorRole::KeyBias(n) => layer(n, "attn_k.bias"),
+        TensorRole::ValueBias(n) => layer(n, "attn_v.bias"),
+        TensorRole::QueryNorm(n) => weight(n, "attn_q_norm"),
+        TensorRole::KeyNorm(n) => weight(n, "attn_k_norm"),
+        TensorRole::AttnOutput(n) => weight(n, "attn_output"),
+        TensorRole::AttnPostNorm(n) => weight(n, "post_attention_norm"),
+        TensorRole::FfnNorm(n) => weight(n, "ffn_norm"),
+        TensorRole::FfnGate(n) if is_fused => weight(n, "ffn_up"),
+        TensorRole::FfnGate(n) => weight(n, "ffn_gate"),
+        TensorRole::FfnUp(n) => weight(n, "ffn_up"),
+        TensorRole::FfnDown(n) => weight(n, "ffn_down"),
+        TensorRole::FfnPostNorm(n) => weight(n, "post_ffw_norm"),
+    }
+}
+
+/// The roles whose rows a tensor holds, of top to bottom; none if no model here has such a one.
+fn roles(name: &str, architecture: Architecture) -> Option<Vec<TensorRole>> {
+    use TensorRole::*;
+    match name {
+        "token_embd.weight" => return Some(vec![Embedding]),
+        "output_norm.weight" => return Some(vec![OutputNorm]),
+        "output.weight" => return Some(vec![Output]),
+        "rope_freqs.weight" => return Some(vec![RopeFactors]),
+        _ => {}
+    }
+    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    let n: u32 = layer.parse().ok()?;
+    let one = match part {
+        "attn_norm.weight" => AttnNorm(n),
+        "attn_q.weight" => Query(n),
+        "attn_k.weight" => Key(n),
+        "attn_v.weight" => Value(n),
+        "attn_q.bias" => QueryBias(n),
+        "attn_k.bias" => KeyBias(n),
+        "attn_v.bias" => ValueBias(n),
+        "attn_q_norm.weight" => QueryNorm(n),
+        "attn_k_norm.weight" => KeyNorm(n),
+        "attn_qkv.weight" => return Some(vec![Query(n), Key(n), Value(n)]),
+        "attn_output.weight" => AttnOutput(n),
+        "post_attention_norm.weight" => AttnPostNorm(n),
+        "ffn_norm.weight" => FfnNorm(n),
+        "ffn_gate.weight" => FfnGate(n),
+        // The gate on top of it.
+        "ffn_up.weight" if architecture == Architecture::Phi3 => {
+            return Some(vec![FfnGate(n), FfnUp(n)]);
+        }
+        "ffn_up.weight" => FfnUp(n),
+        "ffn_down.weight" => FfnDown(n),
+        "post_ffw_norm.weight" => FfnPostNorm(n),
+        _ => return None,
+    };
+    Some(vec![one])
+}

@@ -1,0 +1,103 @@
+//! What is done to each row or value between the products: norms, gates, soft caps.
+
+#![allow(
+    unsafe_op_in_unsafe_fn,
+    clippy::undocumented_unsafe_blocks,
+    reason = "kernels are unsafe as a whole: their pointers cover what their docs say"
+)]
+
+use super::lanes::{LANES, Lanes, kernel};
+
+kernel! {
+    /// `out = x / sqrt(mean(x^2) + eps) * weight` over `columns` values.
+    pub(super) fn norm_row(
+        x: *const f32, weight: *const f32, columns: usize, eps: f32, out: *mut f32,
+    ) = norm_row_lanes
+}
+
+#[inline(always)]
+unsafe fn norm_row_lanes<V: Lanes>(
+    x: *const f32,
+    weight: *const f32,
+    columns: usize,
+    eps: f32,
+    out: *mut f32,
+) {
+    let whole = columns / LANES * LANES;
+    let mut sums = V::zero();
+    for at in (0..whole).step_by(LANES) {
+        let v = V::load(x.add(at));
+        sums = v.fma(v, sums);
+    }
+    let mut sum = sums.sum();
+    for at in whole..columns {
+        sum += *x.add(at) * *x.add(at);
+    }
+    let factor = 1.0 / (sum / columns as f32 + eps).sqrt();
+    for at in (0..whole).step_by(LANES) {
+        let v = V::load(x.add(at)).mul(V::splat(factor));
+        v.mul(V::load(weight.add(at))).store(out.add(at));
+    }
+    for at in whole..columns {
+        *out.add(at) = *x.add(at) * factor * *weight.add(at);
+    }
+}
+
+kernel! {
+    /// `gate = silu(gate) * up` over `count` values, a multiple of 16; silu(x) = x / (1 + e^-x).
+    pub(super) fn silu_mul(gate: *mut f32, up: *const f32, count: usize) = silu_mul_lanes
+}
+
+#[inline(always)]
+unsafe fn silu_mul_lanes<V: Lanes>(gate: *mut f32, up: *const f32, count: usize) {
+    for at in (0..count).step_by(LANES) {
+        let g = V::load(gate.add(at));
+        let below = V::zero().sub(g).exp().add(V::splat(1.0));
+        g.div(below).mul(V::load(up.add(at))).store(gate.add(at));
+    }
+}
+
+kernel! {
+    /// `gate = gelu(gate) * up` over `count` values, a multiple of 16, with GELU in its tanh form:
+    /// gelu(x) = x / 2 * (1 + tanh(u)) = x / (1 + e^-2u), u = sqrt(2 / pi) * (x + 0.044715 x^3).
+    pub(super) fn gelu_mul(gate: *mut f32, up: *const f32, count: usize) = gelu_mul_lanes
+}
+
+#[inline(always)]
+unsafe fn gelu_mul_lanes<V: Lanes>(gate: *mut f32, up: *const f32, count: usize) {
+    const CUBE: f32 = 0.044_715;
+    // sqrt(2 / pi) = 2 / sqrt(pi) / sqrt(2)
+    const FACTOR: f32 = -2.0 * std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
+    for at in (0..count).step_by(LANES) {
+        let x = V::load(gate.add(at));
+        let bent = x.mul(x).fma(V::splat(CUBE), V::splat(1.0)).mul(x);
+        let below = bent.mul(V::splat(FACTOR)).exp().add(V::splat(1.0));
+        x.div(below).mul(V::load(up.add(at))).store(gate.add(at));
+    }
+}
+
+/// `cap * tanh(x / cap)`, where `inverse` is `2 / cap`: tanh(y) = 1 - 2 / (e^2y + 1).
+#[inline(always)]
+pub(super) unsafe fn capped<V: Lanes>(x: V, cap: V, inverse: V) -> V {
+    let power = x.mul(inverse).exp().add(V::splat(1.0));
+    V::splat(1.0).sub(V::splat(2.0).div(power)).mul(cap)
+}
+
+kernel! {
+    /// `x = cap * tanh(x / cap)` over `count` values.
+    pub(super) fn soft_cap(x: *mut f32, count: usize, cap: f32) = soft_cap_lanes
+}
+
+#[inline(always)]
+unsafe fn soft_cap_lanes<V: Lanes>(x: *mut f32, count: usize, cap: f32) {
+    let (top, inverse) = (V::splat(cap), V::splat(2.0 / cap));
+    let whole = count / LANES * LANES;
+    for at in (0..whole).step_by(LANES) {
+        capped(V::load(x.add(at)), top, inverse).store(x.add(at));
+    }
+    // The rest by the same lanes, so that a value comes out alike wherever it stands.
+    let mut rest = [0f32; LANES];
+    std::ptr::copy_nonoverlapping(x.add(whole), rest.as_mut_ptr(), count - whole);
+    capped(V::load(rest.as_ptr()), top, inverse).store(rest.as_mut_ptr());
+    std::ptr::copy_nonoverlapping(rest.as_ptr(), x.add(whole), count - whole);
+}
