@@ -497,21 +497,34 @@ impl Batcher {
                 !s.paused && s.remaining() > 1
             })
             .collect();
-        // As they would be admitted: those of the tenant that was served least, and of one the oldest.
-        let served = |id: &SequenceId| (self.waiting.served(self.sequences[id].tenant()), *id);
-        prefilling.sort_by_cached_key(served);
+        // As they would be admitted, those of the tenant that was served least first; of one the shortest, so
+        // that a long one does not hold them all up. But the oldest keeps half, or what the others leave.
+        let oldest = prefilling.first().copied();
+        let next = self.waiting.next(|id| self.may_begin(id, turns));
+        let next = next.filter(|id| self.pages_missing(*id) == Some(0));
+        let remaining = |id: SequenceId| self.sequences[&id].remaining();
+        let others = prefilling.iter().skip(1).copied().chain(next);
+        let others: usize = others.map(remaining).sum();
+        let key = |id: &SequenceId| {
+            let sequence = &self.sequences[id];
+            let served = self.waiting.served(sequence.tenant());
+            (Some(*id) != oldest, served, sequence.remaining(), *id)
+        };
+        prefilling.sort_by_cached_key(key);
         let mut prefilling = prefilling.into_iter();
+        let mut kept = Some(budget - others.min(budget / 2)).filter(|_| oldest.is_some());
         while budget > 0 && rows_left > 0 {
             let next = prefilling.next();
             let Some(id) = next.or_else(|| self.admit(turns)) else {
                 return;
             };
+            let most = kept.take().unwrap_or(budget);
             let Some(sequence) = self.sequences.get_mut(&id) else {
                 continue;
             };
             let cached = sequence.prompt_cached();
             let turn = turns.entry(sequence.tenant()).or_default();
-            let tokens = budget.min(turn.left);
+            let tokens = most.min(turn.left);
             if let Some(entry) = sequence.chunk(plan.step, tokens, rows_left) {
                 budget -= entry.tokens.len();
                 turn.left -= entry.tokens.len();

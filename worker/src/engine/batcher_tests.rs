@@ -487,6 +487,37 @@ fn a_prompt_makes_steps_twice_as_long_as_streams_alone_and_many_prompts_longer()
 }
 
 #[test]
+fn a_long_prompt_does_not_hold_up_short_ones_and_goes_on() {
+    let length = |tokens: usize| Duration::from_micros(2_000 + 1_000 * tokens as u64);
+    let mut world = World::new(1_000, 4_000, 1);
+    world.length = length;
+    for stream in 0..8 {
+        world.submit(request(vec![stream; 16], 1_000));
+    }
+    let prompt = |tokens: u32| (0..tokens).map(|t| (t * t) % VOCAB).collect::<Vec<_>>();
+    let step = |world: &mut World| {
+        world.plan().unwrap();
+        world.land();
+    };
+    (0..100).for_each(|_| step(&mut world));
+    let long = world.submit(request(prompt(3_000), 5));
+    (0..10).for_each(|_| step(&mut world));
+    let mut steps = 0;
+    while world.clients[&long].1.tokens.is_empty() {
+        // Some ten tokens a step are the prompts', and some twenty where there are two.
+        let short = world.submit(request(prompt(30), 1));
+        let mut waited = 0;
+        while world.clients[&short].1.end.is_none() {
+            step(&mut world);
+            waited += 1;
+            assert!(waited <= 6, "it waits for the long prompt");
+        }
+        steps += waited;
+        assert!(steps < 600, "the long prompt gets its half");
+    }
+}
+
+#[test]
 fn preemption_takes_the_newest_and_the_oldest_never_waits() {
     // Each grows to 4 pages; 8 pages hold two of three.
     let mut world = World::new(8, 128, 1);

@@ -37,16 +37,20 @@ struct Point {
 
 impl Pace {
     /// A step of `tokens` took so long, from its plan to its results. One that took far too long (the
-    /// machine slept) counts as twice the usual.
+    /// machine slept) counts as twice the usual, or as what is expected by others that are known.
     pub fn took(&mut self, tokens: usize, took: Duration) {
         let class = tokens.max(1).ilog2() as usize;
         let (tokens, seconds) = (tokens as f64, took.as_secs_f64());
+        let expected = self.seconds(tokens).unwrap_or(seconds);
         match &mut self.classes[class.min(CLASSES - 1)] {
             Some(known) => {
                 known.tokens += NEW * (tokens - known.tokens);
                 known.seconds += NEW * (seconds.min(2.0 * known.seconds) - known.seconds);
             }
-            unknown => *unknown = Some(Point { tokens, seconds }),
+            unknown => {
+                let seconds = seconds.min(2.0 * expected);
+                *unknown = Some(Point { tokens, seconds });
+            }
         }
     }
 
@@ -293,7 +297,7 @@ mod tests {
         // Only the flood's steps are known: one token seems to take a 64th of them.
         let mut shares = learnt(&[64]);
         assert_eq!(given(&mut shares, &[(1, 1), (1, 64)]), [1, 1]);
-        for _ in 0..50 {
+        for _ in 0..100 {
             let tokens = given(&mut shares, &[(1, 1), (1, 64)]).iter().sum();
             shares.pace.took(tokens, length(tokens));
         }
