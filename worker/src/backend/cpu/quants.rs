@@ -103,15 +103,21 @@ impl Shape {
 
     /// Puts row `lane` of `vector` into zeroed bits.
     pub(super) fn put(&self, tile: &mut [u8], lane: usize, vector: usize, quants: [u8; 4]) {
-        let (at, shift) = Self::place(0, self.low, lane, vector);
-        for (byte, quant) in tile[at..at + 4].iter_mut().zip(quants) {
-            *byte |= (quant & (u8::MAX >> (8 - self.low))) << shift;
-        }
-        if self.high > 0 {
-            let (at, shift) = Self::place(self.low * VECTOR_BYTES, self.high, lane, vector);
-            for (byte, quant) in tile[at..at + 4].iter_mut().zip(quants) {
-                *byte |= (quant >> self.low) << shift;
+        // Four bytes at a time: what is shifted stays within each.
+        let quants = u32::from_le_bytes(quants);
+        let mask = |width: usize| u32::from_ne_bytes([u8::MAX >> (8 - width); 4]);
+        let mut or = |(at, shift): (usize, usize), bits: u32| {
+            if let Some(to) = tile[at..].first_chunk_mut::<4>() {
+                *to = (u32::from_le_bytes(*to) | bits << shift).to_le_bytes();
             }
+        };
+        or(
+            Self::place(0, self.low, lane, vector),
+            quants & mask(self.low),
+        );
+        if self.high > 0 {
+            let place = Self::place(self.low * VECTOR_BYTES, self.high, lane, vector);
+            or(place, quants >> self.low & mask(self.high));
         }
     }
 
