@@ -52,7 +52,7 @@ fn draw(entry: &PlanEntry, token: impl Fn(u32) -> u32) -> Vec<Drawn> {
 fn next_token(tokens: &[u32]) -> u32 {
     if let [.., last] = tokens
         && last % 2 == 0
-        && tokens.len() % 11 != 0
+        && !tokens.len().is_multiple_of(11)
     {
         return (last + 2) % 12;
     }
