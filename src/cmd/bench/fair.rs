@@ -4,7 +4,7 @@
 //! A closed loop of one tenant's requests is measured alone, and again while another key (or the same) keeps
 //! many streams open. The measured ones begin once every stream of the flood has brought text or was refused.
 
-use super::load::{Api, Load, Measured, concurrency, first_model, server, table};
+use super::load::{Api, Load, Measured, ServerArgs, concurrency, first_model, table};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::term;
@@ -22,17 +22,8 @@ use trireme_shared::limits;
                         cluster bench fair --open 8 --flood 1 --flood-prompt-tokens 2000 --flood-max-tokens 1"
 )]
 pub struct FairArgs {
-    /// Base address of the server [default: the last `cluster up`]
-    #[arg(long, value_name = "URL")]
-    url: Option<String>,
-    /// Key of the tenant that is measured [default: the last `cluster up`'s]
-    #[arg(
-        long,
-        value_name = "KEY",
-        env = "TRIREME_API_KEY",
-        hide_env_values = true
-    )]
-    api_key: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Key of the tenant that floods [default: the measured one's]
     #[arg(long, value_name = "KEY")]
     flood_key: Option<String>,
@@ -76,7 +67,7 @@ struct Flood {
 
 impl FairArgs {
     pub fn run(self) -> Result<()> {
-        let (url, key) = server(self.url.as_deref(), self.api_key.as_deref())?;
+        let (url, key) = self.server.find()?;
         let measured = Client::new(std::slice::from_ref(&url), key.clone());
         let flooding = Client::new(&[url], self.flood_key.clone().or(key));
         let model = match &self.model {

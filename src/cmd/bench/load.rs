@@ -88,30 +88,23 @@ pub struct ServerArgs {
 impl ServerArgs {
     /// The server's address and the key to show there.
     pub fn find(&self) -> Result<(String, Option<String>)> {
-        server(self.url.as_deref(), self.api_key.as_deref())
+        let last = Last::load();
+        let url = match (&self.url, &last) {
+            (Some(url), _) => url.clone(),
+            (None, Some(last)) => last.coordinators.first().cloned().unwrap_or_default(),
+            (None, None) => {
+                return Err(Failure::usage(
+                    "no server is named and no `cluster up` is known",
+                    "pass --url URL, or start a cluster with `cluster up`",
+                )
+                .into());
+            }
+        };
+        // The last cluster's key is shown to that cluster only.
+        let known = last.filter(|last| last.coordinators.contains(&url));
+        let key = self.api_key.clone();
+        Ok((url, key.or_else(|| known.map(|last| last.api_key))))
     }
-}
-
-/// The server's address and the key to show there.
-pub fn server(url: Option<&str>, key: Option<&str>) -> Result<(String, Option<String>)> {
-    let last = Last::load();
-    let url = match (url, &last) {
-        (Some(url), _) => url.to_owned(),
-        (None, Some(last)) => last.coordinators.first().cloned().unwrap_or_default(),
-        (None, None) => {
-            return Err(Failure::usage(
-                "no server is named and no `cluster up` is known",
-                "pass --url URL, or start a cluster with `cluster up`",
-            )
-            .into());
-        }
-    };
-    // The last cluster's key is shown to that cluster only.
-    let known = last.filter(|last| last.coordinators.contains(&url));
-    let key = key
-        .map(str::to_owned)
-        .or_else(|| known.map(|last| last.api_key));
-    Ok((url, key))
 }
 
 impl Load {

@@ -23,6 +23,7 @@
 //! pages freed by one plan may be given out by the next although the former still runs.
 
 mod room;
+mod turns;
 
 use super::draft;
 use super::pages::PagePool;
@@ -30,14 +31,14 @@ use super::plan::{
     AddedSequence, EntryResult, PlanEntry, PlanError, Sampled, SequenceKey, StepPlan, StepResults,
 };
 use super::sequence::{self, Sequence, SequenceId};
-use super::shares::{Demand, Shares};
+use super::shares::Shares;
 use super::waiting::{Served, WaitingRoom};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
-use trireme_shared::ids::TenantId;
 use trireme_shared::limits;
 use trireme_shared::wire::control::EngineStats;
 use trireme_shared::wire::generate::{FailureKind, FinishReason, GenerateEvent, GenerateRequest};
+use turns::{Turn, Turns};
 
 /// What a replica can hold.
 #[derive(Clone, Debug)]
@@ -64,28 +65,6 @@ struct Step {
 pub struct Effect {
     pub sequence: SequenceId,
     pub event: GenerateEvent,
-}
-
-/// What a tenant may have of one step, in tokens.
-#[derive(Debug, Default)]
-struct Turn {
-    /// It wants more than it gets.
-    is_cut: bool,
-    /// What it gets and has not used yet.
-    left: usize,
-    /// What decoding sequences leave to prompts.
-    kept: usize,
-}
-
-type Turns = BTreeMap<TenantId, Turn>;
-
-impl Turn {
-    /// Takes the token of a decoding sequence, if there is one for it.
-    fn decode(&mut self) -> bool {
-        let has = self.left > self.kept;
-        self.left -= usize::from(has);
-        has
-    }
 }
 
 pub struct Batcher {
@@ -212,11 +191,12 @@ impl Batcher {
             step: self.next_step,
             ..StepPlan::default()
         };
-        let mut turns = self.turns();
+        let most = self.prefill_most();
+        let mut turns = self.turns(most);
         self.admit_due(&turns);
         self.keep_for_prompts(&mut turns);
         self.plan_decodes(&mut plan, &mut turns);
-        self.plan_prefills(&mut plan, &mut turns);
+        self.plan_prefills(&mut plan, &mut turns, most);
         self.plan_drafts(&mut plan, &mut turns);
         if plan.entries.is_empty() {
             return None;
@@ -316,59 +296,6 @@ impl Batcher {
         Ok(())
     }
 
-    /// What each tenant may have of the next step.
-    fn turns(&mut self) -> Turns {
-        let mut wanted: BTreeMap<TenantId, (usize, usize)> = BTreeMap::new();
-        for id in self.running.iter().copied().chain(self.waiting.iter()) {
-            let sequence = &self.sequences[&id];
-            if !sequence.paused {
-                let (decodes, prompts) = wanted.entry(sequence.tenant()).or_default();
-                match sequence.decodes() {
-                    true => *decodes += 1,
-                    false => *prompts += sequence.remaining(),
-                }
-            }
-        }
-        let most = self.prefill_most();
-        let demand = |(tenant, (decodes, prompts)): (TenantId, (usize, usize))| {
-            let demand = Demand {
-                weight: self.waiting.weight(tenant),
-                tokens: decodes.div_ceil(self.capacity.steps_in_flight) + prompts.min(most),
-            };
-            (tenant, demand)
-        };
-        let demands: BTreeMap<_, _> = wanted.into_iter().map(demand).collect();
-        let given = self.shares.give(&demands);
-        let turn = |(tenant, left): (TenantId, usize)| {
-            let turn = Turn {
-                is_cut: demands.get(&tenant).is_some_and(|d| left < d.tokens),
-                left,
-                kept: 0,
-            };
-            (tenant, turn)
-        };
-        given.into_iter().map(turn).collect()
-    }
-
-    /// Keeps half of what tenants get that want more for their prompts, of those that have some which can
-    /// run; where it is one token, in every other step.
-    fn keep_for_prompts(&mut self, turns: &mut Turns) {
-        let next = self.waiting.next(|id| self.may_begin(id, turns));
-        let next = next.filter(|id| self.pages_missing(*id) == Some(0));
-        for id in self.running.iter().copied().chain(next) {
-            let sequence = &self.sequences[&id];
-            let turn = turns.get_mut(&sequence.tenant());
-            let cut = turn.filter(|turn| turn.is_cut);
-            if let Some(turn) = cut
-                && !sequence.paused
-                && sequence.remaining() > 1
-            {
-                let half = (turn.left + self.next_step as usize % 2) / 2;
-                turn.kept = half.min(turn.kept + sequence.remaining());
-            }
-        }
-    }
-
     /// Decoding sequences, the longest unscheduled first; with a pipeline each step takes its
     /// share of them, so that the other stages have steps to work on.
     fn plan_decodes(&mut self, plan: &mut StepPlan, turns: &mut Turns) {
@@ -456,36 +383,9 @@ impl Batcher {
         self.stats.preemptions += 1;
     }
 
-    /// Tokens of prompts that a step has at most. Beside decoding sequences each prompt that is there makes
-    /// it longer by what the decodes alone take, no more: one prompt halves their pace, and many share in what
-    /// the longest step has room for.
-    fn prefill_most(&self) -> usize {
-        let running = self.running.iter().map(|id| &self.sequences[id]);
-        let (mut decodes, mut prompts) = (0usize, self.waiting.len());
-        for sequence in running.filter(|sequence| !sequence.paused) {
-            match sequence.decodes() {
-                true => decodes += 1,
-                false => prompts += 1,
-            }
-        }
-        if decodes == 0 {
-            return limits::STEP_TOKENS_MAX;
-        }
-        let decodes = decodes.div_ceil(self.capacity.steps_in_flight);
-        let longest = limits::STEP_BESIDE_DECODE_MAX;
-        let tokens = self.shares.pace.longer(decodes, prompts + 1, longest);
-        let tokens = tokens.unwrap_or(limits::PREFILL_BESIDE_DECODE_TOKENS);
-        tokens.clamp(
-            limits::PREFILL_BESIDE_DECODE_TOKENS_MIN,
-            limits::STEP_TOKENS_MAX,
-        )
-    }
-
-    /// Chunks of prompts: first of running sequences, then of waiting ones that fit.
-    fn plan_prefills(&mut self, plan: &mut StepPlan, turns: &mut Turns) {
-        let mut budget = self
-            .prefill_most()
-            .min(limits::STEP_TOKENS_MAX - plan.rows());
+    /// Chunks of prompts, `most` tokens in all: first of running sequences, then of waiting ones that fit.
+    fn plan_prefills(&mut self, plan: &mut StepPlan, turns: &mut Turns, most: usize) {
+        let mut budget = most.min(limits::STEP_TOKENS_MAX - plan.rows());
         let mut rows_left = self.rows_max - plan.entries.len();
 
         let mut prefilling: Vec<_> = self
@@ -500,8 +400,7 @@ impl Batcher {
         // As they would be admitted, those of the tenant that was served least first; of one the shortest, so
         // that a long one does not hold them all up. But the oldest keeps half, or what the others leave.
         let oldest = prefilling.first().copied();
-        let next = self.waiting.next(|id| self.may_begin(id, turns));
-        let next = next.filter(|id| self.pages_missing(*id) == Some(0));
+        let next = self.next_that_fits(turns);
         let remaining = |id: SequenceId| self.sequences[&id].remaining();
         let others = prefilling.iter().skip(1).copied().chain(next);
         let others: usize = others.map(remaining).sum();

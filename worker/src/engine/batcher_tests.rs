@@ -225,6 +225,12 @@ impl World {
         plan
     }
 
+    /// Plans, and takes the results of the oldest step.
+    pub fn step(&mut self) {
+        self.plan();
+        self.land();
+    }
+
     pub fn land(&mut self) -> bool {
         let Some((results, took)) = self.flying.pop_front() else {
             return false;
@@ -436,8 +442,7 @@ fn a_sequence_that_fills_the_pool_alone_ends_with_length() {
 fn running_streams_keep_pace_beside_a_long_prompt() {
     let mut world = World::new(400, 4_000, 1);
     let stream = world.submit(request(vec![1, 2, 3], 50));
-    world.plan();
-    world.land();
+    world.step();
     world.submit(request((0..3_000).map(|t| t % VOCAB).collect(), 5));
     for made in 2..20 {
         let plan = world.plan().unwrap();
@@ -457,8 +462,7 @@ fn a_prompt_makes_steps_twice_as_long_as_streams_alone_and_many_prompts_longer()
         world.submit(request(vec![stream; 16], 1_000));
     }
     while world.batcher.stats().generated_tokens < 100 {
-        world.plan();
-        world.land();
+        world.step();
     }
     let rows = |world: &mut World| {
         let rows = (0..10).map(|_| {

@@ -56,8 +56,7 @@ fn a_flood_does_not_keep_another_tenant_waiting() {
         world.submit(of(1, 1, 16, 48));
     }
     for _ in 0..100 {
-        world.plan();
-        world.land();
+        world.step();
     }
     let theirs = world.submit(of(2, 1, 16, 8));
     let fresh = |id| !world.clients[&id].1.started;
@@ -65,8 +64,7 @@ fn a_flood_does_not_keep_another_tenant_waiting() {
     // It runs no later than all that had begun before it would have ended: at most 32, a page each.
     let mut steps = 0;
     while world.clients[&theirs].1.end.is_none() {
-        world.plan();
-        world.land();
+        world.step();
         steps += 1;
         assert!(steps < 32 * 64, "it waits for the flood");
     }
@@ -106,8 +104,7 @@ fn pages_are_taken_from_the_tenant_that_was_served_most() {
     let mut world = World::new(12, 128, 1);
     let flood: Vec<_> = (0..3).map(|_| world.submit(of(1, 1, 16, 48))).collect();
     for _ in 0..10 {
-        world.plan();
-        world.land();
+        world.step();
     }
     let theirs = world.submit(of(2, 1, 16, 48));
     let mut made = 0;
@@ -177,14 +174,12 @@ fn a_flood_slows_another_tenants_stream_to_its_share_and_no_further() {
         }
         let silent = |world: &World| world.clients.values().any(|(_, c)| c.tokens.is_empty());
         while silent(&world) {
-            world.plan();
-            world.land();
+            world.step();
         }
         let theirs = world.submit(of(2, weight, 16, 200));
         // Until it is known how long short steps take.
         while got(&world, 2) < 50 {
-            world.plan();
-            world.land();
+            world.step();
         }
         let (began, others) = (world.now, got(&world, 1));
         while world.clients[&theirs].1.end.is_none() {
@@ -214,14 +209,12 @@ fn prompts_of_a_tenant_that_gets_less_than_it_wants_are_not_kept_waiting_by_its_
     }
     world.submit(of(2, 1, 16, 480));
     while got(&world, 2) < 50 {
-        world.plan();
-        world.land();
+        world.step();
     }
     let newest = world.submit(of(1, 1, 100, 4));
     let before = got(&world, 2);
     while world.clients[&newest].1.tokens.is_empty() {
-        world.plan();
-        world.land();
+        world.step();
     }
     // Some three tokens of a step are its tenant's, every other one of them the prompt's.
     let steps = got(&world, 2) - before;
@@ -238,24 +231,21 @@ fn room_is_made_for_a_tenant_that_holds_less_than_its_share() {
         world.submit(of(1, 1, 16, 480));
     }
     while world.batcher.pool.available() > 4 {
-        world.plan();
-        world.land();
+        world.step();
     }
     let preempted = world.batcher.stats().preemptions;
     // A third of the pages is 21.
     world.submit(of(3, 1, 16, 480));
     let theirs = world.submit(of(2, 1, 300, 4));
     for _ in 0..4 {
-        world.plan();
-        world.land();
+        world.step();
     }
     assert!(world.clients[&theirs].1.started);
     let made = world.batcher.stats().preemptions - preempted;
     assert!((1..=20).contains(&made), "{made}");
     // Another would be more than its share.
     let more = world.submit(of(2, 1, 300, 4));
-    world.plan();
-    world.land();
+    world.step();
     assert!(!world.clients[&more].1.started);
     world.run_until_idle();
     for id in world.clients.keys() {
@@ -272,12 +262,10 @@ fn room_for_sequences_is_shared_too() {
         world.submit(of(1, 1, 8, 100));
     }
     while world.batcher.stats().running < most as u32 {
-        world.plan();
-        world.land();
+        world.step();
     }
     let theirs = world.submit(of(2, 1, 8, 4));
-    world.plan();
-    world.land();
+    world.step();
     assert!(world.clients[&theirs].1.started);
     assert_eq!(world.batcher.stats().preemptions, 1);
     world.run_until_idle();

@@ -6,7 +6,8 @@
 //! with it, by preempting the newest of tenants that keep theirs without it: so the two never take from
 //! each other in turns. Only as many are preempted as it takes, and none where that would not do.
 
-use super::{Batcher, Turns};
+use super::Batcher;
+use super::turns::Turns;
 use crate::engine::plan::SequenceKey;
 use crate::engine::sequence::SequenceId;
 use std::collections::BTreeMap;
@@ -51,7 +52,13 @@ impl Batcher {
         }
     }
 
-    pub(super) fn may_begin(&self, id: SequenceId, turns: &Turns) -> bool {
+    /// The next waiting sequence, if it needs no more room than there is.
+    pub(super) fn next_that_fits(&mut self, turns: &Turns) -> Option<SequenceId> {
+        let next = self.waiting.next(|id| self.may_begin(id, turns))?;
+        (self.pages_missing(next) == Some(0)).then_some(next)
+    }
+
+    fn may_begin(&self, id: SequenceId, turns: &Turns) -> bool {
         let sequence = &self.sequences[&id];
         let turn = turns.get(&sequence.tenant());
         !sequence.paused && turn.is_some_and(|turn| turn.left > 0)
@@ -63,7 +70,7 @@ impl Batcher {
     }
 
     /// How many more pages would have to be free for a sequence to run; `None` where as many run as may.
-    pub(super) fn pages_missing(&mut self, id: SequenceId) -> Option<usize> {
+    fn pages_missing(&mut self, id: SequenceId) -> Option<usize> {
         if self.running.len() >= self.running_max() {
             return None;
         }

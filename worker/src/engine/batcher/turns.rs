@@ -1,0 +1,108 @@
+//! How a step is shared out before anything of it is planned: what each tenant may have of it, and how much of
+//! it is for prompts. The rule between tenants is that of `shares`; here is what they could use.
+
+use super::Batcher;
+use crate::engine::shares::Demand;
+use std::collections::BTreeMap;
+use trireme_shared::ids::TenantId;
+use trireme_shared::limits;
+
+/// What a tenant may have of one step, in tokens.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    /// It wants more than it gets.
+    pub(super) is_cut: bool,
+    /// What it gets and has not used yet.
+    pub(super) left: usize,
+    /// What decoding sequences leave to prompts.
+    kept: usize,
+}
+
+pub(super) type Turns = BTreeMap<TenantId, Turn>;
+
+impl Turn {
+    /// Takes the token of a decoding sequence, if there is one for it.
+    pub(super) fn decode(&mut self) -> bool {
+        let has = self.left > self.kept;
+        self.left -= usize::from(has);
+        has
+    }
+}
+
+impl Batcher {
+    /// Tokens of prompts that a step has at most. Beside decoding sequences each prompt that is there makes
+    /// it longer by what the decodes alone take, no more: one prompt halves their pace, and many share in what
+    /// the longest step has room for.
+    pub(super) fn prefill_most(&self) -> usize {
+        let running = self.running.iter().map(|id| &self.sequences[id]);
+        let (mut decodes, mut prompts) = (0usize, self.waiting.len());
+        for sequence in running.filter(|sequence| !sequence.paused) {
+            match sequence.decodes() {
+                true => decodes += 1,
+                false => prompts += 1,
+            }
+        }
+        if decodes == 0 {
+            return limits::STEP_TOKENS_MAX;
+        }
+        let decodes = decodes.div_ceil(self.capacity.steps_in_flight);
+        let longest = limits::STEP_BESIDE_DECODE_MAX;
+        let tokens = self.shares.pace.longer(decodes, prompts + 1, longest);
+        let tokens = tokens.unwrap_or(limits::PREFILL_BESIDE_DECODE_TOKENS);
+        tokens.clamp(
+            limits::PREFILL_BESIDE_DECODE_TOKENS_MIN,
+            limits::STEP_TOKENS_MAX,
+        )
+    }
+
+    /// What each tenant may have of the next step, of prompts `most` tokens.
+    pub(super) fn turns(&mut self, most: usize) -> Turns {
+        let mut wanted: BTreeMap<TenantId, (usize, usize)> = BTreeMap::new();
+        for id in self.running.iter().copied().chain(self.waiting.iter()) {
+            let sequence = &self.sequences[&id];
+            if !sequence.paused {
+                let (decodes, prompts) = wanted.entry(sequence.tenant()).or_default();
+                match sequence.decodes() {
+                    true => *decodes += 1,
+                    false => *prompts += sequence.remaining(),
+                }
+            }
+        }
+        let demand = |(tenant, (decodes, prompts)): (TenantId, (usize, usize))| {
+            let demand = Demand {
+                weight: self.waiting.weight(tenant),
+                tokens: decodes.div_ceil(self.capacity.steps_in_flight) + prompts.min(most),
+            };
+            (tenant, demand)
+        };
+        let demands: BTreeMap<_, _> = wanted.into_iter().map(demand).collect();
+        let given = self.shares.give(&demands);
+        let turn = |(tenant, left): (TenantId, usize)| {
+            let turn = Turn {
+                is_cut: demands.get(&tenant).is_some_and(|d| left < d.tokens),
+                left,
+                kept: 0,
+            };
+            (tenant, turn)
+        };
+        given.into_iter().map(turn).collect()
+    }
+
+    /// Keeps half of what tenants get that want more for their prompts, of those that have some which can
+    /// run; where it is one token, in every other step.
+    pub(super) fn keep_for_prompts(&mut self, turns: &mut Turns) {
+        let next = self.next_that_fits(turns);
+        for id in self.running.iter().copied().chain(next) {
+            let sequence = &self.sequences[&id];
+            let turn = turns.get_mut(&sequence.tenant());
+            let cut = turn.filter(|turn| turn.is_cut);
+            if let Some(turn) = cut
+                && !sequence.paused
+                && sequence.remaining() > 1
+            {
+                let half = (turn.left + self.next_step as usize % 2) / 2;
+                turn.kept = half.min(turn.kept + sequence.remaining());
+            }
+        }
+    }
+}
