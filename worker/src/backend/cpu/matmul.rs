@@ -15,7 +15,7 @@
 use super::lanes::{LANES, Lanes, kernel};
 use super::pack::{BLOCK, Format, GROUP_ROWS, TILE};
 use super::quants::{self, Least, Quant, VECTORS};
-use super::rows::{COARSE, CpuRows};
+use super::rows::CpuRows;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
@@ -60,9 +60,10 @@ pub(super) struct Inputs {
     pub(super) width: usize,
     pub(super) row_blocks: usize,
     data: *const f32,
-    /// Coarse bytes of the first row; its fine ones, the next row's coarse ones and so on follow,
-    /// `width` apart.
+    /// The first row's quads; the other rows' follow, `2 * width` apart.
     pub(super) bytes: *const i8,
+    /// Where in them the first block begins.
+    first_column: usize,
     pub(super) scales: *const f32,
     totals: *const [i32; 2],
     pub(super) scaled_totals: *const f32,
@@ -80,6 +81,7 @@ impl Inputs {
             row_blocks: x.width / BLOCK,
             data: x.data[at..].as_ptr(),
             bytes: std::ptr::null(),
+            first_column: 0,
             scales: std::ptr::null(),
             totals: std::ptr::null(),
             scaled_totals: std::ptr::null(),
@@ -105,7 +107,7 @@ impl Inputs {
             };
         }
         Self {
-            bytes: self.bytes.add(block * BLOCK),
+            first_column: self.first_column + block * BLOCK,
             scales: self.scales.add(block),
             totals: self.totals.add(block),
             scaled_totals: self.scaled_totals.add(block),
@@ -271,32 +273,25 @@ impl<Q: Quant> Kernel for Blocks<Q> {
         let shape = const { Q::SHAPE };
         let tile_bytes = const { Q::SHAPE.tile_bytes() };
         let part_pairs = VECTORS / 2 / shape.parts;
-        let coarse = x.bytes.add(2 * row * x.width);
-        let fine = coarse.add(x.width);
         let first = row * x.row_blocks;
         let mut sums = [[V::zero(); W]; M];
         for block in 0..w.blocks {
             let base = w.start.add((block * w.tiles + tile) * tile_bytes);
             prefetch::<V, M>(base, W * tile_bytes, w.tiles * w.blocks * tile_bytes);
             for part in 0..shape.parts {
-                let mut coarse_sums = [[V::acc(); W]; M];
-                let mut fine_sums = [[V::acc(); W]; M];
+                let mut accs = [[V::acc(); W]; M];
                 // Two vectors at once: those of nibbles lie in the same bytes.
                 for pair in part * part_pairs..(part + 1) * part_pairs {
+                    let column = x.first_column + block * BLOCK + pair * 8;
                     for t in 0..W {
                         let from = base.add(t * tile_bytes);
                         let one = quants::weights::<V, Q>(from, 2 * pair);
                         let two = quants::weights::<V, Q>(from, 2 * pair + 1);
                         for m in 0..M {
-                            let at = 2 * m * x.width + block * BLOCK + pair * 8;
-                            for (acc, bytes) in [
-                                (&mut coarse_sums[m][t], coarse),
-                                (&mut fine_sums[m][t], fine),
-                            ] {
-                                let quad = bytes.add(at).cast::<i32>();
-                                *acc = quants::dot::<V, Q>(*acc, one, quad.read_unaligned());
-                                *acc = quants::dot::<V, Q>(*acc, two, quad.add(1).read_unaligned());
-                            }
+                            let at = x.bytes.add(2 * (row + m) * x.width);
+                            let acc = &mut accs[m][t];
+                            *acc = quants::dot::<V, Q>(*acc, one, V::quad(at, x.width, column));
+                            *acc = quants::dot::<V, Q>(*acc, two, V::quad(at, x.width, column + 4));
                         }
                     }
                 }
@@ -306,12 +301,8 @@ impl<Q: Quant> Kernel for Blocks<Q> {
                     for m in 0..M {
                         let at = first + m * x.row_blocks + block;
                         let factor = scale.mul(V::splat(*x.scales.add(at)));
-                        let [coarse_total, fine_total] = *x.totals.add(at);
                         // Whole numbers; below 2^24, and so exact, where weights have four bits.
-                        let products = quants::sums::<V, Q>(coarse_sums[m][t], coarse_total).fma(
-                            V::splat(COARSE),
-                            quants::sums::<V, Q>(fine_sums[m][t], fine_total),
-                        );
+                        let products = quants::sums::<V, Q>(accs[m][t], *x.totals.add(at));
                         sums[m][t] = products.fma(factor, sums[m][t]);
                         if shape.least != Least::Zero {
                             let total = match shape.parts {

@@ -46,8 +46,6 @@ pub(super) enum Least {
 /// How bytes meet activations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Product {
-    /// Below 16.
-    Four,
     /// Below 128.
     Seven,
     /// Signed, stored as value + 128.
@@ -150,13 +148,13 @@ macro_rules! quants {
 }
 
 quants! {
-    Nibbles: Shape::plain(4, Least::Stored, Product::Four);
+    Nibbles: Shape::plain(4, Least::Stored, Product::Seven);
     Levels: Shape::plain(4, Least::Zero, Product::Level);
     Bytes: Shape::plain(8, Least::Zero, Product::Eight);
     Fives: Shape { high: 1, ..Shape::plain(4, Least::Stored, Product::Seven) };
     Sixes: Shape { high: 2, parts: 2, ..Shape::plain(4, Least::Scales(-32.0), Product::Seven) };
-    Threes: Shape { high: 1, parts: 2, ..Shape::plain(2, Least::Scales(-4.0), Product::Four) };
-    Twos: Shape { parts: 2, ..Shape::plain(2, Least::Stored, Product::Four) };
+    Threes: Shape { high: 1, parts: 2, ..Shape::plain(2, Least::Scales(-4.0), Product::Seven) };
+    Twos: Shape { parts: 2, ..Shape::plain(2, Least::Stored, Product::Seven) };
 }
 
 /// [`LEVELS`] plus 128.
@@ -197,21 +195,24 @@ pub(super) unsafe fn weights<V: Lanes, Q: Quant>(tile: *const u8, vector: usize)
 
 /// Adds four columns of products.
 #[inline(always)]
-pub(super) unsafe fn dot<V: Lanes, Q: Quant>(acc: V::Acc, weights: V::Bytes, quad: i32) -> V::Acc {
+pub(super) unsafe fn dot<V: Lanes, Q: Quant>(
+    acc: V::Acc,
+    weights: V::Bytes,
+    quad: [i32; 2],
+) -> V::Acc {
     match Q::SHAPE.product {
-        Product::Four => V::dot4(acc, weights, quad),
         Product::Seven => V::dot7(acc, weights, quad),
         Product::Eight | Product::Level => V::dot8(acc, weights, quad),
     }
 }
 
-/// The sums of a block's or a part's products. `total` is the sum of the block's activation bytes.
+/// The sums of a block's or a part's products. `totals` are the sums of the block's activation
+/// bytes.
 #[inline(always)]
-pub(super) unsafe fn sums<V: Lanes, Q: Quant>(acc: V::Acc, total: i32) -> V {
+pub(super) unsafe fn sums<V: Lanes, Q: Quant>(acc: V::Acc, totals: [i32; 2]) -> V {
     match Q::SHAPE.product {
-        Product::Four => V::acc4_f32(acc),
         Product::Seven => V::acc7_f32(acc),
-        Product::Eight | Product::Level => V::acc8_f32(acc, total),
+        Product::Eight | Product::Level => V::acc8_f32(acc, totals),
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! A block of 32 values x is stored as q = round(x / d), d = max|x| / 32,384, in two signed bytes:
 //! q = 254 * coarse + fine, both within -127..=127, so that the kernels' byte products apply to
-//! each. With q go d, the sums of the coarse and of the fine bytes, and d times the sum of q (which
+//! each (or in one word, where the kernels multiply words: AVX2). With q go d, the sums of the coarse and of the fine bytes, and d times the sum of q (which
 //! a weight's minimum multiplies), of the block and of each half of it.
 //!
 //! One byte a value (as llama.cpp has) would halve the products, but its rounding moves logprobs by
@@ -40,8 +40,8 @@ pub struct CpuRows {
     pub(super) rows: usize,
     pub(super) width: usize,
     pub(super) data: Vec<f32>,
-    /// Valid where `is_quantised`, as all below: of each row its coarse, then its fine bytes. The
-    /// buffers may be longer than the rows are.
+    /// Valid where `is_quantised`, as all below: of each row its coarse, then its fine bytes, or its
+    /// words (`Lanes::store_quads`). The buffers may be longer than the rows are.
     pub(super) bytes: Vec<BlockBytes>,
     pub(super) scales: Vec<f32>,
     /// Sums of a block's coarse and fine bytes.
@@ -135,8 +135,8 @@ unsafe fn quantise_blocks<V: Lanes>(
     first: usize,
     blocks: usize,
 ) {
-    let coarse_bytes = to.bytes.add((2 * row * to.row_blocks + first) * BLOCK);
-    let fine_bytes = coarse_bytes.add(to.row_blocks * BLOCK);
+    let width = to.row_blocks * BLOCK;
+    let quads = to.bytes.add(2 * row * width);
     for block in 0..blocks {
         let x = from.add(block * BLOCK);
         let (a, b) = (V::load(x), V::load(x.add(LANES)));
@@ -148,12 +148,11 @@ unsafe fn quantise_blocks<V: Lanes>(
         // Sums of whole numbers far below 2^24: exact in f32, in whichever order.
         let (mut coarse_sum, mut half_sums) = (V::zero(), [0.0; 2]);
         for (half, x) in [a, b].into_iter().enumerate() {
-            let place = block * BLOCK + half * LANES;
+            let column = (first + block) * BLOCK + half * LANES;
             let q = x.mul(inverse).round();
             let coarse = q.mul(V::splat(1.0 / COARSE)).round();
             let fine = coarse.fma(V::splat(-COARSE), q);
-            coarse.store_i8(coarse_bytes.add(place));
-            fine.store_i8(fine_bytes.add(place));
+            V::store_quads(q, coarse, fine, quads, width, column);
             coarse_sum = coarse_sum.add(coarse);
             half_sums[half] = q.sum();
         }

@@ -1,10 +1,9 @@
 //! [`Lanes`] in two 256-bit registers.
 //!
-//! `maddubs` adds two products into a saturating i16. Nibbles times bytes stay below 3,811 a pair,
-//! so the eight pairs a lane meets in one block (30,480) are summed before widening. A pair of 5 to
-//! 7 bits (2 * 127 * 127 = 32,258) still fits, a sum of them does not. Full bytes would saturate, so
-//! 8-bit weights go in as magnitudes (at most 128) with their signs moved onto the activations:
-//! 2 * 128 * 127 = 32,512 fits.
+//! Activations are words, and so are weights when they meet: `madd` sums two products of words
+//! into 32 bits, as many a second as two `maddubs` of bytes would need for both bytes of an
+//! activation, in half as many sums, so that four rows' stay in registers. In each quad the even columns stand
+//! before the odd ones, because a weight's bytes become words by a mask and a shift.
 
 use super::Lanes;
 use std::arch::x86_64::*;
@@ -39,6 +38,14 @@ unsafe fn widen_bf16(from: *const u16) -> __m256 {
 unsafe fn scale8(v: __m256, n: __m256) -> __m256 {
     let exponent = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n));
     _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponent))
+}
+
+/// Adds the products of even and of odd columns.
+#[inline(always)]
+unsafe fn dot_words(acc: __m256i, words: [__m256i; 2], quad: [i32; 2]) -> __m256i {
+    let even = _mm256_madd_epi16(words[0], _mm256_set1_epi32(quad[0]));
+    let odd = _mm256_madd_epi16(words[1], _mm256_set1_epi32(quad[1]));
+    _mm256_add_epi32(_mm256_add_epi32(acc, even), odd)
 }
 
 impl Lanes for Avx2 {
@@ -161,14 +168,17 @@ impl Lanes for Avx2 {
         max8(_mm256_max_ps(self.0, self.1))
     }
     #[inline(always)]
-    unsafe fn store_i8(self, to: *mut i8) {
-        let (a, b) = (_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
+    unsafe fn store_quads(q: Self, _: Self, _: Self, row: *mut i8, _: usize, column: usize) {
+        let (a, b) = (_mm256_cvtps_epi32(q.0), _mm256_cvtps_epi32(q.1));
+        // Packing leaves four columns of `a` and four of `b` in each half of the register.
         let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
-        let bytes = _mm_packs_epi16(
-            _mm256_castsi256_si128(words),
-            _mm256_extracti128_si256::<1>(words),
-        );
-        _mm_storeu_si128(to.cast(), bytes);
+        let swap = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+        let words = _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(swap));
+        _mm256_storeu_si256(row.add(2 * column).cast(), words);
+    }
+    #[inline(always)]
+    unsafe fn quad(row: *const i8, _: usize, column: usize) -> [i32; 2] {
+        row.add(2 * column).cast::<[i32; 2]>().read_unaligned()
     }
 
     #[inline(always)]
@@ -208,29 +218,12 @@ impl Lanes for Avx2 {
         )
     }
     #[inline(always)]
-    unsafe fn dot4(acc: Pair, weights: Pair, quad: i32) -> Pair {
-        let a = _mm256_set1_epi32(quad);
+    unsafe fn dot7(acc: Pair, weights: Pair, quad: [i32; 2]) -> Pair {
+        let low = _mm256_set1_epi16(0xff);
+        let words = |bytes| [_mm256_and_si256(bytes, low), _mm256_srli_epi16::<8>(bytes)];
         (
-            _mm256_add_epi16(acc.0, _mm256_maddubs_epi16(weights.0, a)),
-            _mm256_add_epi16(acc.1, _mm256_maddubs_epi16(weights.1, a)),
-        )
-    }
-    #[inline(always)]
-    unsafe fn acc4_f32(acc: Pair) -> Self {
-        let ones = _mm256_set1_epi16(1);
-        Self(
-            _mm256_cvtepi32_ps(_mm256_madd_epi16(acc.0, ones)),
-            _mm256_cvtepi32_ps(_mm256_madd_epi16(acc.1, ones)),
-        )
-    }
-    #[inline(always)]
-    unsafe fn dot7(acc: Pair, weights: Pair, quad: i32) -> Pair {
-        let (a, ones) = (_mm256_set1_epi32(quad), _mm256_set1_epi16(1));
-        let p0 = _mm256_maddubs_epi16(weights.0, a);
-        let p1 = _mm256_maddubs_epi16(weights.1, a);
-        (
-            _mm256_add_epi32(acc.0, _mm256_madd_epi16(p0, ones)),
-            _mm256_add_epi32(acc.1, _mm256_madd_epi16(p1, ones)),
+            dot_words(acc.0, words(weights.0), quad),
+            dot_words(acc.1, words(weights.1), quad),
         )
     }
     #[inline(always)]
@@ -238,22 +231,22 @@ impl Lanes for Avx2 {
         Self(_mm256_cvtepi32_ps(acc.0), _mm256_cvtepi32_ps(acc.1))
     }
     #[inline(always)]
-    unsafe fn dot8(acc: Pair, weights: Pair, quad: i32) -> Pair {
-        let (a, flip) = (_mm256_set1_epi32(quad), _mm256_set1_epi8(-128));
-        let ones = _mm256_set1_epi16(1);
-        let (w0, w1) = (
-            _mm256_xor_si256(weights.0, flip),
-            _mm256_xor_si256(weights.1, flip),
-        );
-        let p0 = _mm256_maddubs_epi16(_mm256_abs_epi8(w0), _mm256_sign_epi8(a, w0));
-        let p1 = _mm256_maddubs_epi16(_mm256_abs_epi8(w1), _mm256_sign_epi8(a, w1));
+    unsafe fn dot8(acc: Pair, weights: Pair, quad: [i32; 2]) -> Pair {
+        let flip = _mm256_set1_epi8(-128);
+        let words = |bytes| {
+            let signed = _mm256_xor_si256(bytes, flip);
+            [
+                _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(signed)),
+                _mm256_srai_epi16::<8>(signed),
+            ]
+        };
         (
-            _mm256_add_epi32(acc.0, _mm256_madd_epi16(p0, ones)),
-            _mm256_add_epi32(acc.1, _mm256_madd_epi16(p1, ones)),
+            dot_words(acc.0, words(weights.0), quad),
+            dot_words(acc.1, words(weights.1), quad),
         )
     }
     #[inline(always)]
-    unsafe fn acc8_f32(acc: Pair, _total: i32) -> Self {
+    unsafe fn acc8_f32(acc: Pair, _: [i32; 2]) -> Self {
         Self::acc7_f32(acc)
     }
 

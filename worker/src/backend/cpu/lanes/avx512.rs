@@ -1,14 +1,21 @@
 //! [`Lanes`] in one 512-bit register, byte products by VNNI.
 
-use super::Lanes;
+use super::{Lanes, joined, quad_of_bytes};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
 pub(in super::super) struct Avx512(__m512);
 
+/// Rounds to nearest; values lie in -127..=127.
+#[inline(always)]
+unsafe fn store_bytes(v: Avx512, to: *mut i8) {
+    _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.0)));
+}
+
 impl Lanes for Avx512 {
     const ROWS: usize = 8;
-    type Acc = __m512i;
+    /// Of coarse and of fine bytes.
+    type Acc = [__m512i; 2];
     type Bytes = __m512i;
 
     #[inline(always)]
@@ -107,14 +114,25 @@ impl Lanes for Avx512 {
         _mm512_reduce_max_ps(self.0)
     }
     #[inline(always)]
-    unsafe fn store_i8(self, to: *mut i8) {
-        let whole = _mm512_cvtps_epi32(self.0);
-        _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(whole));
+    unsafe fn store_quads(
+        _: Self,
+        coarse: Self,
+        fine: Self,
+        row: *mut i8,
+        width: usize,
+        column: usize,
+    ) {
+        store_bytes(coarse, row.add(column));
+        store_bytes(fine, row.add(width + column));
+    }
+    #[inline(always)]
+    unsafe fn quad(row: *const i8, width: usize, column: usize) -> [i32; 2] {
+        quad_of_bytes(row, width, column)
     }
 
     #[inline(always)]
-    unsafe fn acc() -> __m512i {
-        _mm512_setzero_si512()
+    unsafe fn acc() -> [__m512i; 2] {
+        [_mm512_setzero_si512(); 2]
     }
     #[inline(always)]
     unsafe fn bytes(from: *const u8) -> __m512i {
@@ -136,30 +154,31 @@ impl Lanes for Avx512 {
         _mm512_shuffle_epi8(table, indices)
     }
     #[inline(always)]
-    unsafe fn dot4(acc: __m512i, weights: __m512i, quad: i32) -> __m512i {
-        _mm512_dpbusd_epi32(acc, weights, _mm512_set1_epi32(quad))
+    unsafe fn dot7(acc: [__m512i; 2], weights: __m512i, quad: [i32; 2]) -> [__m512i; 2] {
+        [
+            _mm512_dpbusd_epi32(acc[0], weights, _mm512_set1_epi32(quad[0])),
+            _mm512_dpbusd_epi32(acc[1], weights, _mm512_set1_epi32(quad[1])),
+        ]
     }
     #[inline(always)]
-    unsafe fn acc4_f32(acc: __m512i) -> Self {
-        Self(_mm512_cvtepi32_ps(acc))
+    unsafe fn acc7_f32(acc: [__m512i; 2]) -> Self {
+        joined(
+            Self(_mm512_cvtepi32_ps(acc[0])),
+            Self(_mm512_cvtepi32_ps(acc[1])),
+        )
     }
     #[inline(always)]
-    unsafe fn dot7(acc: __m512i, weights: __m512i, quad: i32) -> __m512i {
-        Self::dot4(acc, weights, quad)
+    unsafe fn dot8(acc: [__m512i; 2], weights: __m512i, quad: [i32; 2]) -> [__m512i; 2] {
+        Self::dot7(acc, weights, quad)
     }
     #[inline(always)]
-    unsafe fn acc7_f32(acc: __m512i) -> Self {
-        Self::acc4_f32(acc)
-    }
-    #[inline(always)]
-    unsafe fn dot8(acc: __m512i, weights: __m512i, quad: i32) -> __m512i {
-        Self::dot4(acc, weights, quad)
-    }
-    #[inline(always)]
-    unsafe fn acc8_f32(acc: __m512i, total: i32) -> Self {
+    unsafe fn acc8_f32(acc: [__m512i; 2], totals: [i32; 2]) -> Self {
         // The instruction takes unsigned weights, so 128 times the activations came in too.
-        let excess = _mm512_set1_epi32(128 * total);
-        Self(_mm512_cvtepi32_ps(_mm512_sub_epi32(acc, excess)))
+        let excess = |total: i32| _mm512_set1_epi32(128 * total);
+        Self::acc7_f32([
+            _mm512_sub_epi32(acc[0], excess(totals[0])),
+            _mm512_sub_epi32(acc[1], excess(totals[1])),
+        ])
     }
 
     #[inline(always)]

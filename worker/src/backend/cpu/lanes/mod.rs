@@ -23,6 +23,7 @@ mod avx2;
 mod avx512;
 mod portable;
 
+use super::rows::COARSE;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
@@ -32,15 +33,15 @@ pub(super) use portable::Portable;
 /// Lanes of a vector.
 pub(super) const LANES: usize = 16;
 
-/// A vector of sixteen f32, and sums of byte products for sixteen weight rows.
+/// A vector of sixteen f32, and sums of products of whole numbers for sixteen weight rows.
 ///
 /// Weight bytes come as 64 bytes: four consecutive columns of row 0, then of row 1, and so on. A
-/// `quad` is the four signed activation bytes of those columns, in memory order.
+/// `quad` is the activations of those columns, in whichever form `store_quads` put them there.
 pub(super) trait Lanes: Copy {
     /// Activation rows worth keeping in registers at once.
     const ROWS: usize;
-    /// Sums over a block of at most 32 columns. All of its products come from one of `dot4`, `dot7`
-    /// and `dot8`, and `acc4_f32`, `acc7_f32` or `acc8_f32` ends it.
+    /// Sums over a block of at most 32 columns. All of its products come from one of `dot7` and
+    /// `dot8`, and `acc7_f32` or `acc8_f32` ends it.
     type Acc: Copy;
     /// 64 weight bytes.
     type Bytes: Copy;
@@ -71,8 +72,19 @@ pub(super) trait Lanes: Copy {
     unsafe fn add_to_f64(self, to: *mut f64);
     unsafe fn sum(self) -> f32;
     unsafe fn largest(self) -> f32;
-    /// Rounds to nearest and stores as bytes; values lie in -127..=127.
-    unsafe fn store_i8(self, to: *mut i8);
+    /// Stores the whole numbers q = 254 * coarse + fine of sixteen columns from `column` on, a
+    /// multiple of four, in the row's `2 * width` bytes: as bytes, coarse ones and `width` further
+    /// fine ones, or as words, as suits the products.
+    unsafe fn store_quads(
+        q: Self,
+        coarse: Self,
+        fine: Self,
+        row: *mut i8,
+        width: usize,
+        column: usize,
+    );
+    /// The quad from `column` on, a multiple of four.
+    unsafe fn quad(row: *const i8, width: usize, column: usize) -> [i32; 2];
 
     unsafe fn acc() -> Self::Acc;
     unsafe fn bytes(from: *const u8) -> Self::Bytes;
@@ -83,16 +95,14 @@ pub(super) trait Lanes: Copy {
     /// `table[index]` of each byte, all below 16.
     unsafe fn look_up(indices: Self::Bytes, table: &[u8; 16]) -> Self::Bytes;
 
-    /// Of weights below 16.
-    unsafe fn dot4(acc: Self::Acc, weights: Self::Bytes, quad: i32) -> Self::Acc;
-    unsafe fn acc4_f32(acc: Self::Acc) -> Self;
     /// Of weights below 128.
-    unsafe fn dot7(acc: Self::Acc, weights: Self::Bytes, quad: i32) -> Self::Acc;
+    unsafe fn dot7(acc: Self::Acc, weights: Self::Bytes, quad: [i32; 2]) -> Self::Acc;
+    /// Rounded once.
     unsafe fn acc7_f32(acc: Self::Acc) -> Self;
     /// Weights are stored as value + 128.
-    unsafe fn dot8(acc: Self::Acc, weights: Self::Bytes, quad: i32) -> Self::Acc;
-    /// `total` is the sum of the block's activation bytes.
-    unsafe fn acc8_f32(acc: Self::Acc, total: i32) -> Self;
+    unsafe fn dot8(acc: Self::Acc, weights: Self::Bytes, quad: [i32; 2]) -> Self::Acc;
+    /// Rounded once; `totals` are the sums of the block's coarse and of its fine bytes.
+    unsafe fn acc8_f32(acc: Self::Acc, totals: [i32; 2]) -> Self;
 
     /// Asks for the cache line of `at`, into the first-level cache; any address is allowed.
     unsafe fn prefetch(at: *const u8);
@@ -118,6 +128,20 @@ pub(super) trait Lanes: Copy {
         p = p.fma(r, Self::splat(1.0));
         p.scale2(n)
     }
+}
+
+/// The quad of a row that holds bytes.
+#[inline(always)]
+unsafe fn quad_of_bytes(row: *const i8, width: usize, column: usize) -> [i32; 2] {
+    let coarse = row.add(column).cast::<i32>();
+    let fine = row.add(width + column).cast::<i32>();
+    [coarse.read_unaligned(), fine.read_unaligned()]
+}
+
+/// `254 * coarse + fine`: rounded once, where the two are below 2^24.
+#[inline(always)]
+unsafe fn joined<V: Lanes>(coarse: V, fine: V) -> V {
+    coarse.fma(V::splat(COARSE), fine)
 }
 
 /// Compiles a function generic over [`Lanes`] once per instruction set and dispatches on an `Isa`.

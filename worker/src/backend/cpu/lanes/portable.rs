@@ -1,6 +1,6 @@
 //! [`Lanes`] in plain Rust: loops over arrays that the compiler vectorises for its target.
 
-use super::{LANES, Lanes};
+use super::{LANES, Lanes, joined, quad_of_bytes};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
@@ -18,7 +18,8 @@ macro_rules! lanewise {
 
 impl Lanes for Portable {
     const ROWS: usize = 4;
-    type Acc = [i32; LANES];
+    /// Of coarse and of fine bytes.
+    type Acc = [[i32; LANES]; 2];
     type Bytes = [u8; 64];
 
     #[inline(always)]
@@ -119,14 +120,27 @@ impl Lanes for Portable {
         self.0.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
     }
     #[inline(always)]
-    unsafe fn store_i8(self, to: *mut i8) {
-        let bytes = self.0.map(|v| v.round_ties_even() as i8);
-        to.cast::<[i8; LANES]>().write_unaligned(bytes);
+    unsafe fn store_quads(
+        _: Self,
+        coarse: Self,
+        fine: Self,
+        row: *mut i8,
+        width: usize,
+        column: usize,
+    ) {
+        for (from, to) in [(coarse, row.add(column)), (fine, row.add(width + column))] {
+            let bytes = from.0.map(|v| v.round_ties_even() as i8);
+            to.cast::<[i8; LANES]>().write_unaligned(bytes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn quad(row: *const i8, width: usize, column: usize) -> [i32; 2] {
+        quad_of_bytes(row, width, column)
     }
 
     #[inline(always)]
-    unsafe fn acc() -> [i32; LANES] {
-        [0; LANES]
+    unsafe fn acc() -> [[i32; LANES]; 2] {
+        [[0; LANES]; 2]
     }
     #[inline(always)]
     unsafe fn bytes(from: *const u8) -> [u8; 64] {
@@ -149,34 +163,36 @@ impl Lanes for Portable {
         indices.map(|i| table[usize::from(i & 15)])
     }
     #[inline(always)]
-    unsafe fn dot4(mut acc: [i32; LANES], weights: [u8; 64], quad: i32) -> [i32; LANES] {
-        let a = quad.to_ne_bytes().map(|b| i32::from(b as i8));
-        for (row, sum) in acc.iter_mut().enumerate() {
-            for (column, a) in a.iter().enumerate() {
-                *sum += i32::from(weights[row * 4 + column]) * a;
+    unsafe fn dot7(
+        mut acc: [[i32; LANES]; 2],
+        weights: [u8; 64],
+        quad: [i32; 2],
+    ) -> [[i32; LANES]; 2] {
+        for (acc, quad) in acc.iter_mut().zip(quad) {
+            let a = quad.to_ne_bytes().map(|b| i32::from(b as i8));
+            for (row, sum) in acc.iter_mut().enumerate() {
+                for (column, a) in a.iter().enumerate() {
+                    *sum += i32::from(weights[row * 4 + column]) * a;
+                }
             }
         }
         acc
     }
     #[inline(always)]
-    unsafe fn acc4_f32(acc: [i32; LANES]) -> Self {
-        Self(acc.map(|v| v as f32))
+    unsafe fn acc7_f32(acc: [[i32; LANES]; 2]) -> Self {
+        let [coarse, fine] = acc.map(|sums| Self(sums.map(|v| v as f32)));
+        joined(coarse, fine)
     }
     #[inline(always)]
-    unsafe fn dot7(acc: [i32; LANES], weights: [u8; 64], quad: i32) -> [i32; LANES] {
-        Self::dot4(acc, weights, quad)
+    unsafe fn dot8(acc: [[i32; LANES]; 2], weights: [u8; 64], quad: [i32; 2]) -> [[i32; LANES]; 2] {
+        Self::dot7(acc, weights, quad)
     }
     #[inline(always)]
-    unsafe fn acc7_f32(acc: [i32; LANES]) -> Self {
-        Self::acc4_f32(acc)
-    }
-    #[inline(always)]
-    unsafe fn dot8(acc: [i32; LANES], weights: [u8; 64], quad: i32) -> [i32; LANES] {
-        Self::dot4(acc, weights, quad)
-    }
-    #[inline(always)]
-    unsafe fn acc8_f32(acc: [i32; LANES], total: i32) -> Self {
-        Self(acc.map(|v| (v - 128 * total) as f32))
+    unsafe fn acc8_f32(mut acc: [[i32; LANES]; 2], totals: [i32; 2]) -> Self {
+        for (acc, total) in acc.iter_mut().zip(totals) {
+            acc.iter_mut().for_each(|v| *v -= 128 * total);
+        }
+        Self::acc7_f32(acc)
     }
 
     #[inline(always)]
