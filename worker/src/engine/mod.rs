@@ -1,13 +1,14 @@
 //! Runs one rank: its step loop and, on the driver, the batcher, the KV page pool and the sampler.
 //!
 //! `rank` is the thread's life, `step` one rank's part of a step, `driver` the loop around the pure
-//! `batcher` (`sequence`, `pages`, `waiting`, `shares`, `draft`), `plan` what ranks tell each other, `sampler` logits to token,
+//! `batcher` (`sequence`, `pages`, `waiting`, `shares`, `draft`), `plan` what ranks tell each other, `logits` what they send of them, `sampler` logits to token,
 //! `clients` and `mailbox` the way to and from the agent. Below it lie `model` and `parallel`.
 
 pub mod batcher;
 mod clients;
 mod draft;
 mod driver;
+mod logits;
 mod mailbox;
 pub mod pages;
 pub mod plan;

@@ -206,6 +206,10 @@ impl SequenceTable {
         }
     }
 
+    pub fn get(&self, key: SequenceKey) -> Option<&RankSequence> {
+        self.sequences.get(&key)
+    }
+
     pub fn get_mut(&mut self, key: SequenceKey) -> Option<&mut RankSequence> {
         self.sequences.get_mut(&key)
     }

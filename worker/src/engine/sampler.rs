@@ -17,6 +17,16 @@ use trireme_shared::wire::generate::{Sampling, TokenLogprobs};
 #[error("the model's logits are not numbers")]
 pub struct NotFinite;
 
+/// What a token is drawn from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Candidates<'a> {
+    /// A logit of every token of the vocabulary.
+    All(&'a [f32]),
+    /// Of tokens `ids`, ascending: at least the `top_k` largest (with greedy sampling, the largest),
+    /// which neither bias nor penalty would change.
+    Largest { logits: &'a [f32], ids: &'a [u32] },
+}
+
 /// Draws tokens; owns its scratch memory, so that a draw allocates nothing large.
 #[derive(Default)]
 pub struct Sampler {
@@ -26,15 +36,23 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// The token at `index` of a generation, from its `logits` (one per vocabulary entry) and the
-    /// tokens `generated` so far with their counts.
+    /// The token at `index` of a generation, from its logits and the tokens `generated` so far with
+    /// their counts.
     pub fn sample(
         &mut self,
-        logits: &[f32],
+        candidates: Candidates<'_>,
         sampling: &Sampling,
         generated: &HashMap<u32, u32>,
         index: u32,
     ) -> Result<u32, NotFinite> {
+        let logits = match candidates {
+            Candidates::All(logits) => logits,
+            Candidates::Largest { logits, ids } => {
+                let (weights, kept) = (&mut self.weights, &mut self.candidates);
+                let place = draw(logits, sampling, index, weights, kept)?;
+                return Ok(ids[place as usize]);
+            }
+        };
         let penalised = !generated.is_empty() && wants_history(sampling);
         if sampling.logit_bias.is_empty() && !penalised {
             return draw(
@@ -67,6 +85,12 @@ impl Sampler {
             &mut self.candidates,
         )
     }
+}
+
+/// Whether the largest logit is taken. The inverse of a denormal temperature overflows: greedy too.
+pub fn is_greedy(sampling: &Sampling) -> bool {
+    let inverse = 1.0 / sampling.temperature;
+    sampling.temperature <= 0.0 || !inverse.is_finite() || sampling.top_k == 1
 }
 
 /// Whether drawing needs to know what was generated before.
@@ -120,8 +144,8 @@ fn argmax(logits: &[f32]) -> Result<(u32, f32), NotFinite> {
     Ok(((start + place.ok_or(NotFinite)?) as u32, max))
 }
 
-/// The `count` largest logits, largest first, ties to the lower id.
-fn best(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
+/// The `count` largest logits, largest first, ties to the lower id; fewer, where fewer are numbers.
+pub(super) fn best(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     let mut best: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
     let mut floor = f32::NEG_INFINITY;
     for (number, block) in logits.chunks(BLOCK).enumerate() {
@@ -179,11 +203,10 @@ fn draw(
     candidates: &mut Vec<u32>,
 ) -> Result<u32, NotFinite> {
     let (greedy, max) = argmax(logits)?;
-    // `inverse` overflows for a denormal temperature: that is greedy too.
-    let inverse = 1.0 / sampling.temperature;
-    if sampling.temperature <= 0.0 || !inverse.is_finite() || sampling.top_k == 1 {
+    if is_greedy(sampling) {
         return Ok(greedy);
     }
+    let inverse = 1.0 / sampling.temperature;
     weights.clear();
     weights.extend(logits.iter().map(|&logit| weight(logit, max, inverse)));
     let uniform = uniform(sampling.seed, index);

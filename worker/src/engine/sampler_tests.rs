@@ -97,7 +97,7 @@ fn draws_what_the_reference_draws() {
             };
             let generated = HashMap::from([(5, 2), (2999, 1), (3, 4)]);
             let got = sampler
-                .sample(&logits, &sampling, &generated, round)
+                .sample(Candidates::All(&logits), &sampling, &generated, round)
                 .unwrap();
             let probabilities = reference(&logits, &sampling, &generated);
             let (want, slack) = reference_draw(&probabilities, uniform(sampling.seed, round));
@@ -125,7 +125,7 @@ fn frequencies_follow_probabilities() {
             ..Sampling::default()
         };
         for index in 0..draws {
-            let token = sampler.sample(&logits, &sampling, &HashMap::new(), index);
+            let token = sampler.sample(Candidates::All(&logits), &sampling, &HashMap::new(), index);
             counts[token.unwrap() as usize] += 1.0;
         }
         let expected = reference(&logits, &sampling, &HashMap::new());
@@ -149,9 +149,15 @@ fn greedy_takes_the_lowest_of_equals_and_no_rule_is_a_full_rule() {
     let greedy = Sampling::default();
     let none = HashMap::new();
     let tied = [1.0, 3.0, 3.0, f32::NAN, 3.0];
-    assert_eq!(sampler.sample(&tied, &greedy, &none, 0), Ok(1));
+    assert_eq!(
+        sampler.sample(Candidates::All(&tied), &greedy, &none, 0),
+        Ok(1)
+    );
     let nan = [f32::NAN, f32::NEG_INFINITY];
-    assert_eq!(sampler.sample(&nan, &greedy, &none, 0), Err(NotFinite));
+    assert_eq!(
+        sampler.sample(Candidates::All(&nan), &greedy, &none, 0),
+        Err(NotFinite)
+    );
     assert_eq!(logprobs(&nan, 0, 2), Err(NotFinite));
 
     let logits = row(500, 9);
@@ -167,8 +173,8 @@ fn greedy_takes_the_lowest_of_equals_and_no_rule_is_a_full_rule() {
     };
     for index in 0..200 {
         assert_eq!(
-            sampler.sample(&logits, &plain, &none, index),
-            sampler.sample(&logits, &full, &none, index)
+            sampler.sample(Candidates::All(&logits), &plain, &none, index),
+            sampler.sample(Candidates::All(&logits), &full, &none, index)
         );
     }
 }
@@ -190,7 +196,11 @@ fn a_resumed_sequence_draws_the_same() {
                 *counts.entry(token).or_insert(0) += 1;
             }
             let logits = row(200, u64::from(index));
-            tokens.push(sampler.sample(&logits, &sampling, &counts, index).unwrap());
+            tokens.push(
+                sampler
+                    .sample(Candidates::All(&logits), &sampling, &counts, index)
+                    .unwrap(),
+            );
         }
         tokens
     };

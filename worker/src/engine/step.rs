@@ -3,14 +3,14 @@
 //! Applies the plan to the rank's table, runs its layers, hands activations on, and on the last
 //! stage brings the logits to its rank 0, which draws the tokens.
 
+use super::logits::Logits;
 use super::plan::{
     Drawn, EntryResult, PlanEntry, PlanError, Sampled, SequenceTable, StepPlan, StepResults,
 };
-use super::sampler::{self, NotFinite, Sampler};
+use super::sampler::{self, Candidates, NotFinite, Sampler};
 use crate::model::{Forward, ForwardError, RankModel};
 use crate::parallel::stage::{StageReceiver, StageSender};
 use crate::parallel::{Collective, LinkError};
-use trireme_shared::model::Span;
 use trireme_shared::plan::ReplicaPlan;
 use trireme_shared::wire::generate::TokenLogprobs;
 
@@ -53,12 +53,7 @@ impl StepRunner {
         let shares = plan.ranks.iter().map(|rank| &rank.share);
         Self {
             table: SequenceTable::new(plan.kv_pages, vocab),
-            logits: Logits {
-                spans: shares.filter(last_stage).map(|s| s.vocab).collect(),
-                vocab: vocab as usize,
-                gathered: Vec::new(),
-                row: Vec::new(),
-            },
+            logits: Logits::new(shares.filter(last_stage).map(|s| s.vocab).collect()),
             model,
             collective,
             from_previous,
@@ -96,11 +91,8 @@ impl StepRunner {
                 Ok(None)
             }
             (Forward::Logits(mine), None) => {
-                let rows = batch.outputs.len();
-                // All ranks of the stage know that there is nothing to gather.
-                if rows > 0 {
-                    self.logits.gather(mine, rows, &mut *self.collective)?;
-                }
+                let collective = &mut *self.collective;
+                self.logits.gather(plan, &self.table, mine, collective)?;
                 if self.collective.rank() != 0 {
                     return Ok(None);
                 }
@@ -143,7 +135,7 @@ impl StepRunner {
         let prompt = targets
             .iter()
             .enumerate()
-            .map(|(i, &target)| sampler::logprobs(self.logits.row(first + i), target, top))
+            .map(|(i, &target)| logprobs(self.logits.row(first + i), target, top))
             .collect::<Result<Vec<TokenLogprobs>, _>>()?;
         let Some(index) = entry.sample else {
             return Ok(EntryResult {
@@ -155,15 +147,17 @@ impl StepRunner {
         let mut guesses = entry.tokens[entry.tokens.len() - entry.drafts as usize..].iter();
         let mut drawn = Vec::new();
         for draw in 0..entry.draws() {
-            let logits = self.logits.row(first + targets.len() + draw);
+            let candidates = self.logits.row(first + targets.len() + draw);
             let index = index + draw as u32;
             let (sampling, generated) = (&sequence.sampling, &sequence.generated);
-            let token = self.sampler.sample(logits, sampling, generated, index)?;
+            let token = self
+                .sampler
+                .sample(candidates, sampling, generated, index)?;
             if sampler::wants_history(&sequence.sampling) {
                 *sequence.generated.entry(token).or_insert(0) += 1;
             }
             let logprobs = match sequence.logprobs {
-                Some(top) => Some(sampler::logprobs(logits, token, top)?),
+                Some(top) => Some(logprobs(candidates, token, top)?),
                 None => None,
             };
             drawn.push(Drawn { token, logprobs });
@@ -179,61 +173,10 @@ impl StepRunner {
     }
 }
 
-/// The step's logits on the sampling rank.
-struct Logits {
-    /// Vocabulary spans of the last stage's ranks.
-    spans: Vec<Span>,
-    vocab: usize,
-    /// Rank after rank, `rows x its span` each.
-    gathered: Vec<f32>,
-    /// One row put together.
-    row: Vec<f32>,
-}
-
-impl Logits {
-    fn gather(
-        &mut self,
-        mine: &[f32],
-        rows: usize,
-        collective: &mut dyn Collective,
-    ) -> Result<(), LinkError> {
-        let lens = self.spans.iter().map(|span| span.len() as usize);
-        let counts: Vec<usize> = lens.map(|len| rows * len).collect();
-        collective.gather(mine, &counts, &mut self.gathered)
-    }
-
-    /// Row `row` over the whole vocabulary.
-    fn row(&mut self, row: usize) -> &[f32] {
-        if self.spans.len() == 1 {
-            return &self.gathered[row * self.vocab..][..self.vocab];
-        }
-        let rows = self.gathered.len() / self.vocab;
-        self.row.clear();
-        let mut before = 0;
-        for span in &self.spans {
-            let len = span.len() as usize;
-            self.row
-                .extend_from_slice(&self.gathered[before + row * len..][..len]);
-            before += rows * len;
-        }
-        &self.row
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_are_put_together_from_uneven_spans() {
-        // Rank 0 holds ids 0..2, rank 1 holds 2..5; two rows.
-        let mut logits = Logits {
-            spans: vec![Span::new(0, 2), Span::new(2, 5)],
-            vocab: 5,
-            gathered: vec![0., 1., 10., 11., 2., 3., 4., 12., 13., 14.],
-            row: Vec::new(),
-        };
-        assert_eq!(logits.row(0), [0., 1., 2., 3., 4.]);
-        assert_eq!(logits.row(1), [10., 11., 12., 13., 14.]);
+/// Of a row that was gathered whole.
+fn logprobs(row: Candidates<'_>, token: u32, top: u8) -> Result<TokenLogprobs, NotFinite> {
+    match row {
+        Candidates::All(logits) => sampler::logprobs(logits, token, top),
+        Candidates::Largest { .. } => unreachable!("`Needed` asks for all where logprobs are told"),
     }
 }
