@@ -1,18 +1,22 @@
 //! Speed of the engine's arithmetic on this machine: the whole model on one rank, in process,
 //! without batcher, sampler or network.
 
+mod roofline;
+mod session;
+
+pub use roofline::{PartOfPhase, Peaks, PhaseReport, RooflineBench, RooflineReport};
+
 use crate::backend::Isa;
-use crate::backend::cpu::amx_rows_min;
+use crate::backend::cpu::{Cpu, amx_rows_min};
 use crate::bandwidth::read_bandwidth;
-use crate::model::{Batch, Forward, ForwardError, LoadError, RankModel, Runtime, SequenceSlice};
-use crate::parallel::{Abort, Solo};
+use crate::model::{ForwardError, LoadError};
 use serde::Serialize;
+use session::{Session, whole};
 use std::path::PathBuf;
 use std::time::Instant;
-use trireme_shared::ids::{Rank, Stage};
-use trireme_shared::limits::{PAGE_TOKENS, STEP_SEQUENCES_MAX, STEP_TOKENS_MAX};
+use trireme_shared::limits::{PAGE_TOKENS, STEP_SEQUENCES_MAX};
+use trireme_shared::model::Manifest;
 use trireme_shared::model::manifest::ManifestError;
-use trireme_shared::model::{Manifest, ModelConfig, RankShare, Span};
 
 /// Times each measurement is taken; the median is reported.
 const RUNS: usize = 3;
@@ -87,19 +91,12 @@ impl EngineBench {
         let pages_each = (self.context_tokens + self.gen_tokens).div_ceil(PAGE_TOKENS);
         let batch_max = self.batches.iter().copied().max().unwrap_or(0);
         let prompt_pages = self.prompt_tokens.div_ceil(PAGE_TOKENS);
-        let runtime = Runtime {
-            threads: self.threads,
-            isa: self.isa,
-            kv_pages: prompt_pages.max(pages_each * batch_max).max(1),
-        };
+        let kv_pages = prompt_pages.max(pages_each * batch_max).max(1);
         progress("loading");
         let begun = Instant::now();
-        let model = RankModel::load(&manifest, &share, &runtime, &|_, _| {}, &Abort::default())?;
+        let backend = Cpu::new(self.isa, self.threads).map_err(LoadError::from)?;
+        let mut session = Session::load(backend, &manifest, kv_pages)?;
         let load_seconds = begun.elapsed().as_secs_f64();
-        let mut session = Session {
-            vocab: manifest.config.vocab,
-            model,
-        };
 
         progress(&format!("prefilling {} tokens", self.prompt_tokens));
         session.prefill(self.prompt_tokens)?;
@@ -159,20 +156,6 @@ impl EngineBench {
     }
 }
 
-/// The share of a rank that is alone.
-fn whole(config: &ModelConfig) -> RankShare {
-    RankShare {
-        stage: Stage(0),
-        rank: Rank(0),
-        stages: 1,
-        ranks: 1,
-        layers: Span::new(0, config.layers),
-        kv_heads: Span::new(0, config.kv_heads),
-        ffn: Span::new(0, config.ffn),
-        vocab: Span::new(0, config.vocab),
-    }
-}
-
 /// Seconds of the median of [`RUNS`] runs.
 fn median(mut run: impl FnMut() -> Result<f64, BenchError>) -> Result<f64, BenchError> {
     let mut seconds = Vec::with_capacity(RUNS);
@@ -183,95 +166,10 @@ fn median(mut run: impl FnMut() -> Result<f64, BenchError>) -> Result<f64, Bench
     Ok(seconds[RUNS / 2])
 }
 
-struct Session {
-    vocab: u32,
-    model: RankModel,
-}
-
-impl Session {
-    /// Seconds to prefill one prompt in chunks of a step, with the last token's logits.
-    fn prefill(&mut self, tokens: usize) -> Result<f64, BenchError> {
-        let pages: Vec<u32> = (0..tokens.div_ceil(PAGE_TOKENS) as u32).collect();
-        let begun = Instant::now();
-        for first in (0..tokens).step_by(STEP_TOKENS_MAX) {
-            let len = STEP_TOKENS_MAX.min(tokens - first);
-            let batch = Batch {
-                tokens: (first..first + len).map(|t| self.token(t)).collect(),
-                sequences: vec![SequenceSlice {
-                    first: 0,
-                    len: len as u32,
-                    context: first as u32,
-                    pages: pages.clone(),
-                }],
-                outputs: if first + len == tokens {
-                    vec![len as u32 - 1]
-                } else {
-                    Vec::new()
-                },
-            };
-            self.model.forward(&batch, None, &mut Solo)?;
-        }
-        Ok(begun.elapsed().as_secs_f64())
-    }
-
-    /// Seconds to decode `tokens` greedily in each of `count` sequences, after `before` tokens whose keys and
-    /// values are whatever the cache holds.
-    fn decode(
-        &mut self,
-        count: usize,
-        before: usize,
-        tokens: usize,
-        pages: usize,
-    ) -> Result<f64, BenchError> {
-        let mut batch = Batch {
-            tokens: (0..count).map(|s| self.token(s)).collect(),
-            sequences: (0..count)
-                .map(|s| SequenceSlice {
-                    first: s as u32,
-                    len: 1,
-                    context: 0,
-                    pages: (s * pages..(s + 1) * pages).map(|p| p as u32).collect(),
-                })
-                .collect(),
-            outputs: (0..count as u32).collect(),
-        };
-        let begun = Instant::now();
-        for context in before..before + tokens {
-            for slice in &mut batch.sequences {
-                slice.context = context as u32;
-            }
-            if let Forward::Logits(logits) = self.model.forward(&batch, None, &mut Solo)? {
-                let rows = logits.chunks_exact(self.vocab as usize);
-                for (token, row) in batch.tokens.iter_mut().zip(rows) {
-                    *token = largest(row);
-                }
-            }
-        }
-        Ok(begun.elapsed().as_secs_f64())
-    }
-
-    /// Some token of the vocabulary, not always the same.
-    fn token(&self, index: usize) -> u32 {
-        ((index as u64 * 7_919 + 13) % u64::from(self.vocab)) as u32
-    }
-}
-
-/// The first index of the largest value. Sixteen maxima side by side, which the compiler keeps in
-/// vectors: a plain fold would take longer than some layers.
-fn largest(row: &[f32]) -> u32 {
-    let mut tops = [f32::NEG_INFINITY; 16];
-    for chunk in row.chunks(16) {
-        for (top, &value) in tops.iter_mut().zip(chunk) {
-            *top = if value > *top { value } else { *top };
-        }
-    }
-    let top = tops.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    row.iter().position(|&v| v == top).unwrap_or(0) as u32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use trireme_shared::limits::STEP_TOKENS_MAX;
     use trireme_shared::model::random::RandomModel;
 
     #[test]
@@ -299,13 +197,5 @@ mod tests {
         assert_eq!(report.decode.len(), 2);
         assert!(report.prefill_tokens_per_second > 0.0);
         assert!(report.decode.iter().all(|d| d.tokens_per_second > 0.0));
-    }
-
-    #[test]
-    fn the_first_of_the_largest_wins() {
-        let mut row = vec![0.5f32; 41];
-        row[20] = 7.0;
-        row[37] = 7.0;
-        assert_eq!(largest(&row), 20);
     }
 }

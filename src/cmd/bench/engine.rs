@@ -6,10 +6,7 @@ use crate::failure::Failure;
 use crate::{machine, size, term};
 use anyhow::Result;
 use clap::Args;
-use indicatif::ProgressBar;
-use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::time::Duration;
 use trireme_worker::bench::{EngineBench, EngineBenchReport};
 
 #[derive(Args)]
@@ -59,11 +56,7 @@ impl EngineArgs {
             batches: self.batch,
             isa: self.isa.choose()?,
         };
-        let spinner = match std::io::stderr().is_terminal() {
-            true => ProgressBar::new_spinner(),
-            false => ProgressBar::hidden(),
-        };
-        spinner.enable_steady_tick(Duration::from_millis(100));
+        let spinner = super::spinner();
         let report = bench.run(&|doing| spinner.set_message(doing.to_owned()));
         spinner.finish_and_clear();
         let report = report.map_err(|error| {

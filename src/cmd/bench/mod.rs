@@ -8,6 +8,7 @@ mod engine;
 mod fair;
 mod gateway;
 mod load;
+mod roofline;
 mod serve;
 mod settle;
 
@@ -38,6 +39,8 @@ enum BenchCommand {
     Gateway(gateway::GatewayArgs),
     /// Measure the engine in this process, without network and split: prefill and decode tok/s
     Engine(engine::EngineArgs),
+    /// Measure what this machine allows, and how near each part of the engine comes to it
+    Roofline(roofline::RooflineArgs),
     /// Measure a group of coordinators in this process: commands/s through commit, and how long one takes
     Commits(commits::CommitsArgs),
     /// Measure a group's settlements in this process: requests let in and charged a second
@@ -53,6 +56,7 @@ impl BenchArgs {
             BenchCommand::Fair(args) => args.run(),
             BenchCommand::Gateway(args) => args.run(),
             BenchCommand::Engine(args) => args.run(),
+            BenchCommand::Roofline(args) => args.run(),
             BenchCommand::Commits(args) => args.run(),
             BenchCommand::Settle(args) => args.run(),
             BenchCommand::CatchUp(args) => args.run(),
@@ -85,17 +89,23 @@ impl Drop for NewFolder {
     }
 }
 
+/// Tells what is measured, on a terminal.
+fn spinner() -> ProgressBar {
+    let spinner = match std::io::stderr().is_terminal() {
+        true => ProgressBar::new_spinner(),
+        false => ProgressBar::hidden(),
+    };
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}
+
 /// Measures a group in a new folder in `parent`; a spinner tells what it is at.
 fn in_a_new_folder<T>(
     parent: &Path,
     measure: impl AsyncFnOnce(PathBuf, &(dyn Fn(&str) + Sync)) -> Result<T, String>,
 ) -> Result<T> {
     let folder = NewFolder::make(parent)?;
-    let spinner = match std::io::stderr().is_terminal() {
-        true => ProgressBar::new_spinner(),
-        false => ProgressBar::hidden(),
-    };
-    spinner.enable_steady_tick(Duration::from_millis(100));
+    let spinner = spinner();
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let tell = |doing: &str| spinner.set_message(doing.to_owned());
     let report = runtime.block_on(measure(folder.path().to_owned(), &tell));

@@ -15,7 +15,7 @@ pub use batch::{Batch, SequenceSlice};
 use crate::backend::BackendError;
 use crate::backend::cpu::Cpu;
 use crate::parallel::{Abort, Collective, LinkError};
-use transformer::Transformer;
+pub(crate) use transformer::Transformer;
 use trireme_shared::model::{Manifest, ModelConfig, RankShare};
 
 /// How a rank runs on this machine.

@@ -43,7 +43,7 @@ struct Scratch<B: Backend> {
     logits: B::Rows,
 }
 
-pub(super) struct Transformer<B: Backend> {
+pub(crate) struct Transformer<B: Backend> {
     backend: B,
     config: ModelConfig,
     share: RankShare,
@@ -60,7 +60,7 @@ pub(super) struct Transformer<B: Backend> {
 }
 
 impl<B: Backend> Transformer<B> {
-    pub(super) fn load(
+    pub(crate) fn load(
         mut backend: B,
         manifest: &Manifest,
         share: &RankShare,
@@ -127,6 +127,10 @@ impl<B: Backend> Transformer<B> {
         })
     }
 
+    pub(crate) fn backend(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
     pub(super) fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -135,7 +139,7 @@ impl<B: Backend> Transformer<B> {
         &self.share
     }
 
-    pub(super) fn forward(
+    pub(crate) fn forward(
         &mut self,
         batch: &Batch,
         input: Option<&[f32]>,

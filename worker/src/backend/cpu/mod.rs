@@ -13,6 +13,7 @@
 //! | `multiply` | which of them when |
 //! | `attention` | paged KV, RoPE, attention |
 //! | `pool` | threads |
+//! | `timed`, `peak` | how long each operation takes, and what the machine could do |
 //!
 //! Every product and every attention query sums in the same order whatever the number of threads
 //! or of rows beside it: a sequence's results do not depend, to the last bit, on what it is
@@ -25,6 +26,7 @@ mod matmul;
 mod memory;
 mod multiply;
 mod pack;
+pub(crate) mod peak;
 mod pointwise;
 mod pool;
 mod quants;
@@ -32,6 +34,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 mod tiles;
+pub(crate) mod timed;
 
 use super::{Backend, BackendError, HeadNorms, Isa, KvShape, Step, WeightView};
 use attention::{CpuKv, Slot, TILE_QUERIES, Tile};

@@ -240,6 +240,11 @@ impl Packed {
         packed
     }
 
+    /// Of all groups.
+    pub(super) fn bytes(&self) -> usize {
+        self.rows.div_ceil(TILE) * self.blocks * self.format.tile_bytes()
+    }
+
     pub(super) fn groups(&self) -> usize {
         self.rows.div_ceil(self.width * TILE)
     }
@@ -347,7 +352,7 @@ fn unpack_block(format: Format, tile: &[u8], lane: usize, out: &mut [f64]) {
         let scale = get_half(tile, shape.scales_at() + at).to_f32();
         let quant = shape.get(tile, lane, column);
         let value = match shape.product {
-            Product::Four | Product::Seven => scale * f32::from(quant),
+            Product::Seven => scale * f32::from(quant),
             Product::Eight => scale * f32::from((quant ^ 0x80) as i8),
             Product::Level => scale * f32::from(LEVELS[usize::from(quant)]),
         };

@@ -1,0 +1,98 @@
+//! What this machine's arithmetic can do at most: products whose operands are in registers.
+
+#![allow(
+    unsafe_op_in_unsafe_fn,
+    clippy::undocumented_unsafe_blocks,
+    reason = "kernels are unsafe as a whole: their pointers cover what their docs say"
+)]
+
+use super::lanes::{LANES, Lanes, kernel};
+use crate::backend::Isa;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// Rounds between two looks at the clock.
+const ROUNDS: usize = 20_000;
+/// How long each is repeated; the fastest counts.
+const MEASURED: Duration = Duration::from_millis(200);
+
+kernel! {
+    /// Vectors of four weights times one quad; `made` becomes how many products that were.
+    fn whole(made: *mut u64) = whole_lanes
+}
+
+#[inline(always)]
+unsafe fn whole_lanes<V: Lanes>(made: *mut u64) {
+    // Independent sums: enough to hide an instruction's latency, few enough to stay in registers.
+    const SUMS: usize = 5;
+    let weights = black_box([3u8; 64]);
+    let weights = V::bytes(weights.as_ptr());
+    let mut sums = [V::acc(); SUMS];
+    for _ in 0..ROUNDS {
+        // Not known beforehand, so that nothing is left out of the loop.
+        let quad = black_box([0x0101_0101; 2]);
+        for sum in &mut sums {
+            *sum = V::dot7(*sum, weights, quad);
+        }
+    }
+    black_box(sums.map(|sum| V::acc7_f32(sum).sum()));
+    *made = (ROUNDS * SUMS * 4 * LANES) as u64;
+}
+
+kernel! {
+    /// Vectors of floats multiplied and added; `made` becomes how many floats that were.
+    fn floats(made: *mut u64) = float_lanes
+}
+
+#[inline(always)]
+unsafe fn float_lanes<V: Lanes>(made: *mut u64) {
+    // As above; narrower registers have two sums in one's place.
+    match V::ROWS {
+        8.. => float_sums::<V, 10>(made),
+        _ => float_sums::<V, 6>(made),
+    }
+}
+
+#[inline(always)]
+unsafe fn float_sums<V: Lanes, const SUMS: usize>(made: *mut u64) {
+    let mut sums = [V::zero(); SUMS];
+    let weights = V::splat(black_box(1e-3));
+    for _ in 0..ROUNDS {
+        let value = V::splat(black_box(1e-3));
+        for sum in &mut sums {
+            *sum = weights.fma(value, *sum);
+        }
+    }
+    black_box(sums.map(|sum| sum.sum()));
+    *made = (ROUNDS * SUMS * LANES) as u64;
+}
+
+/// Products a second of `threads` threads together: of a weight of at most 8 bits and an activation
+/// of two bytes, as this instruction set's kernels do them. This machine has `isa`.
+pub(crate) fn products_per_second(isa: Isa, threads: usize) -> f64 {
+    // SAFETY: the caller says that the instruction set is there.
+    per_second(threads, move |made| unsafe { whole(isa, made) })
+}
+
+/// Multiplications of f32 a second, with an addition each.
+pub(crate) fn float_products_per_second(isa: Isa, threads: usize) -> f64 {
+    // SAFETY: as above.
+    per_second(threads, move |made| unsafe { floats(isa, made) })
+}
+
+/// Of `run`, which says how many it made.
+fn per_second(threads: usize, run: impl Fn(&mut u64) + Copy + Send + Sync) -> f64 {
+    let fastest = || {
+        let (begun, mut most, mut made) = (Instant::now(), 0f64, 0);
+        while begun.elapsed() < MEASURED {
+            let round = Instant::now();
+            run(&mut made);
+            most = most.max(made as f64 / round.elapsed().as_secs_f64());
+        }
+        most
+    };
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(fastest)).collect();
+        all.into_iter().map(|one| one.join().unwrap_or(0.0)).sum()
+    })
+}
