@@ -753,6 +753,11 @@ pub const MODEL_LAYERS_MAX: u32 = 2_048;
 pub const MODEL_WIDTH_MAX: u32 = 1 << 20;
 pub const MODEL_HEADS_MAX: u32 = 4_096;
 pub const MODEL_VOCAB_MAX: u32 = 1 << 22;
+/// Experts of a layer (the largest public models have 512).
+pub const MODEL_EXPERTS_MAX: u32 = 4_096;
+/// Experts of all layers: each is three entries of a manifest, some 300 bytes, even where a file has
+/// one tensor for all of a layer.
+pub const MODEL_EXPERTS_TOTAL_MAX: u32 = 1 << 18;
 pub const MODEL_CONTEXT_MAX: u32 = 1 << 27;
 
 // --- fetching models --------------------------------------------------------------------------

@@ -11,6 +11,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use trireme_shared::model::ModelConfig;
 use trireme_shared::model::random::RandomModel;
 use trireme_shared::source::{self, Progress, ResolveOptions, ResolvedModel, SourceError};
 
@@ -180,6 +181,17 @@ fn random(file: &Path, seed: u64) -> Result<()> {
     Ok(())
 }
 
+/// Of the FFN, and how they are shared out in a mixture of experts.
+fn columns(config: &ModelConfig) -> String {
+    match (config.mixture, config.expert_ffn()) {
+        (Some(mixture), Some(each)) => format!(
+            "{each} of each of {} experts, {} a token",
+            mixture.experts, mixture.used
+        ),
+        _ => config.ffn.to_string(),
+    }
+}
+
 fn inspect(source: &str, as_json: bool) -> Result<()> {
     let resolved = fetch(source)?;
     let seen = source::inspect(&resolved.path).map_err(|error| {
@@ -212,7 +224,7 @@ fn inspect(source: &str, as_json: bool) -> Result<()> {
                 config.heads, config.head_dim, config.kv_heads
             ),
         ),
-        ("FFN columns", config.ffn.to_string()),
+        ("FFN columns", columns(config)),
         ("vocabulary", config.vocab.to_string()),
         ("context", format!("{} tokens", config.context)),
         (

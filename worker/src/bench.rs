@@ -49,8 +49,10 @@ pub struct EngineBenchReport {
     pub gen_tokens: usize,
     pub context_tokens: usize,
     pub load_seconds: f64,
-    /// Bytes of weights one decode step reads (as stored in the files).
+    /// Bytes of weights (as stored in the files).
     pub weight_bytes: u64,
+    /// Those that one token's decode step reads: of a mixture's experts the part that is used.
+    pub token_bytes: u64,
     /// Bytes a second that as many threads read from a buffer as large as the weights: what
     /// batch-1 decode cannot pass.
     pub read_bytes_per_second: f64,
@@ -132,6 +134,7 @@ impl EngineBench {
             context_tokens: self.context_tokens,
             load_seconds,
             weight_bytes,
+            token_bytes: token_bytes(&manifest, weight_bytes),
             read_bytes_per_second,
             prefill_tokens_per_second: self.prompt_tokens as f64 / prefill,
             decode,
@@ -154,6 +157,20 @@ impl EngineBench {
         }
         Ok(())
     }
+}
+
+/// What one token reads of a model of `all` bytes.
+fn token_bytes(manifest: &Manifest, all: u64) -> u64 {
+    let Some(mixture) = manifest.config.mixture else {
+        return all;
+    };
+    let tensors = manifest.tensors.iter();
+    let experts: u64 = tensors
+        .filter(|(role, _)| role.expert().is_some())
+        .map(|(_, tensor)| tensor.bytes)
+        .sum();
+    let used = u64::from(mixture.used) * experts / u64::from(mixture.experts);
+    all - experts + used
 }
 
 /// Seconds of the median of [`RUNS`] runs.

@@ -49,6 +49,8 @@ fn cases() -> Vec<Case> {
         ("phi3", [Phi3, Phi3]),
         ("gemma2", [Gemma2, Gemma2]),
         ("gemma3", [Gemma3, Gemma3]),
+        ("mixtral", [Mixtral, Llama]),
+        ("qwen3moe", [Qwen3Moe, Qwen3Moe]),
     ]
     .into_iter()
     .map(|(name, architectures)| {
@@ -144,7 +146,7 @@ fn every_architecture_answers_the_same_however_it_is_split() {
             let kv_heads = manifest.config.kv_heads;
             let mut splits = vec![vec![vec![1], vec![1]]];
             if kv_heads >= 2 {
-                splits.extend([vec![vec![1, 1]], vec![vec![1, 1], vec![1, 1]]]);
+                splits.extend([vec![vec![1, 1]], vec![vec![3, 1], vec![1, 1]]]);
             }
             if kv_heads >= 3 {
                 splits.extend([vec![vec![2, 1]], vec![vec![1, 1, 1]]]);
@@ -152,7 +154,7 @@ fn every_architecture_answers_the_same_however_it_is_split() {
             let whole = run(&mut Split::load(manifest, &[vec![1]], 1), &case);
             for weights in splits {
                 let got = run(&mut Split::load(manifest, &weights, 2), &case);
-                // These cut whole KV groups and whole FFN segments: not a bit changes.
+                // These cut whole KV groups and whole FFN segments or experts: not a bit changes.
                 assert_eq!(got, whole, "{} {format} {weights:?}", case.name);
             }
         }
@@ -188,7 +190,7 @@ fn a_share_is_as_large_as_the_plan_says() {
 fn what_a_setting_says_shows_in_the_answer() {
     use trireme_shared::model::{Activation, ModelConfig, RopeScaling};
     type Spoil = fn(&mut ModelConfig);
-    let spoils: [(&str, &str, Spoil); 13] = [
+    let spoils: [(&str, &str, Spoil); 15] = [
         ("llama-linear", "scaling", |c| {
             c.rope.scaling = RopeScaling::None
         }),
@@ -221,6 +223,12 @@ fn what_a_setting_says_shows_in_the_answer() {
         }),
         ("gemma3", "one RoPE for all", |c| {
             c.window.as_mut().unwrap().rope = c.rope
+        }),
+        ("mixtral", "second expert", |c| {
+            c.mixture.as_mut().unwrap().used = 1;
+        }),
+        ("qwen3moe", "normalisation", |c| {
+            c.mixture.as_mut().unwrap().normalised = false;
         }),
     ];
     let cases = cases();

@@ -8,7 +8,7 @@ use splitting::{PAGES, Split};
 use std::path::PathBuf;
 use trireme_shared::limits::PAGE_TOKENS;
 use trireme_shared::model::random::RandomModel;
-use trireme_shared::model::{DType, Manifest};
+use trireme_shared::model::{DType, Manifest, Mixture};
 use trireme_worker::backend::Isa;
 use trireme_worker::loader;
 use trireme_worker::model::{Batch, ForwardError, RankModel, Runtime, SequenceSlice};
@@ -54,6 +54,16 @@ fn models() -> Vec<(&'static str, RandomModel)> {
         ffn: 768,
         ..tiny(dtype, embedding_dtype)
     };
+    // Each expert as large as the FFN was, or a super-block.
+    let mixture = |model: RandomModel, experts| RandomModel {
+        ffn: experts * if model.ffn == 768 { 256 } else { model.ffn },
+        mixture: Some(Mixture {
+            experts,
+            used: 3,
+            normalised: true,
+        }),
+        ..model
+    };
     vec![
         ("f32", tiny(DType::F32, DType::F32)),
         (
@@ -86,6 +96,9 @@ fn models() -> Vec<(&'static str, RandomModel)> {
         ("q3_k", wide(DType::Q3_K, DType::Q5_K)),
         ("q2_k", wide(DType::Q2_K, DType::IQ4_XS)),
         ("iq4_xs", wide(DType::IQ4_XS, DType::Q2_K)),
+        ("f32 mixture", mixture(tiny(DType::F32, DType::F32), 5)),
+        ("q4_1 mixture", mixture(tiny(DType::Q4_1, DType::Q8_0), 7)),
+        ("q4_k mixture", mixture(wide(DType::Q4_K, DType::Q6_K), 4)),
     ]
 }
 
@@ -240,9 +253,9 @@ fn ranks_read_every_weight_once_between_them() {
         }
         for (role, tensor) in &manifest.tensors {
             use trireme_shared::model::TensorRole::*;
-            // Norms are on every rank of their stage; a tied embedding on both end stages.
+            // Norms and routers are on every rank of their stage; a tied embedding on both end stages.
             let want = match role {
-                AttnNorm(_) | FfnNorm(_) | OutputNorm => 2,
+                AttnNorm(_) | FfnNorm(_) | OutputNorm | Router(_) => 2,
                 Embedding if manifest.config.tied_embeddings => 2,
                 _ => 1,
             };

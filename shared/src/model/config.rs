@@ -1,6 +1,7 @@
 //! The numbers that define a transformer. Differences between architectures are data here, so that
 //! the model code is written once.
 
+use super::Span;
 use serde::Serialize;
 
 /// Whose layout of settings and tensors a model has.
@@ -9,9 +10,12 @@ pub enum Architecture {
     /// Llama 2/3 and everything laid out like it (SmolLM2, TinyLlama; Mistral as GGUF).
     Llama,
     Mistral,
+    /// Mistral with a mixture of experts; as GGUF, Llama with one.
+    Mixtral,
     /// Qwen 2 and 2.5.
     Qwen2,
     Qwen3,
+    Qwen3Moe,
     /// Phi-3 and what is laid out like it (Phi-4).
     Phi3,
     Gemma2,
@@ -20,11 +24,13 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Llama,
         Self::Mistral,
+        Self::Mixtral,
         Self::Qwen2,
         Self::Qwen3,
+        Self::Qwen3Moe,
         Self::Phi3,
         Self::Gemma2,
         Self::Gemma3,
@@ -35,8 +41,10 @@ impl Architecture {
         match self {
             Self::Llama => ("LlamaForCausalLM", "llama"),
             Self::Mistral => ("MistralForCausalLM", "mistral"),
+            Self::Mixtral => ("MixtralForCausalLM", "mixtral"),
             Self::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
             Self::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
+            Self::Qwen3Moe => ("Qwen3MoeForCausalLM", "qwen3_moe"),
             Self::Phi3 => ("Phi3ForCausalLM", "phi3"),
             Self::Gemma2 => ("Gemma2ForCausalLM", "gemma2"),
             Self::Gemma3 => ("Gemma3ForCausalLM", "gemma3_text"),
@@ -48,9 +56,10 @@ impl Architecture {
     pub fn gguf_name(self) -> Option<&'static str> {
         match self {
             Self::Llama => Some("llama"),
-            Self::Mistral => None,
+            Self::Mistral | Self::Mixtral => None,
             Self::Qwen2 => Some("qwen2"),
             Self::Qwen3 => Some("qwen3"),
+            Self::Qwen3Moe => Some("qwen3moe"),
             Self::Phi3 => Some("phi3"),
             Self::Gemma2 => Some("gemma2"),
             Self::Gemma3 => Some("gemma3"),
@@ -69,7 +78,7 @@ impl Architecture {
 
     /// Each head of Q and K is normalised before it is rotated.
     pub fn has_head_norms(self) -> bool {
-        matches!(self, Self::Qwen3 | Self::Gemma3)
+        matches!(self, Self::Qwen3 | Self::Qwen3Moe | Self::Gemma3)
     }
 }
 
@@ -143,6 +152,18 @@ pub enum Activation {
     GeluTanh,
 }
 
+/// A feed-forward network that is a mixture of experts: many small ones, of which each token goes
+/// through a few (Shazeer et al. 2017, "Outrageously Large Neural Networks").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Mixture {
+    /// Experts of a layer.
+    pub experts: u32,
+    /// Of which each token goes through so many: those with the largest softmax of the router.
+    pub used: u32,
+    /// Theirs are then divided by their sum.
+    pub normalised: bool,
+}
+
 /// A transformer's shape. Every count is of the whole model, not of a rank.
 ///
 /// Made anew from the model's files by every process that needs it, and never sent or stored: its
@@ -156,8 +177,9 @@ pub struct ModelConfig {
     /// Key/value heads; `heads / kv_heads` query heads share each.
     pub kv_heads: u32,
     pub head_dim: u32,
-    /// Columns of the feed-forward network.
+    /// Columns of the feed-forward network; of a mixture, of all its experts.
     pub ffn: u32,
+    pub mixture: Option<Mixture>,
     pub vocab: u32,
     /// Longest context the model was trained for, in tokens.
     pub context: u32,
@@ -185,6 +207,18 @@ impl ModelConfig {
     /// Query heads that share one key/value head.
     pub fn group(&self) -> u32 {
         self.heads / self.kv_heads
+    }
+
+    /// Columns of one expert of a mixture.
+    pub fn expert_ffn(&self) -> Option<u32> {
+        let mixture = self.mixture?;
+        Some(self.ffn / mixture.experts.max(1))
+    }
+
+    /// The experts whose columns are `ffn`, which cuts none; none if this is no mixture.
+    pub fn experts_in(&self, ffn: Span) -> Span {
+        let columns = self.expert_ffn().filter(|n| *n > 0);
+        columns.map_or(Span::default(), |n| Span::new(ffn.start / n, ffn.end / n))
     }
 
     /// Whether `layer` sees only the last tokens.

@@ -7,7 +7,7 @@
 use super::gguf::{Array, Gguf, Metadata, Value};
 use super::header::shown;
 use super::manifest::ManifestError;
-use super::{Activation, Architecture, ModelConfig, Rope, RopeScaling, RopeStyle, Window};
+use super::{Activation, Architecture, Mixture, ModelConfig, Rope, RopeScaling, RopeStyle, Window};
 use crate::limits;
 
 const ROPE_THETA_DEFAULT: f64 = 10_000.0;
@@ -46,6 +46,11 @@ const GEMMA: [&str; 4] = [
     "attention.sliding_window_pattern",
     "rope.freq_base_swa",
 ];
+
+/// Keys of mixtures of experts.
+const MIXTURE: [&str; 2] = ["expert_count", "expert_used_count"];
+/// Columns of an expert, where `feed_forward_length` are not.
+const EXPERT_FFN: &str = "expert_feed_forward_length";
 
 /// Metadata under the architecture's prefix.
 struct Keys<'a> {
@@ -136,6 +141,12 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, ManifestError> {
         },
         scaling: scaling(&keys)?,
     };
+    let mixture = mixture(&keys, architecture)?;
+    let ffn = keys.need(match architecture {
+        Architecture::Qwen3Moe => EXPERT_FFN,
+        _ => "feed_forward_length",
+    })?;
+    let ffn = mixture.map_or(ffn, |m| ffn.saturating_mul(m.experts));
     let is_gemma = architecture.is_gemma();
     // The largest of each Gemma has another scale, by its shape, and no key tells.
     let attention_dim = match (architecture, layers) {
@@ -149,7 +160,8 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, ManifestError> {
         heads,
         kv_heads: keys.count("attention.head_count_kv")?.unwrap_or(heads),
         head_dim,
-        ffn: keys.need("feed_forward_length")?,
+        ffn,
+        mixture,
         vocab: vocab(gguf, &keys)?,
         context: keys.need("context_length")?,
         rope,
@@ -212,6 +224,24 @@ fn head_dim(keys: &Keys<'_>, hidden: u32, heads: u32) -> Result<u32, ManifestErr
         ))),
         _ => Ok(head_dim),
     }
+}
+
+/// The mixture of those architectures that may be, or are, one.
+fn mixture(keys: &Keys<'_>, architecture: Architecture) -> Result<Option<Mixture>, ManifestError> {
+    let experts = match architecture {
+        Architecture::Llama => keys.count("expert_count")?.filter(|n| *n > 0),
+        Architecture::Qwen3Moe => Some(keys.need("expert_count")?),
+        _ => None,
+    };
+    let Some(experts) = experts else {
+        return Ok(None);
+    };
+    Ok(Some(Mixture {
+        experts,
+        used: keys.need("expert_used_count")?,
+        // llama.cpp does so for both, and no key tells.
+        normalised: true,
+    }))
 }
 
 fn vocab(gguf: &Gguf, keys: &Keys<'_>) -> Result<u32, ManifestError> {
@@ -311,14 +341,16 @@ fn window(
 
 /// Refuses a key of the architecture whose meaning the model code does not implement.
 fn check_key(keys: &Keys<'_>, architecture: Architecture, key: &str) -> Result<(), ManifestError> {
-    use Architecture::{Qwen2, Qwen3};
+    use Architecture::{Llama, Qwen2, Qwen3, Qwen3Moe};
     let has_scaling = scaling_kind(keys).is_some();
     let is_read = READ.contains(&key)
         || (SCALING.contains(&key) && has_scaling)
-        || (GEMMA.contains(&key) && architecture.is_gemma());
+        || (GEMMA.contains(&key) && architecture.is_gemma())
+        || (MIXTURE.contains(&key) && matches!(architecture, Llama | Qwen3Moe))
+        || (key == EXPERT_FFN && architecture == Qwen3Moe);
     let harmless = match (key, keys.value(key)) {
         ("attention.sliding_window", Some(Value::Unsigned(n)))
-            if matches!(architecture, Qwen2 | Qwen3) =>
+            if matches!(architecture, Qwen2 | Qwen3 | Qwen3Moe) =>
         {
             *n == 0
         }

@@ -5,7 +5,7 @@
 use super::gguf::{Gguf, GgufTensor};
 use super::header::shown;
 use super::manifest::{self, Manifest, ManifestError, TensorEntry, TensorRole};
-use super::{Architecture, gguf_config};
+use super::{Architecture, Expert, ModelConfig, gguf_config};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -15,7 +15,7 @@ pub(super) fn open(path: &Path) -> Result<Manifest, ManifestError> {
     manifest::check_config(&config).map_err(|reason| gguf.metadata.error(reason))?;
     let mut tensors = BTreeMap::new();
     for tensor in &gguf.tensors {
-        let Some(roles) = roles(&tensor.name, config.architecture) else {
+        let Some(roles) = roles(&tensor.name, &config) else {
             return Err(gguf.metadata.error(format!(
                 "has the tensor {}, which this program does not know how to use",
                 shown(&tensor.name)
@@ -23,7 +23,7 @@ pub(super) fn open(path: &Path) -> Result<Manifest, ManifestError> {
         };
         let entry = entry(tensor).ok_or_else(|| {
             gguf.metadata.error(format!(
-                "tensor {} has more than two dimensions",
+                "tensor {} has more than three dimensions",
                 shown(&tensor.name)
             ))
         })?;
@@ -45,6 +45,8 @@ fn entry(tensor: &GgufTensor) -> Option<TensorEntry> {
     let (rows, columns) = match tensor.dims[..] {
         [columns] => (1, columns),
         [columns, rows] => (rows, columns),
+        // Matrices on top of each other.
+        [columns, rows, matrices] => (rows.checked_mul(matrices)?, columns),
         _ => return None,
     };
     Some(TensorEntry {
@@ -86,12 +88,16 @@ pub(super) fn name(role: TensorRole, architecture: Architecture) -> String {
         TensorRole::FfnGate(n) => weight(n, "ffn_gate"),
         TensorRole::FfnUp(n) => weight(n, "ffn_up"),
         TensorRole::FfnDown(n) => weight(n, "ffn_down"),
+        TensorRole::Router(n) => weight(n, "ffn_gate_inp"),
+        TensorRole::ExpertGate(n, _) => weight(n, "ffn_gate_exps"),
+        TensorRole::ExpertUp(n, _) => weight(n, "ffn_up_exps"),
+        TensorRole::ExpertDown(n, _) => weight(n, "ffn_down_exps"),
         TensorRole::FfnPostNorm(n) => weight(n, "post_ffw_norm"),
     }
 }
 
 /// The roles whose rows a tensor holds, of top to bottom; none if no model here has such a one.
-fn roles(name: &str, architecture: Architecture) -> Option<Vec<TensorRole>> {
+fn roles(name: &str, config: &ModelConfig) -> Option<Vec<TensorRole>> {
     use TensorRole::*;
     match name {
         "token_embd.weight" => return Some(vec![Embedding]),
@@ -102,6 +108,10 @@ fn roles(name: &str, architecture: Architecture) -> Option<Vec<TensorRole>> {
     }
     let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
     let n: u32 = layer.parse().ok()?;
+    let experts = |role: fn(u32, Expert) -> TensorRole| {
+        let mixture = config.mixture?;
+        Some((0..mixture.experts).map(|e| role(n, Expert(e))).collect())
+    };
     let one = match part {
         "attn_norm.weight" => AttnNorm(n),
         "attn_q.weight" => Query(n),
@@ -118,11 +128,15 @@ fn roles(name: &str, architecture: Architecture) -> Option<Vec<TensorRole>> {
         "ffn_norm.weight" => FfnNorm(n),
         "ffn_gate.weight" => FfnGate(n),
         // The gate on top of it.
-        "ffn_up.weight" if architecture == Architecture::Phi3 => {
+        "ffn_up.weight" if config.architecture == Architecture::Phi3 => {
             return Some(vec![FfnGate(n), FfnUp(n)]);
         }
         "ffn_up.weight" => FfnUp(n),
         "ffn_down.weight" => FfnDown(n),
+        "ffn_gate_inp.weight" => Router(n),
+        "ffn_gate_exps.weight" => return experts(ExpertGate),
+        "ffn_up_exps.weight" => return experts(ExpertUp),
+        "ffn_down_exps.weight" => return experts(ExpertDown),
         "post_ffw_norm.weight" => FfnPostNorm(n),
         _ => return None,
     };

@@ -5,7 +5,7 @@
 
 use super::header::shown;
 use super::manifest::{self, Manifest, ManifestError, TensorEntry, TensorRole};
-use super::{Architecture, DType, hf_config, safetensors};
+use super::{Architecture, DType, Expert, hf_config, safetensors};
 use crate::limits;
 use half::{bf16, f16};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -183,6 +183,12 @@ pub(super) fn name(role: TensorRole, architecture: Architecture) -> String {
     let layer = |n: u32, part: &str| format!("model.layers.{n}.{part}");
     let weight = |n: u32, part: &str| layer(n, &format!("{part}.weight"));
     let is_fused = architecture == Architecture::Phi3;
+    let (mixture, [gate, up, down]) = match architecture {
+        Architecture::Mixtral => ("block_sparse_moe", ["w1", "w3", "w2"]),
+        _ => ("mlp", ["gate_proj", "up_proj", "down_proj"]),
+    };
+    let expert =
+        |n: u32, e: Expert, part: &str| weight(n, &format!("{mixture}.experts.{}.{part}", e.0));
     match role {
         TensorRole::Embedding => "model.embed_tokens.weight".into(),
         TensorRole::OutputNorm => "model.norm.weight".into(),
@@ -210,6 +216,10 @@ pub(super) fn name(role: TensorRole, architecture: Architecture) -> String {
         TensorRole::FfnGate(n) => weight(n, "mlp.gate_proj"),
         TensorRole::FfnUp(n) => weight(n, "mlp.up_proj"),
         TensorRole::FfnDown(n) => weight(n, "mlp.down_proj"),
+        TensorRole::Router(n) => weight(n, &format!("{mixture}.gate")),
+        TensorRole::ExpertGate(n, e) => expert(n, e, gate),
+        TensorRole::ExpertUp(n, e) => expert(n, e, up),
+        TensorRole::ExpertDown(n, e) => expert(n, e, down),
         TensorRole::FfnPostNorm(n) => weight(n, "post_feedforward_layernorm"),
     }
 }
@@ -225,6 +235,14 @@ fn roles(name: &str, architecture: Architecture) -> Option<Vec<TensorRole>> {
     }
     let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
     let n: u32 = layer.parse().ok()?;
+    let of_mixture = match architecture {
+        Architecture::Mixtral => part.strip_prefix("block_sparse_moe."),
+        Architecture::Qwen3Moe => part.strip_prefix("mlp."),
+        _ => None,
+    };
+    if let Some(part) = of_mixture {
+        return Some(vec![mixture_role(n, part)?]);
+    }
     let one = match part {
         "input_layernorm.weight" => AttnNorm(n),
         "self_attn.q_proj.weight" => Query(n),
@@ -247,6 +265,21 @@ fn roles(name: &str, architecture: Architecture) -> Option<Vec<TensorRole>> {
         _ => return None,
     };
     Some(vec![one])
+}
+
+/// The role of a mixture's tensor in layer `n`, by the end of its name.
+fn mixture_role(n: u32, part: &str) -> Option<TensorRole> {
+    if part == "gate.weight" {
+        return Some(TensorRole::Router(n));
+    }
+    let (expert, part) = part.strip_prefix("experts.")?.split_once('.')?;
+    let expert = Expert(expert.parse().ok()?);
+    match part {
+        "gate_proj.weight" | "w1.weight" => Some(TensorRole::ExpertGate(n, expert)),
+        "up_proj.weight" | "w3.weight" => Some(TensorRole::ExpertUp(n, expert)),
+        "down_proj.weight" | "w2.weight" => Some(TensorRole::ExpertDown(n, expert)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

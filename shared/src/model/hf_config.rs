@@ -5,7 +5,7 @@
 //! `rope_parameters` is where version 5 keeps what was in several places).
 
 use super::header::shown;
-use super::{Activation, Architecture, ModelConfig, Rope, RopeScaling, RopeStyle, Window};
+use super::{Activation, Architecture, Mixture, ModelConfig, Rope, RopeScaling, RopeStyle, Window};
 use crate::limits;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -22,6 +22,13 @@ pub(super) struct Config {
     num_key_value_heads: Option<u32>,
     head_dim: Option<u32>,
     intermediate_size: u32,
+    moe_intermediate_size: Option<u32>,
+    num_experts: Option<u32>,
+    num_local_experts: Option<u32>,
+    num_experts_per_tok: Option<u32>,
+    norm_topk_prob: Option<bool>,
+    decoder_sparse_step: Option<u32>,
+    mlp_only_layers: Option<Vec<u32>>,
     vocab_size: u32,
     max_position_embeddings: u32,
     rms_norm_eps: f32,
@@ -88,6 +95,7 @@ pub(super) fn model_config(config: Config) -> Result<ModelConfig, String> {
     let head_dim = head_dim(&config, architecture)?;
     let (rope, local_rope) = ropes(&config, architecture, head_dim)?;
     let window = window(&config, architecture, local_rope)?;
+    let (mixture, ffn) = mixture(&config, architecture);
     let is_gemma = architecture.is_gemma();
     let attention_dim = match config.query_pre_attn_scalar {
         Some(scalar) if is_gemma => scalar,
@@ -109,7 +117,8 @@ pub(super) fn model_config(config: Config) -> Result<ModelConfig, String> {
             .num_key_value_heads
             .unwrap_or(config.num_attention_heads),
         head_dim,
-        ffn: config.intermediate_size,
+        ffn,
+        mixture,
         vocab: config.vocab_size,
         context: config.max_position_embeddings,
         rope,
@@ -154,6 +163,8 @@ fn architecture(config: &Config) -> Result<Architecture, String> {
 fn refuse_settings(config: &Config, architecture: Architecture) -> Result<(), String> {
     let is_set = |flag: Option<bool>| flag == Some(true);
     let has_window = matches!(config.sliding_window, Some(Some(_)));
+    let step = config.decoder_sparse_step;
+    let dense_layers = config.mlp_only_layers.as_ref();
     let has_caps = matches!(config.attn_logit_softcapping, Some(Some(_)))
         || matches!(config.final_logit_softcapping, Some(Some(_)));
     for (name, set) in [
@@ -164,6 +175,11 @@ fn refuse_settings(config: &Config, architecture: Architecture) -> Result<(), St
             is_set(config.use_bidirectional_attention),
         ),
         ("rope_interleaved", is_set(config.rope_interleaved)),
+        ("decoder_sparse_step", step.is_some_and(|n| n != 1)),
+        (
+            "mlp_only_layers",
+            dense_layers.is_some_and(|layers| !layers.is_empty()),
+        ),
         ("quantization_config", !config.quantization_config.is_null()),
         (
             "sliding_window",
@@ -179,6 +195,31 @@ fn refuse_settings(config: &Config, architecture: Architecture) -> Result<(), St
         }
     }
     Ok(())
+}
+
+/// The mixture, if the architecture is one, and the columns of the FFN.
+fn mixture(config: &Config, architecture: Architecture) -> (Option<Mixture>, u32) {
+    let used = config.num_experts_per_tok;
+    let (mixture, columns) = match architecture {
+        Architecture::Mixtral => {
+            let mixture = Mixture {
+                experts: config.num_local_experts.unwrap_or(8),
+                used: used.unwrap_or(2),
+                normalised: true,
+            };
+            (mixture, config.intermediate_size)
+        }
+        Architecture::Qwen3Moe => {
+            let mixture = Mixture {
+                experts: config.num_experts.unwrap_or(128),
+                used: used.unwrap_or(8),
+                normalised: config.norm_topk_prob.unwrap_or(false),
+            };
+            (mixture, config.moe_intermediate_size.unwrap_or(768))
+        }
+        _ => return (None, config.intermediate_size),
+    };
+    (Some(mixture), columns.saturating_mul(mixture.experts))
 }
 
 fn activation(config: &Config, architecture: Architecture) -> Result<Activation, String> {
@@ -237,7 +278,7 @@ fn ropes(
         Some(part) => return refused(format!("`partial_rotary_factor` to {part}")),
     };
     let theta_default = match architecture {
-        Architecture::Gemma3 => 1_000_000.0,
+        Architecture::Gemma3 | Architecture::Mixtral => 1_000_000.0,
         _ => 10_000.0,
     };
     let mut scaling = RopeScaling::None;
@@ -385,9 +426,9 @@ fn window(
     let count = config.num_hidden_layers;
     let tokens = match (architecture, config.sliding_window) {
         (Llama, _) => None,
-        (Qwen2 | Qwen3, _) if config.use_sliding_window != Some(true) => None,
+        (Qwen2 | Qwen3 | Qwen3Moe, _) if config.use_sliding_window != Some(true) => None,
         (_, Some(tokens)) => tokens,
-        (Phi3, None) => None,
+        (Phi3 | Mixtral, None) => None,
         (_, None) => Some(4_096),
     };
     let Some(tokens) = tokens else {

@@ -7,9 +7,9 @@
 use super::header::shown;
 use super::partition::{Costs, SplitError, shares_by_cost};
 use super::roles::{expected, layer_shapes};
-use super::{DType, ModelConfig, RankShare, Rope, RopeScaling};
+use super::{DType, Mixture, ModelConfig, RankShare, Rope, RopeScaling};
 use crate::limits;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 pub use super::roles::TensorRole;
@@ -118,6 +118,18 @@ impl Manifest {
             AttnOutput(_) => columns(kv_heads * group * head),
             FfnGate(_) | FfnUp(_) => rows(share.ffn.len().into()),
             FfnDown(_) => columns(share.ffn.len().into()),
+            Router(_) => tensor.bytes,
+            ExpertGate(_, e) | ExpertUp(_, e) | ExpertDown(_, e) => {
+                match self
+                    .config
+                    .experts_in(share.ffn)
+                    .range()
+                    .contains(&(e.0 as usize))
+                {
+                    true => tensor.bytes,
+                    false => 0,
+                }
+            }
         }
     }
 
@@ -140,21 +152,22 @@ impl Manifest {
     /// [`super::partition::shares`] with stages balanced by what each tensor really weighs in the
     /// files, which is what decoding waits for.
     pub fn shares(&self, weights: &[Vec<u64>]) -> Result<Vec<RankShare>, SplitError> {
-        let of = |roles: &[TensorRole]| -> u64 {
-            let tensors = roles.iter().filter_map(|r| self.tensors.get(r));
-            tensors.map(|t| t.bytes).sum()
-        };
         use TensorRole::*;
-        let output = if self.config.tied_embeddings {
-            Embedding
-        } else {
-            Output
+        let is_output = |role| match self.config.tied_embeddings {
+            true => role == Embedding,
+            false => role == Output,
         };
-        let costs = Costs {
-            attention: of(&[Query(0), Key(0), Value(0), AttnOutput(0)]),
-            ffn: of(&[FfnGate(0), FfnUp(0), FfnDown(0)]),
-            output: of(&[output]),
-        };
+        let mut costs = Costs::default();
+        for (role, tensor) in &self.tensors {
+            let cost = match role {
+                Query(0) | Key(0) | Value(0) | AttnOutput(0) => &mut costs.attention,
+                FfnGate(0) | FfnUp(0) | FfnDown(0) | Router(0) => &mut costs.ffn,
+                ExpertGate(0, _) | ExpertUp(0, _) | ExpertDown(0, _) => &mut costs.ffn,
+                role if is_output(*role) => &mut costs.output,
+                _ => continue,
+            };
+            *cost += tensor.bytes;
+        }
         shares_by_cost(&self.config, weights, self.column_unit(), costs)
     }
 }
@@ -168,6 +181,13 @@ pub(super) fn place(
     entry: TensorEntry,
     name: &str,
 ) -> Result<(), String> {
+    let layers = config.layers;
+    if roles.iter().any(|r| r.layer().is_some_and(|n| n >= layers)) {
+        let name = shown(name);
+        return Err(format!(
+            "has the tensor {name} but says it has {layers} layers"
+        ));
+    }
     let twice = || format!("has more than one tensor for the part of {}", shown(name));
     if let [role] = roles {
         return match tensors.insert(*role, entry) {
@@ -176,6 +196,7 @@ pub(super) fn place(
         };
     }
     let layer = roles.first().and_then(|r| r.layer()).unwrap_or(0);
+    let roles: BTreeSet<_> = roles.iter().collect();
     let shapes: Vec<_> = layer_shapes(config, layer)
         .into_iter()
         .filter(|(role, ..)| roles.contains(role))
@@ -228,25 +249,18 @@ pub(super) fn check(
             ));
         }
     }
-    if known != tensors.len() {
-        let layers = config.layers;
-        let extra = tensors
-            .keys()
-            .find(|r| r.layer().is_some_and(|n| n >= layers));
-        return Err(match extra {
-            Some(role) => format!(
-                "has the tensor `{}` but says it has {layers} layers",
-                name(*role)
-            ),
-            None => "has tensors its settings do not account for".into(),
-        });
+    if known == tensors.len() {
+        return Ok(());
     }
-    Ok(())
+    Err("has tensors its settings do not account for".into())
 }
 
 /// Checks a configuration on its own: first of all, so that nothing is reckoned with absurd counts.
 pub(super) fn check_config(config: &ModelConfig) -> Result<(), String> {
     let c = config;
+    if let Some(mixture) = c.mixture {
+        check_mixture(mixture, c.layers)?;
+    }
     for (what, n, max) in [
         ("layers", c.layers, limits::MODEL_LAYERS_MAX),
         ("hidden size", c.hidden, limits::MODEL_WIDTH_MAX),
@@ -295,6 +309,22 @@ pub(super) fn check_config(config: &ModelConfig) -> Result<(), String> {
     }
     if !(c.norm_eps.is_finite() && c.norm_eps >= 0.0) {
         return Err(format!("has the norm epsilon {}", c.norm_eps));
+    }
+    Ok(())
+}
+
+fn check_mixture(mixture: Mixture, layers: u32) -> Result<(), String> {
+    let Mixture { experts, used, .. } = mixture;
+    let most = limits::MODEL_EXPERTS_MAX.min(limits::MODEL_EXPERTS_TOTAL_MAX / layers.max(1));
+    if experts == 0 || experts > most {
+        return Err(format!(
+            "says each of its {layers} layers has {experts} experts; 1 to {most} is possible"
+        ));
+    }
+    if used == 0 || used > experts {
+        return Err(format!(
+            "says each token uses {used} of {experts} experts; 1 to {experts} is possible"
+        ));
     }
     Ok(())
 }

@@ -300,8 +300,8 @@ fn settings_that_are_not_implemented_are_refused_by_name() {
         ("partial_rotary_factor", "0.5", "`partial_rotary_factor`"),
         (
             "architectures",
-            r#"["MixtralForCausalLM"]"#,
-            "`MixtralForCausalLM`",
+            r#"["Qwen2MoeForCausalLM"]"#,
+            "`Qwen2MoeForCausalLM`",
         ),
         (
             "architectures",

@@ -13,13 +13,17 @@ mod header;
 pub(crate) mod hf;
 mod hf_config;
 pub mod manifest;
+#[cfg(test)]
+mod mixture_tests;
 pub mod partition;
 pub mod random;
 mod roles;
 pub mod safetensors;
 
-pub use config::{Activation, Architecture, ModelConfig, Rope, RopeScaling, RopeStyle, Window};
+pub use config::{
+    Activation, Architecture, Mixture, ModelConfig, Rope, RopeScaling, RopeStyle, Window,
+};
 pub use dtype::DType;
 pub use manifest::{Manifest, ManifestError, TensorEntry};
 pub use partition::{RankShare, Span};
-pub use roles::{TensorRole, layer_shapes};
+pub use roles::{Expert, TensorRole, layer_shapes};

@@ -60,7 +60,8 @@ pub struct RankShare {
     pub ranks: u16,
     pub layers: Span,
     pub kv_heads: Span,
-    /// FFN columns; cut where the weights can be (`Manifest::column_unit`).
+    /// FFN columns; cut where the weights can be (`Manifest::column_unit`), of a mixture between
+    /// experts.
     pub ffn: Span,
     pub vocab: Span,
 }
@@ -79,8 +80,12 @@ impl RankShare {
 pub const FFN_SEGMENT: u32 = 128;
 
 /// The unit of FFN splits, in columns: a segment where as many ranks as there are KV heads can have
-/// one each, else where a block may be cut. The same for every split of a model.
+/// one each, else where a block may be cut. Of a mixture, an expert. The same for every split of a
+/// model.
 fn ffn_unit(config: &ModelConfig, column_unit: u32) -> u32 {
+    if let Some(expert) = config.expert_ffn() {
+        return expert.max(1);
+    }
     let block = column_unit.max(1);
     if FFN_SEGMENT.is_multiple_of(block) && config.ffn / FFN_SEGMENT >= config.kv_heads {
         FFN_SEGMENT
@@ -96,7 +101,7 @@ pub struct SplitError(pub String);
 
 /// What one layer's two phases and the output matrix cost, in any one unit (bytes, or weights).
 /// Only their ratios matter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Costs {
     pub attention: u64,
     pub ffn: u64,

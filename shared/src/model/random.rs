@@ -6,9 +6,9 @@
 //! its own row order of Q and K.
 
 use super::byte_level::byte_to_char;
-use super::config::{Activation, Architecture, ModelConfig, Rope, RopeScaling, RopeStyle};
+use super::config::{Activation, Architecture, Mixture, ModelConfig, Rope, RopeScaling, RopeStyle};
 use super::gguf::ggml_type_number;
-use super::roles::{TensorRole, expected};
+use super::roles::{Shape, TensorRole, expected};
 use super::{DType, blocks, gguf_model, hf};
 use serde_json::{Map, Value, json};
 use std::fs::File;
@@ -33,7 +33,9 @@ pub struct RandomModel {
     pub heads: u32,
     pub kv_heads: u32,
     pub head_dim: u32,
+    /// Of a mixture, of all its experts.
     pub ffn: u32,
+    pub mixture: Option<Mixture>,
     pub vocab: u32,
     pub context: u32,
     pub rope_theta: f32,
@@ -58,6 +60,7 @@ impl RandomModel {
             kv_heads: 3,
             head_dim: 16,
             ffn: 160,
+            mixture: None,
             vocab: 272,
             context: 512,
             rope_theta: 10_000.0,
@@ -79,6 +82,7 @@ impl RandomModel {
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             ffn: self.ffn,
+            mixture: self.mixture,
             vocab: self.vocab,
             context: self.context,
             rope: Rope {
@@ -132,9 +136,23 @@ impl RandomModel {
 
     fn dtype_of(&self, role: TensorRole) -> DType {
         match role {
-            _ if role.is_norm() => DType::F32,
+            // llama.cpp quantises no router.
+            _ if role.is_norm() || matches!(role, TensorRole::Router(_)) => DType::F32,
             TensorRole::Embedding | TensorRole::Output => self.embedding_dtype,
             _ => self.dtype,
+        }
+    }
+
+    /// Columns of the FFN, or of each expert.
+    fn expert_ffn(&self) -> u32 {
+        self.config().expert_ffn().unwrap_or(self.ffn)
+    }
+
+    /// Whose layout of tensors the folder has.
+    fn hf_architecture(&self) -> Architecture {
+        match self.mixture {
+            Some(_) => Architecture::Mixtral,
+            None => Architecture::Llama,
         }
     }
 
@@ -169,7 +187,11 @@ impl RandomModel {
         header.u32("llama.block_count", self.layers);
         header.u32("llama.context_length", self.context);
         header.u32("llama.embedding_length", self.hidden);
-        header.u32("llama.feed_forward_length", self.ffn);
+        header.u32("llama.feed_forward_length", self.expert_ffn());
+        if let Some(mixture) = self.mixture {
+            header.u32("llama.expert_count", mixture.experts);
+            header.u32("llama.expert_used_count", mixture.used);
+        }
         header.u32("llama.attention.head_count", self.heads);
         header.u32("llama.attention.head_count_kv", self.kv_heads);
         header.u32("llama.attention.key_length", self.head_dim);
@@ -200,11 +222,18 @@ impl RandomModel {
         let mut index = Vec::new();
         let mut offset = 0u64;
         let mut count = 0u64;
-        for (role, rows, columns) in expected(&self.config()) {
+        let shapes: Vec<Shape> = expected(&self.config()).collect();
+        let name = |shape: &Shape| gguf_model::name(shape.0, Architecture::Llama);
+        // A layer's experts are one tensor.
+        let tensors = || shapes.chunk_by(|a, b| name(a) == name(b));
+        for tensor in tensors() {
+            let (role, rows, columns) = tensor[0];
             let dtype = self.dtype_of(role);
-            push_string(&mut index, &gguf_model::name(role, Architecture::Llama));
+            push_string(&mut index, &name(&tensor[0]));
             let dims = if role.is_norm() {
                 vec![columns]
+            } else if role.expert().is_some() {
+                vec![columns, rows, tensor.len() as u64]
             } else {
                 vec![columns, rows]
             };
@@ -212,7 +241,8 @@ impl RandomModel {
             dims.iter().for_each(|d| index.extend(d.to_le_bytes()));
             index.extend(ggml_type_number(dtype).to_le_bytes());
             index.extend(offset.to_le_bytes());
-            let bytes = dtype.bytes_of(rows * columns).unwrap_or(0);
+            let elements = dims.iter().product();
+            let bytes = dtype.bytes_of(elements).unwrap_or(0);
             offset = (offset + bytes).next_multiple_of(GGUF_ALIGNMENT);
             count += 1;
         }
@@ -223,14 +253,18 @@ impl RandomModel {
         out.write_all(&header.bytes)?;
         out.write_all(&index)?;
         pad(&mut out, 24 + (header.bytes.len() + index.len()) as u64)?;
-        for (role, _, columns) in expected(&self.config()) {
-            let mut bytes = self.stored(role);
-            if matches!(role, TensorRole::Query(_) | TensorRole::Key(_)) {
-                let row_bytes = self.dtype_of(role).bytes_of(columns).unwrap_or(0) as usize;
-                bytes = interleave(&bytes, row_bytes, self.head_dim as usize);
+        for tensor in tensors() {
+            let mut written = 0;
+            for &(role, _, columns) in tensor {
+                let mut bytes = self.stored(role);
+                if matches!(role, TensorRole::Query(_) | TensorRole::Key(_)) {
+                    let row_bytes = self.dtype_of(role).bytes_of(columns).unwrap_or(0) as usize;
+                    bytes = interleave(&bytes, row_bytes, self.head_dim as usize);
+                }
+                out.write_all(&bytes)?;
+                written += bytes.len() as u64;
             }
-            out.write_all(&bytes)?;
-            pad(&mut out, bytes.len() as u64)?;
+            pad(&mut out, written)?;
         }
         out.flush()
     }
@@ -240,16 +274,21 @@ impl RandomModel {
     pub fn write_hf(&self, folder: &Path, store: DType, shards: usize) -> io::Result<()> {
         self.check()?;
         std::fs::create_dir_all(folder)?;
-        let config = json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        let (class, model_type) = self.hf_architecture().hf_names();
+        let mut config = json!({
+            "architectures": [class], "model_type": model_type,
             "hidden_size": self.hidden, "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim, "intermediate_size": self.ffn,
+            "head_dim": self.head_dim, "intermediate_size": self.expert_ffn(),
             "vocab_size": self.vocab, "max_position_embeddings": self.context,
             "rms_norm_eps": 1e-5, "rope_theta": self.rope_theta, "hidden_act": "silu",
             "tie_word_embeddings": self.tied_embeddings, "rope_scaling": null,
             "bos_token_id": 1, "eos_token_id": 2,
         });
+        if let Some(mixture) = self.mixture {
+            config["num_local_experts"] = mixture.experts.into();
+            config["num_experts_per_tok"] = mixture.used.into();
+        }
         write_json(&folder.join("config.json"), &config)?;
         if self.tokenizer {
             self.write_hf_tokenizer(folder)?;
@@ -263,10 +302,8 @@ impl RandomModel {
                 _ => format!("model-{:05}-of-{shards:05}.safetensors", index + 1),
             };
             for role in part {
-                weight_map.insert(
-                    hf::name(*role, Architecture::Llama),
-                    Value::from(file.clone()),
-                );
+                let name = hf::name(*role, self.hf_architecture());
+                weight_map.insert(name, Value::from(file.clone()));
             }
             self.write_safetensors(&folder.join(file), part, store)?;
         }
@@ -292,7 +329,7 @@ impl RandomModel {
             let entry = json!({
                 "dtype": format!("{store:?}"), "shape": shape, "data_offsets": [begin, data.len()],
             });
-            header.insert(hf::name(role, Architecture::Llama), entry);
+            header.insert(hf::name(role, self.hf_architecture()), entry);
         }
         let header = serde_json::to_vec(&Value::Object(header))?;
         let mut out = BufWriter::new(File::create(path)?);

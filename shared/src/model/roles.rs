@@ -2,6 +2,10 @@
 
 use super::ModelConfig;
 
+/// The number of an expert in its layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Expert(pub u32);
+
 /// What a tensor is for. Both GGUF and safetensors names are mapped onto these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TensorRole {
@@ -43,6 +47,14 @@ pub enum TensorRole {
     FfnUp(u32),
     /// `[hidden, ffn]`
     FfnDown(u32),
+    /// `[experts, hidden]`: what of a mixture's experts a token goes through
+    Router(u32),
+    /// `[expert_ffn, hidden]`
+    ExpertGate(u32, Expert),
+    /// `[expert_ffn, hidden]`
+    ExpertUp(u32, Expert),
+    /// `[hidden, expert_ffn]`
+    ExpertDown(u32, Expert),
     /// `[hidden]`: of what the FFN adds
     FfnPostNorm(u32),
 }
@@ -55,7 +67,19 @@ impl TensorRole {
             Embedding | OutputNorm | Output | RopeFactors => None,
             AttnNorm(n) | Query(n) | Key(n) | Value(n) | QueryBias(n) | KeyBias(n)
             | ValueBias(n) | QueryNorm(n) | KeyNorm(n) | AttnOutput(n) | AttnPostNorm(n)
-            | FfnNorm(n) | FfnGate(n) | FfnUp(n) | FfnDown(n) | FfnPostNorm(n) => Some(n),
+            | FfnNorm(n) | FfnGate(n) | FfnUp(n) | FfnDown(n) | Router(n) | FfnPostNorm(n) => {
+                Some(n)
+            }
+            ExpertGate(n, _) | ExpertUp(n, _) | ExpertDown(n, _) => Some(n),
+        }
+    }
+
+    /// The expert a role belongs to, if it is of one.
+    pub fn expert(self) -> Option<Expert> {
+        use TensorRole::*;
+        match self {
+            ExpertGate(_, e) | ExpertUp(_, e) | ExpertDown(_, e) => Some(e),
+            _ => None,
         }
     }
 
@@ -106,12 +130,21 @@ pub fn layer_shapes(config: &ModelConfig, n: u32) -> Vec<Shape> {
     if architecture.is_gemma() {
         shapes.push((AttnPostNorm(n), 1, hidden));
     }
-    shapes.extend([
-        (FfnNorm(n), 1, hidden),
-        (FfnGate(n), ffn, hidden),
-        (FfnUp(n), ffn, hidden),
-        (FfnDown(n), hidden, ffn),
-    ]);
+    shapes.push((FfnNorm(n), 1, hidden));
+    if let (Some(mixture), Some(ffn)) = (config.mixture, config.expert_ffn()) {
+        let (count, ffn) = (mixture.experts, u64::from(ffn));
+        let experts = || (0..count).map(Expert);
+        shapes.push((Router(n), count.into(), hidden));
+        shapes.extend(experts().map(|e| (ExpertGate(n, e), ffn, hidden)));
+        shapes.extend(experts().map(|e| (ExpertUp(n, e), ffn, hidden)));
+        shapes.extend(experts().map(|e| (ExpertDown(n, e), hidden, ffn)));
+    } else {
+        shapes.extend([
+            (FfnGate(n), ffn, hidden),
+            (FfnUp(n), ffn, hidden),
+            (FfnDown(n), hidden, ffn),
+        ]);
+    }
     if architecture.is_gemma() {
         shapes.push((FfnPostNorm(n), 1, hidden));
     }

@@ -173,6 +173,7 @@ mod tests {
             gen_tokens: 8,
             context_tokens: 0,
             load_seconds: 0.1,
+            token_bytes: 1,
             weight_bytes: 1,
             read_bytes_per_second: 1.0,
             prefill_tokens_per_second: 1.0,

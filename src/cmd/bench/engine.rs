@@ -115,7 +115,7 @@ fn show(report: &EngineBenchReport) {
         term::out(format!("products of {rows} or more rows go by AMX tiles"));
     }
     if let Some(alone) = report.decode.iter().find(|speed| speed.batch == 1) {
-        let rate = alone.tokens_per_second * report.weight_bytes as f64;
+        let rate = alone.tokens_per_second * report.token_bytes as f64;
         term::out(format!(
             "batch 1 reads weights at {:.1} GB/s, {:.0} % of the {:.1} GB/s that as many threads \
              read here",

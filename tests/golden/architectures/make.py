@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import struct
+import sys
 
 import gguf
 import numpy
@@ -68,6 +69,19 @@ CASES = {
             rope_theta=1000000.0, rope_scaling=dict(rope_type="linear", factor=8.0))),
         "gemma3",
     ),
+    "qwen3moe": (
+        transformers.Qwen3MoeConfig(**SHAPE | dict(
+            head_dim=16, moe_intermediate_size=48, num_experts=8, num_experts_per_tok=3,
+            norm_topk_prob=True)),
+        "qwen3moe",
+    ),
+    # Odd numbers of experts; their columns are no whole segments.
+    "mixtral": (
+        transformers.MixtralConfig(**SHAPE | dict(
+            head_dim=16, num_attention_heads=6, num_key_value_heads=3, intermediate_size=144,
+            num_local_experts=5, num_experts_per_tok=2, tie_word_embeddings=False)),
+        "llama",
+    ),
 }
 
 # Every part of a name that llama.cpp's conversions rename, by its place in a layer.
@@ -77,11 +91,21 @@ GGUF_NAMES = {
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp", "block_sparse_moe.gate": "ffn_gate_inp",
+}
+# The same of an expert, whose tensor has all experts of the layer.
+EXPERT_NAMES = {
+    "w1": "ffn_gate_exps", "w3": "ffn_up_exps", "w2": "ffn_down_exps",
+    "gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps",
 }
 GEMMA_NAMES = GGUF_NAMES | {
     "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+
+
+def is_router(name):
+    return name.endswith(("mlp.gate.weight", "block_sparse_moe.gate.weight"))
 
 
 def fill(model, seed):
@@ -99,6 +123,8 @@ def fill(model, seed):
         elif "q_proj" in name or "k_proj" in name or "qkv" in name:
             # Scores that differ, so that positions, windows and caps show in the answer.
             weight.data = levels / 16
+        elif is_router(name):
+            weight.data = levels / 8
         else:
             weight.data = levels / 32
         assert torch.equal(weight.data, weight.data.bfloat16().float()), name
@@ -115,6 +141,16 @@ def answer(model, tokens):
     return tokens, torch.stack(logits)
 
 
+def check_routes(model, tokens):
+    """Experts chosen by a hair would be others where keys and values are rounded."""
+    with torch.no_grad():
+        layers = model(torch.tensor([tokens]), output_router_logits=True).router_logits
+    used = model.config.num_experts_per_tok
+    best = torch.cat(layers).sort(descending=True).values
+    gap = (best[:, used - 1] - best[:, used]).min()
+    assert gap > 1e-3, f"experts are chosen by {gap}: take other weights"
+
+
 def permuted(weight, heads):
     """llama.cpp's order of the rows of Q and K in `llama` files."""
     rows = weight.shape[0] // heads
@@ -126,6 +162,12 @@ def metadata(writer, config, arch):
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
+    if arch == "qwen3moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if hasattr(config, "num_experts_per_tok"):
+        experts = getattr(config, "num_local_experts", None) or config.num_experts
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
@@ -134,7 +176,7 @@ def metadata(writer, config, arch):
         writer.add_rope_freq_base(config.rope_theta)
     if arch in ("llama", "phi3"):
         writer.add_rope_dimension_count(int(head * getattr(config, "partial_rotary_factor", 1.0)))
-    if arch in ("llama", "qwen3", "gemma2", "gemma3"):
+    if arch in ("llama", "qwen3", "qwen3moe", "gemma2", "gemma3"):
         writer.add_key_length(head)
         writer.add_value_length(head)
     if getattr(config, "sliding_window", None):
@@ -165,13 +207,28 @@ def rope_freqs(config):
     return numpy.array(out, dtype=numpy.float32)
 
 
+def with_stacked_experts(state):
+    """Names and weights, those of all of a layer's experts on top of each other."""
+    stacks = {}
+    for name, weight in state.items():
+        layer, _, expert = name.partition(".experts.")
+        if not expert:
+            yield name, weight
+            continue
+        part = expert.split(".")[1]
+        stacks.setdefault(f"{layer}.{part}", []).append(weight)
+    for name, weights in stacks.items():
+        layer, part = name.removeprefix("model.layers.").split(".")[::2]
+        yield f"blk.{layer}.{EXPERT_NAMES[part]}.weight", torch.stack(weights)
+
+
 def write_gguf(path, state, config, arch):
     writer = gguf.GGUFWriter(path, arch)
     metadata(writer, config, arch)
     if "llama3" == ((getattr(config, "rope_scaling", None) or {}).get("rope_type")):
         writer.add_tensor("rope_freqs.weight", rope_freqs(config))
     is_gemma = arch.startswith("gemma")
-    for name, weight in state.items():
+    for name, weight in with_stacked_experts(state):
         weight = weight.numpy()
         if name == "model.embed_tokens.weight":
             name = "token_embd.weight"
@@ -179,7 +236,7 @@ def write_gguf(path, state, config, arch):
             name = "output_norm.weight"
         elif name == "lm_head.weight":
             name = "output.weight"
-        else:
+        elif not name.startswith("blk."):
             layer, part = name.removeprefix("model.layers.").split(".", 1)
             part, kind = part.rsplit(".", 1)
             if arch == "llama" and part == "self_attn.q_proj":
@@ -190,7 +247,7 @@ def write_gguf(path, state, config, arch):
             name = f"blk.{layer}.{part}.{kind}"
         if is_gemma and name.endswith("norm.weight"):
             weight = weight + 1.0
-        if weight.ndim == 1:
+        if weight.ndim == 1 or name.endswith("ffn_gate_inp.weight"):
             writer.add_tensor(name, weight.astype(numpy.float32))
         else:
             bits = gguf.quants.quantize(weight, gguf.GGMLQuantizationType.BF16)
@@ -205,6 +262,8 @@ def main():
     transformers.utils.logging.set_verbosity_error()
     prompt = torch.randint(3, VOCAB, (PROMPT,), generator=torch.Generator().manual_seed(7)).tolist()
     for number, (name, (config, arch)) in enumerate(CASES.items()):
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         folder = HERE / name
         folder.mkdir(exist_ok=True)
         config._attn_implementation = "eager"
@@ -214,6 +273,8 @@ def main():
         fill(model, 0 if arch == "llama" and name.startswith("llama") else number)
         model.tie_weights()
         tokens, logits = answer(model, prompt)
+        if hasattr(config, "num_experts_per_tok"):
+            check_routes(model, tokens)
         state = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
         if config.tie_word_embeddings:
             state.pop("lm_head.weight", None)

@@ -10,7 +10,7 @@ pub mod weights;
 pub use weights::WeightView;
 
 use crate::model::SequenceSlice;
-use trireme_shared::model::{Activation, Rope, Span};
+use trireme_shared::model::{Activation, Mixture, Rope, Span};
 
 /// Without this variable in the environment AMX is left alone.
 pub const ASK_FOR_AMX: &str = "TRIREME_AMX";
@@ -134,6 +134,16 @@ pub struct HeadNorms<'a, V> {
     pub eps: f32,
 }
 
+/// What goes into a mixture of experts.
+pub struct MixtureInput<'a, R> {
+    /// The hidden state, by which experts are chosen.
+    pub x: &'a R,
+    /// Of its norm.
+    pub eps: f32,
+    /// `x`, normalised: what the experts get.
+    pub normed: &'a mut R,
+}
+
 /// Layer-sized operations. Matrices are `[outputs, inputs]`; activations are rows of f32.
 ///
 /// Operations are called by one thread, in order; shapes that do not fit each other are a defect
@@ -142,6 +152,8 @@ pub trait Backend {
     type Matrix;
     /// Gate and up projections of a gated FFN, of equal shape.
     type Gated;
+    /// A mixture's router, and one rank's experts.
+    type Mixture;
     type Vector;
     /// `rows x width` of f32, resized by the operation that fills it.
     type Rows;
@@ -156,6 +168,16 @@ pub trait Backend {
         gate: &WeightView<'_>,
         up: &WeightView<'_>,
     ) -> Result<Self::Gated, BackendError>;
+    /// `router` is `[experts, hidden]` of the whole mixture, `norm` the weights of the norm before it;
+    /// of the experts `held` are given, each gate and up and then down.
+    fn mixture(
+        &mut self,
+        mixture: Mixture,
+        router: &WeightView<'_>,
+        norm: &Self::Vector,
+        held: Span,
+        experts: Vec<(Self::Gated, Self::Matrix)>,
+    ) -> Result<Self::Mixture, BackendError>;
     /// All of the view's values, each with `offset` added.
     fn vector(&mut self, view: &WeightView<'_>, offset: f32) -> Result<Self::Vector, BackendError>;
     fn kv(&mut self, shape: KvShape) -> Result<Self::Kv, BackendError>;
@@ -215,6 +237,19 @@ pub trait Backend {
         weights: &Self::Gated,
         activation: Activation,
         out: &mut Self::Rows,
+    );
+    /// The sum over a row's experts, as far as this rank holds them, of `weight * down(activation(gate)
+    /// * up)`, with sums over segments as in `linear_partial`.
+    ///
+    /// Which experts a row has, and their weights, come out the same on every rank that has the same
+    /// `x`, whichever its instruction set: each must be computed by one rank.
+    fn mixture_ffn(
+        &mut self,
+        input: MixtureInput<'_, Self::Rows>,
+        weights: &Self::Mixture,
+        activation: Activation,
+        segment: usize,
+        out: &mut Self::Partial,
     );
     /// `out = partial`, rounded to f32, times `scale`.
     fn round(&mut self, partial: &Self::Partial, scale: f32, out: &mut Self::Rows);

@@ -156,6 +156,9 @@ fn report(
     let mut least_of_all = 0.0;
     let mut parts = Vec::new();
     for (part, tally) in Part::ALL.into_iter().zip(tallies) {
+        if tally.time.is_zero() {
+            continue;
+        }
         let took = tally.time.as_secs_f64();
         let (bound, least) = least(tally, peaks);
         least_of_all += least;
@@ -201,6 +204,7 @@ fn title(part: Part) -> &'static str {
         Part::AttentionOutput => "attention's output",
         Part::GateUp => "gate and up",
         Part::Down => "down",
+        Part::Experts => "experts",
         Part::Logits => "logits",
         Part::Rest => "norms, rotation, sums",
     }
@@ -210,6 +214,7 @@ fn title(part: Part) -> &'static str {
 mod tests {
     use super::*;
     use std::time::Duration;
+    use trireme_shared::model::Mixture;
     use trireme_shared::model::random::RandomModel;
 
     const PEAKS: Peaks = Peaks {
@@ -230,46 +235,59 @@ mod tests {
         tallies[Part::GateUp as usize] = tally;
         tallies[Part::Rest as usize].time = Duration::from_millis(10);
         let report = report("two steps".into(), 0.08, 2, &tallies, &PEAKS);
-        let part = &report.parts[Part::GateUp as usize];
+        // Parts that were not there are left out.
+        let [part, rest] = &report.parts[..] else {
+            panic!("{:?}", report.parts)
+        };
         assert_eq!(part.bound, Some("products"));
         assert_eq!(part.share_of_limit, Some(0.5));
         assert_eq!((part.milliseconds, part.share_of_time), (20.0, 0.5));
-        assert_eq!(report.parts[Part::Rest as usize].share_of_limit, None);
+        assert_eq!(rest.share_of_limit, None);
         assert_eq!((report.share_of_limit, report.milliseconds), (0.25, 40.0));
     }
 
     #[test]
     fn every_part_of_a_model_is_tallied() {
-        let name = format!("trireme-roofline-{}.gguf", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        let model = RandomModel::tiny(3);
-        model.write_gguf(&path).unwrap();
-        let bench = RooflineBench {
-            model: path.clone(),
-            threads: 2,
-            prompt_tokens: 20,
-            batches: vec![1, 3],
-            isa: Isa::detect(),
+        let name = |kind| format!("trireme-roofline-{}-{kind}.gguf", std::process::id());
+        let mixture = RandomModel {
+            ffn: 4 * RandomModel::tiny(3).ffn,
+            mixture: Some(Mixture {
+                experts: 4,
+                used: 2,
+                normalised: true,
+            }),
+            ..RandomModel::tiny(3)
         };
-        let report = bench.run(&|_| {});
-        let refused = RooflineBench {
-            batches: vec![0],
-            ..bench
-        };
-        assert!(matches!(refused.run(&|_| {}), Err(BenchError::Settings(_))));
-        std::fs::remove_file(&path).unwrap();
-        let report = report.unwrap();
-        assert_eq!(report.phases.len(), 3);
-        for phase in &report.phases {
-            let limited = phase
-                .parts
-                .iter()
-                .filter(|part| part.share_of_limit.is_some());
-            assert_eq!(limited.count(), Part::ALL.len() - 1, "{}", phase.name);
-            let together: f64 = phase.parts.iter().map(|part| part.share_of_time).sum();
-            assert!(together > 0.0 && together <= 1.0, "{}", phase.name);
+        for (kind, model, parts) in [("dense", RandomModel::tiny(3), 6), ("mixture", mixture, 5)] {
+            let path = std::env::temp_dir().join(name(kind));
+            model.write_gguf(&path).unwrap();
+            let bench = RooflineBench {
+                model: path.clone(),
+                threads: 2,
+                prompt_tokens: 20,
+                batches: vec![1, 3],
+                isa: Isa::detect(),
+            };
+            let report = bench.run(&|_| {});
+            let refused = RooflineBench {
+                batches: vec![0],
+                ..bench
+            };
+            assert!(matches!(refused.run(&|_| {}), Err(BenchError::Settings(_))));
+            std::fs::remove_file(&path).unwrap();
+            let report = report.unwrap();
+            assert_eq!(report.phases.len(), 3);
+            for phase in &report.phases {
+                let limited = phase
+                    .parts
+                    .iter()
+                    .filter(|part| part.share_of_limit.is_some());
+                assert_eq!(limited.count(), parts, "{kind}, {}", phase.name);
+                let together: f64 = phase.parts.iter().map(|part| part.share_of_time).sum();
+                assert!(together > 0.0 && together <= 1.0, "{kind}, {}", phase.name);
+            }
+            let peaks = report.peaks;
+            assert!(peaks.products_per_second > 0.0 && peaks.float_products_per_second > 0.0);
         }
-        let peaks = report.peaks;
-        assert!(peaks.products_per_second > 0.0 && peaks.float_products_per_second > 0.0);
     }
 }

@@ -3,8 +3,8 @@
 //! [`part`] is the arithmetic (which bytes of which file), pure; [`WeightFiles`] maps the files and
 //! gives a backend views of those bytes and no others. Tensor-parallel ranks hold rows of q, k, v,
 //! gate, up, embedding and output, and columns of the attention output and FFN down projections
-//! (Shoeybi et al. 2019, "Megatron-LM"); the biases of q, k and v go with their rows, norms are small
-//! and held by every rank.
+//! (Shoeybi et al. 2019, "Megatron-LM"), of a mixture whole experts; the biases of q, k and v go with
+//! their rows, norms and routers are small and held by every rank.
 
 use crate::backend::WeightView;
 use crate::model::LoadError;
@@ -59,12 +59,14 @@ pub fn roles(manifest: &Manifest, share: &RankShare) -> Vec<TensorRole> {
     if share.is_first_stage() {
         roles.push(Embedding);
     }
+    let experts = manifest.config.experts_in(share.ffn).range();
+    let is_held = |role: &TensorRole| {
+        let expert = role.expert();
+        expert.is_none_or(|e| experts.contains(&(e.0 as usize)))
+    };
     for l in share.layers.start..share.layers.end {
-        roles.extend(
-            layer_shapes(&manifest.config, l)
-                .iter()
-                .map(|(role, ..)| *role),
-        );
+        let all = layer_shapes(&manifest.config, l).into_iter();
+        roles.extend(all.map(|(role, ..)| role).filter(is_held));
     }
     if share.is_last_stage() {
         roles.push(OutputNorm);
@@ -118,6 +120,9 @@ pub fn part(
         AttnOutput(_) => (0..hidden, queries),
         FfnGate(_) | FfnUp(_) => (share.ffn.range(), 0..hidden),
         FfnDown(_) => (0..hidden, share.ffn.range()),
+        Router(_) | ExpertGate(..) | ExpertUp(..) | ExpertDown(..) => {
+            (0..entry.rows as usize, 0..entry.columns as usize)
+        }
     };
     cut(role, entry, rows, columns)
 }

@@ -5,7 +5,7 @@ use crate::backend::{Backend, WeightView};
 use crate::loader::{self, WeightFiles};
 use crate::parallel::Abort;
 use std::cell::Cell;
-use trireme_shared::model::{Manifest, RankShare, TensorRole};
+use trireme_shared::model::{Expert, Manifest, Mixture, RankShare, TensorRole};
 
 /// A rank's part of a layer. What only some architectures have is optional.
 pub(super) struct Layer<B: Backend> {
@@ -22,17 +22,23 @@ pub(super) struct Layer<B: Backend> {
     pub(super) attn_output: B::Matrix,
     pub(super) attn_post_norm: Option<B::Vector>,
     pub(super) ffn_norm: B::Vector,
-    pub(super) gate_up: B::Gated,
-    pub(super) ffn_down: B::Matrix,
+    pub(super) ffn: Ffn<B>,
     pub(super) ffn_post_norm: Option<B::Vector>,
+}
+
+pub(super) enum Ffn<B: Backend> {
+    Dense { gate_up: B::Gated, down: B::Matrix },
+    Mixture(B::Mixture),
 }
 
 impl<B: Backend> Layer<B> {
     pub(super) fn read(reader: &Reader<'_>, b: &mut B, l: u32) -> Result<Self, LoadError> {
         use TensorRole::*;
-        let architecture = reader.manifest.config.architecture;
+        let config = &reader.manifest.config;
+        let architecture = config.architecture;
+        let ffn_norm = reader.vector(b, FfnNorm(l))?;
         Ok(Self {
-            is_windowed: reader.manifest.config.is_windowed(l),
+            is_windowed: config.is_windowed(l),
             attn_norm: reader.vector(b, AttnNorm(l))?,
             query: reader.matrix(b, Query(l))?,
             key: reader.matrix(b, Key(l))?,
@@ -60,11 +66,14 @@ impl<B: Backend> Layer<B> {
             } else {
                 None
             },
-            ffn_norm: reader.vector(b, FfnNorm(l))?,
-            gate_up: reader.read(FfnGate(l), |gate| {
-                reader.read(FfnUp(l), |up| Ok(b.gated(gate, up)?))
-            })?,
-            ffn_down: reader.matrix(b, FfnDown(l))?,
+            ffn: match config.mixture {
+                Some(mixture) => Ffn::Mixture(reader.mixture(b, l, mixture, &ffn_norm)?),
+                None => Ffn::Dense {
+                    gate_up: reader.gated(b, FfnGate(l), FfnUp(l))?,
+                    down: reader.matrix(b, FfnDown(l))?,
+                },
+            },
+            ffn_norm,
             ffn_post_norm: if architecture.is_gemma() {
                 Some(reader.vector(b, FfnPostNorm(l))?)
             } else {
@@ -131,6 +140,38 @@ impl<'a> Reader<'a> {
         role: TensorRole,
     ) -> Result<B::Matrix, LoadError> {
         self.read(role, |view| Ok(backend.matrix(view)?))
+    }
+
+    fn gated<B: Backend>(
+        &self,
+        backend: &mut B,
+        gate: TensorRole,
+        up: TensorRole,
+    ) -> Result<B::Gated, LoadError> {
+        self.read(gate, |gate| {
+            self.read(up, |up| Ok(backend.gated(gate, up)?))
+        })
+    }
+
+    /// This rank's experts of layer `l`, and the router of all.
+    fn mixture<B: Backend>(
+        &self,
+        backend: &mut B,
+        l: u32,
+        mixture: Mixture,
+        norm: &B::Vector,
+    ) -> Result<B::Mixture, LoadError> {
+        use TensorRole::*;
+        let held = self.manifest.config.experts_in(self.share.ffn);
+        let experts = (held.start..held.end).map(|e| {
+            let e = Expert(e);
+            let gate_up = self.gated(backend, ExpertGate(l, e), ExpertUp(l, e))?;
+            Ok((gate_up, self.matrix(backend, ExpertDown(l, e))?))
+        });
+        let experts = experts.collect::<Result<Vec<_>, LoadError>>()?;
+        self.read(Router(l), |router| {
+            Ok(backend.mixture(mixture, router, norm, held, experts)?)
+        })
     }
 
     pub(super) fn vector<B: Backend>(

@@ -2,17 +2,17 @@
 //! optional weights ([`Layer`]) and numbers of the configuration.
 //!
 //! Tensor parallelism: every rank of a stage holds the same hidden state. Each computes its heads'
-//! and its FFN columns' contribution; the contributions are all-reduced and then added to the
+//! and its FFN columns' (or its experts') contribution; the contributions are all-reduced and then added to the
 //! residual, twice a layer. (Gemma's norm of what is added acts on the sum.) Contributions are f64,
 //! and cut where every split may cut, so that a split changes no token: a quantised activation next
 //! to a rounding edge would otherwise turn the last bit of an f32 sum into a different word. The
 //! embedding is split by vocabulary: tokens outside a rank's span contribute zero.
 
 use super::batch::Batch;
-use super::layer::{Layer, Reader};
+use super::layer::{Ffn, Layer, Reader};
 use super::rope::RopeTable;
 use super::{Forward, ForwardError, LoadError};
-use crate::backend::{Backend, HeadNorms, KvShape, Step};
+use crate::backend::{Backend, HeadNorms, KvShape, MixtureInput, Step};
 use crate::loader;
 use crate::parallel::{Abort, Collective, LinkError};
 use trireme_shared::model::partition::FFN_SEGMENT;
@@ -227,10 +227,21 @@ impl<B: Backend> Transformer<B> {
             add(b, s, layer.attn_post_norm.as_ref(), eps);
 
             b.rms_norm(&s.x, &layer.ffn_norm, eps, &mut s.normed);
-            let activation = self.config.activation;
-            b.gated_ffn(&mut s.normed, &layer.gate_up, activation, &mut s.ffn);
-            let segment = FFN_SEGMENT as usize;
-            b.linear_partial(&mut s.ffn, &layer.ffn_down, segment, &mut s.delta);
+            let (activation, segment) = (self.config.activation, FFN_SEGMENT as usize);
+            match &layer.ffn {
+                Ffn::Dense { gate_up, down } => {
+                    b.gated_ffn(&mut s.normed, gate_up, activation, &mut s.ffn);
+                    b.linear_partial(&mut s.ffn, down, segment, &mut s.delta);
+                }
+                Ffn::Mixture(mixture) => {
+                    let input = MixtureInput {
+                        x: &s.x,
+                        eps,
+                        normed: &mut s.normed,
+                    };
+                    b.mixture_ffn(input, mixture, activation, segment, &mut s.delta);
+                }
+            }
             reduce(b, &mut s.delta, collective)?;
             add(b, s, layer.ffn_post_norm.as_ref(), eps);
         }
@@ -299,6 +310,16 @@ fn check_shape(config: &ModelConfig, share: &RankShare) -> Result<(), LoadError>
         if span.start >= span.end || span.end > whole {
             return refuse(format!("a share of {what} {span:?} of {whole}"));
         }
+    }
+    if let Some(columns) = config.expert_ffn()
+        && [share.ffn.start, share.ffn.end]
+            .iter()
+            .any(|end| !end.is_multiple_of(columns))
+    {
+        return refuse(format!(
+            "a share of FFN columns {:?} that cuts an expert of {columns}",
+            share.ffn
+        ));
     }
     Ok(())
 }

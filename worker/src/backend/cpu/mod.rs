@@ -8,6 +8,7 @@
 //! | `quants` | the quantised formats: bits, scales, products |
 //! | `rows` | activations and their form in bytes |
 //! | `pointwise` | norm, gates, soft caps |
+//! | `mixture` | routes through experts |
 //! | `matmul` | products by lanes |
 //! | `tiles`, `amx/` | products of several rows by tiles |
 //! | `multiply` | which of them when |
@@ -24,6 +25,7 @@ mod attention;
 mod lanes;
 mod matmul;
 mod memory;
+mod mixture;
 mod multiply;
 mod pack;
 pub(crate) mod peak;
@@ -36,16 +38,17 @@ mod tests;
 mod tiles;
 pub(crate) mod timed;
 
-use super::{Backend, BackendError, HeadNorms, Isa, KvShape, Step, WeightView};
+use super::{Backend, BackendError, HeadNorms, Isa, KvShape, MixtureInput, Step, WeightView};
 use attention::{CpuKv, Slot, TILE_QUERIES, Tile};
 use matmul::{GroupSums, ROWS_MAX};
-use multiply::Multiplier;
+use mixture::{CpuMixture, Routing};
+use multiply::{Kernels, Multiplier};
 use pack::{BLOCK, Packed, TILE};
 use pool::Pool;
-use rows::{CpuPartial, CpuRows};
+use rows::{CpuPartial, CpuRows, QuantsMut};
 use std::ops::Range;
 use trireme_shared::limits::HEAD_DIM_MAX;
-use trireme_shared::model::{Activation, Span};
+use trireme_shared::model::{Activation, Mixture, Span};
 
 /// Fewer values than this are not worth waking a thread for.
 const SERIAL_VALUES_MAX: usize = 8 << 10;
@@ -62,6 +65,7 @@ pub struct Cpu {
     /// Some matrix takes activations in bytes, so that producing them at once pays.
     quantised: bool,
     attention_tasks: Vec<AttentionTask>,
+    routing: Routing,
 }
 
 /// Queries `queries` (row * group + head in group) of one sequence and KV head.
@@ -75,6 +79,74 @@ struct AttentionTask {
 pub struct Gated {
     gate: Packed,
     up: Packed,
+}
+
+impl Gated {
+    /// Group `group` of `activation(x * gate^T) * (x * up^T)` into rows `rows` of `out`.
+    ///
+    /// # Safety
+    /// No other task touches this group's columns in these rows, `out` has such rows, and the machine
+    /// has `isa`.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn run_group(
+        &self,
+        isa: Isa,
+        kernels: &Kernels,
+        group: usize,
+        x: &CpuRows,
+        rows: Range<usize>,
+        activation: Activation,
+        (gates, ups): &mut (GroupSums<f32>, GroupSums<f32>),
+        out: GatedRows,
+    ) {
+        let columns = self.gate.group_rows(group);
+        kernels.multiply(&self.gate, group, x, rows.clone(), gates);
+        kernels.multiply(&self.up, group, x, rows.clone(), ups);
+        for (at, row) in rows.enumerate() {
+            // Whole vectors: a group has whole tiles.
+            let count = columns.len().next_multiple_of(TILE);
+            // SAFETY: both hold `count` values, which were just multiplied; the places are this task's.
+            // A group starts at a whole block, and where the width is whole blocks it ends at one.
+            unsafe {
+                let (gates, ups) = (gates.row(at, count), ups.row(at, count));
+                let (gate, up) = (gates.as_mut_ptr(), ups.as_ptr());
+                match activation {
+                    Activation::Silu => pointwise::silu_mul(isa, gate, up, count),
+                    Activation::GeluTanh => pointwise::gelu_mul(isa, gate, up, count),
+                }
+                let to = out
+                    .data
+                    .slice(row * out.width + columns.start, columns.len());
+                to.copy_from_slice(&gates[..columns.len()]);
+                if let Some(quants) = out.quants {
+                    let (first, blocks) = (columns.start / BLOCK, columns.len() / BLOCK);
+                    rows::quantise(isa, to.as_ptr(), quants, row, first, blocks);
+                }
+            }
+        }
+    }
+}
+
+/// Where gated activations go, for several tasks at once.
+#[derive(Clone, Copy)]
+struct GatedRows {
+    width: usize,
+    data: Shared<f32>,
+    quants: Option<QuantsMut>,
+}
+
+impl GatedRows {
+    /// `rows` has its shape; they are to be quantised too, where asked for.
+    fn new(rows: &mut CpuRows, quantise: bool) -> Self {
+        if quantise {
+            rows.reserve_quants();
+        }
+        Self {
+            width: rows.width,
+            data: Shared(rows.data.as_mut_ptr()),
+            quants: quantise.then(|| rows.quants_mut()),
+        }
+    }
 }
 
 /// Output of a region: tasks write places of their own.
@@ -130,6 +202,7 @@ impl Cpu {
             arena: memory::Arena::default(),
             quantised: false,
             attention_tasks: Vec::new(),
+            routing: Routing::default(),
         })
     }
 
@@ -171,6 +244,7 @@ impl Cpu {
 impl Backend for Cpu {
     type Matrix = Packed;
     type Gated = Gated;
+    type Mixture = CpuMixture;
     type Vector = Vec<f32>;
     type Rows = CpuRows;
     type Partial = CpuPartial;
@@ -315,7 +389,7 @@ impl Backend for Cpu {
             self.quantise_rows(x);
         }
         let (x, multiplier, groups) = (&*x, self.multiplier, matrix.groups());
-        let segment = segment.div_ceil(matrix.format.block_columns()).max(1);
+        let segment = matrix.segment_blocks(segment);
         out.reshape(x.rows, matrix.rows);
         let to = Shared(out.data.as_mut_ptr());
         let chunks = x.rows.div_ceil(ROWS_MAX);
@@ -482,47 +556,45 @@ impl Backend for Cpu {
         }
         let (x, isa, multiplier) = (&*x, self.isa, self.multiplier);
         let (width, groups) = (gate.rows, gate.groups());
-        out.reshape(x.rows, width);
         let quantise = self.quantises(width);
-        if quantise {
-            out.reserve_quants();
-        }
-        let (data, quants) = (Shared(out.data.as_mut_ptr()), out.quants_mut());
+        out.reshape(x.rows, width);
+        let to = GatedRows::new(out, quantise);
         let chunks = x.rows.div_ceil(ROWS_MAX);
         self.pool.run(chunks * groups, &|tasks| {
             let kernels = multiplier.start(x.rows);
-            let (mut gates, mut ups) = (GroupSums::new(), GroupSums::new());
+            let mut sums = (GroupSums::new(), GroupSums::new());
             for task in tasks {
                 let (chunk, group) = (task / groups, task % groups);
-                let columns = gate.group_rows(group);
                 let rows = chunk_rows(chunk, x.rows);
-                kernels.multiply(gate, group, x, rows.clone(), &mut gates);
-                kernels.multiply(up, group, x, rows.clone(), &mut ups);
-                for (at, row) in rows.enumerate() {
-                    // Whole vectors: a group has whole tiles.
-                    let count = columns.len().next_multiple_of(TILE);
-                    // SAFETY: both hold `count` values, which were just multiplied. The columns of
-                    // this group in rows of this chunk are this task's; a group starts at a whole
-                    // block, and where the width is whole blocks it ends at one.
-                    unsafe {
-                        let (gates, ups) = (gates.row(at, count), ups.row(at, count));
-                        let (gate, up) = (gates.as_mut_ptr(), ups.as_ptr());
-                        match activation {
-                            Activation::Silu => pointwise::silu_mul(isa, gate, up, count),
-                            Activation::GeluTanh => pointwise::gelu_mul(isa, gate, up, count),
-                        }
-                        let to = data.slice(row * width + columns.start, columns.len());
-                        to.copy_from_slice(&gates[..columns.len()]);
-                        if quantise {
-                            let first = columns.start / BLOCK;
-                            let blocks = columns.len() / BLOCK;
-                            rows::quantise(isa, to.as_ptr(), quants, row, first, blocks);
-                        }
-                    }
+                // SAFETY: the columns of this group in rows of this chunk are this task's.
+                unsafe {
+                    weights.run_group(isa, &kernels, group, x, rows, activation, &mut sums, to);
                 }
             }
         });
         out.is_quantised = quantise;
+    }
+
+    fn mixture(
+        &mut self,
+        mixture: Mixture,
+        router: &WeightView<'_>,
+        norm: &Vec<f32>,
+        held: Span,
+        experts: Vec<(Gated, Packed)>,
+    ) -> Result<CpuMixture, BackendError> {
+        CpuMixture::new(mixture, router, norm, held, experts)
+    }
+
+    fn mixture_ffn(
+        &mut self,
+        input: MixtureInput<'_, CpuRows>,
+        weights: &CpuMixture,
+        activation: Activation,
+        segment: usize,
+        out: &mut CpuPartial,
+    ) {
+        self.run_mixture(input, weights, activation, segment, out);
     }
 
     fn round(&mut self, partial: &CpuPartial, scale: f32, out: &mut CpuRows) {

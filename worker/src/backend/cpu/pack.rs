@@ -245,6 +245,11 @@ impl Packed {
         self.rows.div_ceil(TILE) * self.blocks * self.format.tile_bytes()
     }
 
+    /// Blocks of a row's segment of `columns` columns.
+    pub(super) fn segment_blocks(&self, columns: usize) -> usize {
+        columns.div_ceil(self.format.block_columns()).max(1)
+    }
+
     pub(super) fn groups(&self) -> usize {
         self.rows.div_ceil(self.width * TILE)
     }

@@ -114,6 +114,28 @@ pub(super) struct QuantsMut {
     half_totals: *mut [f32; 2],
 }
 
+impl QuantsMut {
+    /// Row `row` becomes row `from` of `x`.
+    ///
+    /// # Safety
+    /// Room was made for the row, no other thread touches it meanwhile, and `x` is quantised and as
+    /// wide.
+    pub(super) unsafe fn copy_row(self, row: usize, x: &CpuRows, from: usize) {
+        let blocks = self.row_blocks;
+        let (from, to) = (from * blocks, row * blocks);
+        let bytes = x.bytes[2 * from..][..2 * blocks].as_ptr().cast::<i8>();
+        bytes.copy_to_nonoverlapping(self.bytes.add(2 * to * BLOCK), 2 * blocks * BLOCK);
+        let scales = x.scales[from..][..blocks].as_ptr();
+        scales.copy_to_nonoverlapping(self.scales.add(to), blocks);
+        let totals = x.totals[from..][..blocks].as_ptr();
+        totals.copy_to_nonoverlapping(self.totals.add(to), blocks);
+        let scaled = x.scaled_totals[from..][..blocks].as_ptr();
+        scaled.copy_to_nonoverlapping(self.scaled_totals.add(to), blocks);
+        let halves = x.half_totals[from..][..blocks].as_ptr();
+        halves.copy_to_nonoverlapping(self.half_totals.add(to), blocks);
+    }
+}
+
 // SAFETY: each thread writes blocks of its own (`quantise`'s contract).
 unsafe impl Send for QuantsMut {}
 // SAFETY: as above.

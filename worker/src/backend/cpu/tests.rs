@@ -9,7 +9,7 @@ use trireme_shared::limits::PAGE_TOKENS;
 use trireme_shared::model::random::SplitMix;
 use trireme_shared::model::{Activation, DType, Rope, RopeScaling, RopeStyle, blocks};
 
-fn backends() -> impl Iterator<Item = Cpu> {
+pub(super) fn backends() -> impl Iterator<Item = Cpu> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.available());
     isas.map(|isa| {
         let mut cpu = Cpu::new(isa, 2).unwrap();
@@ -81,7 +81,7 @@ pub(super) fn view(dtype: DType, rows: usize, columns: usize, bytes: &[u8]) -> W
 }
 
 /// `x * w^T` in f64.
-fn product(w: &WeightView<'_>, x: &[f32]) -> Vec<f64> {
+pub(super) fn product(w: &WeightView<'_>, x: &[f32]) -> Vec<f64> {
     let weights: Vec<Vec<f32>> = (0..w.rows).map(|r| w.row_f32(r)).collect();
     let dot = |x: &[f32], w: &[f32]| -> f64 {
         x.iter()
@@ -95,7 +95,7 @@ fn product(w: &WeightView<'_>, x: &[f32]) -> Vec<f64> {
 }
 
 /// What the int8 form of the rows stands for.
-fn quantised(x: &[f32]) -> Vec<f32> {
+pub(super) fn quantised(x: &[f32]) -> Vec<f32> {
     x.chunks(BLOCK)
         .flat_map(|block| {
             let scale = block.iter().fold(0f32, |a, v| a.max(v.abs())) / 32_384.0;
@@ -106,7 +106,7 @@ fn quantised(x: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-fn assert_near(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
+pub(super) fn assert_near(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
     let size = want.iter().fold(0f64, |a, v| a.max(v.abs()));
     for (at, (&g, &w)) in got.iter().zip(want).enumerate() {

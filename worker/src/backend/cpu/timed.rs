@@ -2,12 +2,13 @@
 //! and products.
 
 use super::attention::CpuKv;
+use super::mixture::CpuMixture;
 use super::pack::Packed;
 use super::rows::{CpuPartial, CpuRows};
 use super::{Cpu, Gated};
-use crate::backend::{Backend, BackendError, HeadNorms, KvShape, Step, WeightView};
+use crate::backend::{Backend, BackendError, HeadNorms, KvShape, MixtureInput, Step, WeightView};
 use std::time::{Duration, Instant};
-use trireme_shared::model::{Activation, Span};
+use trireme_shared::model::{Activation, Mixture, Span};
 
 /// What an operation is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,18 +19,21 @@ pub(crate) enum Part {
     AttentionOutput,
     GateUp,
     Down,
+    /// A mixture's router and all of its experts that were used.
+    Experts,
     Logits,
     /// Embedding, norms, rotation, additions.
     Rest,
 }
 
 impl Part {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Projections,
         Self::Attention,
         Self::AttentionOutput,
         Self::GateUp,
         Self::Down,
+        Self::Experts,
         Self::Logits,
         Self::Rest,
     ];
@@ -116,6 +120,7 @@ fn attention(step: &Step<'_>, shape: KvShape) -> Tally {
 impl Backend for Timed {
     type Matrix = Packed;
     type Gated = Gated;
+    type Mixture = CpuMixture;
     type Vector = Vec<f32>;
     type Rows = CpuRows;
     type Partial = CpuPartial;
@@ -127,6 +132,17 @@ impl Backend for Timed {
 
     fn gated(&mut self, gate: &WeightView<'_>, up: &WeightView<'_>) -> Result<Gated, BackendError> {
         self.cpu.gated(gate, up)
+    }
+
+    fn mixture(
+        &mut self,
+        mixture: Mixture,
+        router: &WeightView<'_>,
+        norm: &Vec<f32>,
+        held: Span,
+        experts: Vec<(Gated, Packed)>,
+    ) -> Result<CpuMixture, BackendError> {
+        self.cpu.mixture(mixture, router, norm, held, experts)
     }
 
     fn vector(&mut self, view: &WeightView<'_>, offset: f32) -> Result<Vec<f32>, BackendError> {
@@ -235,6 +251,26 @@ impl Backend for Timed {
         self.timed(Part::GateUp, work, |cpu| {
             cpu.gated_ffn(x, weights, activation, out);
         });
+    }
+
+    fn mixture_ffn(
+        &mut self,
+        input: MixtureInput<'_, CpuRows>,
+        weights: &CpuMixture,
+        activation: Activation,
+        segment: usize,
+        out: &mut CpuPartial,
+    ) {
+        self.timed(Part::Experts, Tally::default(), |cpu| {
+            cpu.mixture_ffn(input, weights, activation, segment, out);
+        });
+        // Known only now: products of every route, and the bytes of every expert that has one.
+        let (routes, experts) = self.cpu.routing.counts();
+        let (work, matrices) = (product(routes, &weights.matrices()), weights.matrices());
+        let tally = &mut self.tallies[Part::Experts as usize];
+        tally.bytes += (experts * matrices.iter().map(|w| w.bytes()).sum::<usize>()) as u64;
+        tally.products += work.products;
+        tally.float_products += work.float_products;
     }
 
     fn round(&mut self, partial: &CpuPartial, scale: f32, out: &mut CpuRows) {
