@@ -49,6 +49,7 @@ fn cases() -> Vec<Case> {
         ("phi3", [Phi3, Phi3]),
         ("gemma2", [Gemma2, Gemma2]),
         ("gemma3", [Gemma3, Gemma3]),
+        ("phi3-longrope", [Phi3, Phi3]),
     ]
     .into_iter()
     .map(|(name, architectures)| {
@@ -186,9 +187,9 @@ fn a_share_is_as_large_as_the_plan_says() {
 /// above holds by chance.
 #[test]
 fn what_a_setting_says_shows_in_the_answer() {
-    use trireme_shared::model::{Activation, ModelConfig, RopeScaling};
+    use trireme_shared::model::{Activation, ModelConfig, RopeDivisors, RopeScaling};
     type Spoil = fn(&mut ModelConfig);
-    let spoils: [(&str, &str, Spoil); 13] = [
+    let spoils: [(&str, &str, Spoil); 15] = [
         ("llama-linear", "scaling", |c| {
             c.rope.scaling = RopeScaling::None
         }),
@@ -221,6 +222,13 @@ fn what_a_setting_says_shows_in_the_answer() {
         }),
         ("gemma3", "one RoPE for all", |c| {
             c.window.as_mut().unwrap().rope = c.rope
+        }),
+        ("phi3-longrope", "long factors", |c| {
+            // The short ones.
+            c.rope_divisors = RopeDivisors::Given(vec![1.0, 1.05, 1.1, 1.2, 1.4, 1.5]);
+        }),
+        ("phi3-longrope", "attention factor", |c| {
+            c.rope.scaling = RopeScaling::None
         }),
     ];
     let cases = cases();

@@ -18,7 +18,9 @@ pub mod random;
 mod roles;
 pub mod safetensors;
 
-pub use config::{Activation, Architecture, ModelConfig, Rope, RopeScaling, RopeStyle, Window};
+pub use config::{
+    Activation, Architecture, ModelConfig, Rope, RopeDivisors, RopeScaling, RopeStyle, Window,
+};
 pub use dtype::DType;
 pub use manifest::{Manifest, ManifestError, TensorEntry};
 pub use partition::{RankShare, Span};

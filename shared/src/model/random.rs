@@ -6,7 +6,9 @@
 //! its own row order of Q and K.
 
 use super::byte_level::byte_to_char;
-use super::config::{Activation, Architecture, ModelConfig, Rope, RopeScaling, RopeStyle};
+use super::config::{
+    Activation, Architecture, ModelConfig, Rope, RopeDivisors, RopeScaling, RopeStyle,
+};
 use super::gguf::ggml_type_number;
 use super::roles::{TensorRole, expected};
 use super::{DType, blocks, gguf_model, hf};
@@ -87,7 +89,7 @@ impl RandomModel {
                 style: RopeStyle::Interleaved,
                 scaling: RopeScaling::None,
             },
-            rope_factors: false,
+            rope_divisors: RopeDivisors::None,
             window: None,
             norm_eps: 1e-5,
             norm_offset: 0.0,
@@ -202,7 +204,7 @@ impl RandomModel {
         let mut count = 0u64;
         for (role, rows, columns) in expected(&self.config()) {
             let dtype = self.dtype_of(role);
-            push_string(&mut index, &gguf_model::name(role, Architecture::Llama));
+            push_string(&mut index, &gguf_model::name(role, &self.config()));
             let dims = if role.is_norm() {
                 vec![columns]
             } else {
