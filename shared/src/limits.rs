@@ -744,6 +744,9 @@ pub const WEBHOOK_PAUSES: [Duration; 9] = [
 pub const SAFETENSORS_SHARDS_MAX: usize = 1_024;
 /// Bytes of a model folder's JSON files (tokenizer.json of a 256k vocabulary is 34 MB).
 pub const MODEL_JSON_BYTES_MAX: u64 = 128 << 20;
+/// Bytes of a piece of a SentencePiece vocabulary: joining costs as much a step (the longest known
+/// have some 100).
+pub const SENTENCE_PIECE_BYTES_MAX: usize = 1_024;
 /// `general.alignment` of a GGUF file; 32 is usual, a page of 64 KiB the largest use.
 pub const GGUF_ALIGNMENT_MAX: u64 = 1 << 16;
 

@@ -51,6 +51,7 @@ fn cases() -> Vec<Case> {
         ("gemma3", [Gemma3, Gemma3]),
         ("mixtral", [Mixtral, Llama]),
         ("qwen3moe", [Qwen3Moe, Qwen3Moe]),
+        ("phi3-longrope", [Phi3, Phi3]),
     ]
     .into_iter()
     .map(|(name, architectures)| {
@@ -188,9 +189,9 @@ fn a_share_is_as_large_as_the_plan_says() {
 /// above holds by chance.
 #[test]
 fn what_a_setting_says_shows_in_the_answer() {
-    use trireme_shared::model::{Activation, ModelConfig, RopeScaling};
+    use trireme_shared::model::{Activation, ModelConfig, RopeDivisors, RopeScaling};
     type Spoil = fn(&mut ModelConfig);
-    let spoils: [(&str, &str, Spoil); 15] = [
+    let spoils: [(&str, &str, Spoil); 17] = [
         ("llama-linear", "scaling", |c| {
             c.rope.scaling = RopeScaling::None
         }),
@@ -229,6 +230,13 @@ fn what_a_setting_says_shows_in_the_answer() {
         }),
         ("qwen3moe", "normalisation", |c| {
             c.mixture.as_mut().unwrap().normalised = false;
+        }),
+        ("phi3-longrope", "long factors", |c| {
+            // The short ones.
+            c.rope_divisors = RopeDivisors::Given(vec![1.0, 1.05, 1.1, 1.2, 1.4, 1.5]);
+        }),
+        ("phi3-longrope", "attention factor", |c| {
+            c.rope.scaling = RopeScaling::None
         }),
     ];
     let cases = cases();

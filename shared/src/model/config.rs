@@ -120,6 +120,44 @@ pub enum RopeScaling {
         /// What rotated queries and keys are multiplied by.
         attention_factor: f32,
     },
+    /// Each is divided by a factor of its own, out of one of two lists (Ding et al. 2024,
+    /// "LongRoPE"): see [`RopeScaling::is_long`].
+    LongRope {
+        /// Tokens.
+        original_context: u32,
+        /// What rotated queries and keys are multiplied by.
+        attention_factor: f32,
+    },
+}
+
+impl RopeScaling {
+    /// Of LongRoPE, whether a model of this context uses the list of long factors, and not that of
+    /// short ones.
+    ///
+    /// It is the model's own context that decides, once for all texts: long if it is beyond the
+    /// original one. transformers changes lists when a text grows beyond it, but a key that is
+    /// cached, or shared as a prefix, must not depend on what comes after it. A plan's context does
+    /// not decide either: replicas may differ in it, and a stream goes on with another's. Who
+    /// serves short texts only gets the short factors by lowering the context in config.json.
+    pub fn is_long(self, context: u32) -> Option<bool> {
+        match self {
+            Self::LongRope {
+                original_context, ..
+            } => Some(context > original_context),
+            _ => None,
+        }
+    }
+}
+
+/// Divisors of each of RoPE's frequencies, `rope.dims / 2` of them.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RopeDivisors {
+    None,
+    /// The file has a tensor of them.
+    Tensor,
+    /// The settings list them.
+    Given(Vec<f32>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -185,8 +223,8 @@ pub struct ModelConfig {
     pub context: u32,
     /// RoPE of the layers that see everything.
     pub rope: Rope,
-    /// The file brings a divisor of each of `rope`'s frequencies.
-    pub rope_factors: bool,
+    /// Of `rope`'s frequencies.
+    pub rope_divisors: RopeDivisors,
     pub window: Option<Window>,
     pub norm_eps: f32,
     /// Added to the norms' weights as the files have them: 1 for Gemma's safetensors.

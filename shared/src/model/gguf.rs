@@ -132,6 +132,15 @@ impl Metadata {
         }
     }
 
+    /// A list of numbers, some perhaps not finite.
+    pub fn floats(&self, key: &str) -> Result<Option<Vec<f64>>, ManifestError> {
+        match self.values.get(key) {
+            None => Ok(None),
+            Some(Value::Array(Array::Float(list))) => Ok(Some(list.clone())),
+            Some(_) => Err(self.wrong(key, "a list of numbers")),
+        }
+    }
+
     /// An error about this file.
     pub fn error(&self, reason: impl Into<String>) -> ManifestError {
         ManifestError {

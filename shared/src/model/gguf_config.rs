@@ -7,7 +7,10 @@
 use super::gguf::{Array, Gguf, Metadata, Value};
 use super::header::shown;
 use super::manifest::ManifestError;
-use super::{Activation, Architecture, Mixture, ModelConfig, Rope, RopeScaling, RopeStyle, Window};
+use super::{
+    Activation, Architecture, Mixture, ModelConfig, Rope, RopeDivisors, RopeScaling, RopeStyle,
+    Window,
+};
 use crate::limits;
 
 const ROPE_THETA_DEFAULT: f64 = 10_000.0;
@@ -29,7 +32,11 @@ const READ: [&str; 13] = [
     "attention.sliding_window",
 ];
 
-/// Keys of scaled RoPE, read where there is a `rope.scaling.type`.
+/// LongRoPE's two lists of divisors are tensors; conversions of Phi-3 do not name its type.
+pub(super) const LONG_FACTORS: &str = "rope_factors_long.weight";
+pub(super) const SHORT_FACTORS: &str = "rope_factors_short.weight";
+
+/// Keys of scaled RoPE, read where it is.
 const SCALING: [&str; 6] = [
     "rope.scaling.type",
     "rope.scaling.factor",
@@ -56,6 +63,7 @@ const EXPERT_FFN: &str = "expert_feed_forward_length";
 struct Keys<'a> {
     metadata: &'a Metadata,
     prefix: &'static str,
+    has_long_factors: bool,
 }
 
 impl Keys<'_> {
@@ -110,7 +118,12 @@ impl Keys<'_> {
 pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, ManifestError> {
     let metadata = &gguf.metadata;
     let (architecture, prefix) = architecture(metadata)?;
-    let keys = Keys { metadata, prefix };
+    let has = |name: &str| gguf.tensors.iter().any(|t| t.name == name);
+    let keys = Keys {
+        metadata,
+        prefix,
+        has_long_factors: has(LONG_FACTORS),
+    };
     for key in metadata.keys() {
         if let Some(key) = key.strip_prefix(prefix).and_then(|k| k.strip_prefix('.')) {
             check_key(&keys, architecture, key)?;
@@ -165,7 +178,11 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, ManifestError> {
         vocab: vocab(gguf, &keys)?,
         context: keys.need("context_length")?,
         rope,
-        rope_factors: gguf.tensors.iter().any(|t| t.name == "rope_freqs.weight"),
+        rope_divisors: if has("rope_freqs.weight") || has(LONG_FACTORS) {
+            RopeDivisors::Tensor
+        } else {
+            RopeDivisors::None
+        },
         window: window(&keys, architecture, layers, rope)?,
         norm_eps: keys
             .float("attention.layer_norm_rms_epsilon")?
@@ -185,7 +202,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, ManifestError> {
         } else {
             Activation::Silu
         },
-        tied_embeddings: !gguf.tensors.iter().any(|t| t.name == "output.weight"),
+        tied_embeddings: !has("output.weight"),
     })
 }
 
@@ -264,32 +281,41 @@ fn vocab(gguf: &Gguf, keys: &Keys<'_>) -> Result<u32, ManifestError> {
 fn scaling_kind<'a>(keys: &'a Keys<'_>) -> Option<&'a str> {
     match keys.value("rope.scaling.type") {
         Some(Value::String(kind)) if kind != "none" => Some(kind),
-        _ => None,
+        _ => keys.has_long_factors.then_some("longrope"),
     }
 }
 
 fn scaling(keys: &Keys<'_>) -> Result<RopeScaling, ManifestError> {
     let factor = keys.float("rope.scaling.factor")?;
+    let attention_factor = keys.float("rope.scaling.attn_factor")?.unwrap_or(1.0);
+    let original_context = match keys.count("rope.scaling.original_context_length")? {
+        Some(n) => n,
+        None => keys.need("context_length")?,
+    };
     match scaling_kind(keys) {
         None => Ok(RopeScaling::None),
+        Some("longrope") if keys.has_long_factors => match factor {
+            None | Some(1.0) => Ok(RopeScaling::LongRope {
+                original_context,
+                attention_factor,
+            }),
+            _ => Err(keys.refused("rope.scaling.factor")),
+        },
+        Some(_) if keys.has_long_factors => Err(keys.refused("rope.scaling.type")),
+        Some("linear") if attention_factor != 1.0 => Err(keys.refused("rope.scaling.attn_factor")),
         Some("linear") => Ok(RopeScaling::Linear {
             factor: factor.ok_or_else(|| keys.lacks("rope.scaling.factor"))?,
         }),
         Some("yarn") => {
             let factor = factor.ok_or_else(|| keys.lacks("rope.scaling.factor"))?;
-            let original = match keys.count("rope.scaling.original_context_length")? {
-                Some(n) => n,
-                None => keys.need("context_length")?,
-            };
             // How much attention is sharpened, of Peng et al. 2023, section 3.4; the key multiplies it.
             let sharpened = 0.1 * factor.max(1.0).ln() + 1.0;
             Ok(RopeScaling::Yarn {
                 factor,
                 beta_fast: keys.float("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
                 beta_slow: keys.float("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-                original_context: original,
-                attention_factor: sharpened
-                    * keys.float("rope.scaling.attn_factor")?.unwrap_or(1.0),
+                original_context,
+                attention_factor: sharpened * attention_factor,
             })
         }
         Some(_) => Err(keys.refused("rope.scaling.type")),

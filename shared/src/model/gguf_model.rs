@@ -27,10 +27,13 @@ pub(super) fn open(path: &Path) -> Result<Manifest, ManifestError> {
                 shown(&tensor.name)
             ))
         })?;
+        if roles.is_empty() {
+            continue;
+        }
         manifest::place(&mut tensors, &config, &roles, entry, &tensor.name)
             .map_err(|reason| gguf.metadata.error(reason))?;
     }
-    let name = |role| name(role, config.architecture);
+    let name = |role| name(role, &config);
     manifest::check(&config, &tensors, name).map_err(|reason| gguf.metadata.error(reason))?;
     let title = gguf.metadata.string("general.name")?.map(str::to_owned);
     Ok(Manifest {
@@ -60,15 +63,15 @@ fn entry(tensor: &GgufTensor) -> Option<TensorEntry> {
 }
 
 /// llama.cpp's name of the tensor that holds a role.
-pub(super) fn name(role: TensorRole, architecture: Architecture) -> String {
+pub(super) fn name(role: TensorRole, config: &ModelConfig) -> String {
     let layer = |n: u32, part: &str| format!("blk.{n}.{part}");
     let weight = |n: u32, part: &str| layer(n, &format!("{part}.weight"));
-    let is_fused = architecture == Architecture::Phi3;
+    let is_fused = config.architecture == Architecture::Phi3;
     match role {
         TensorRole::Embedding => "token_embd.weight".into(),
         TensorRole::OutputNorm => "output_norm.weight".into(),
         TensorRole::Output => "output.weight".into(),
-        TensorRole::RopeFactors => "rope_freqs.weight".into(),
+        TensorRole::RopeFactors => rope_factors(config).into(),
         TensorRole::AttnNorm(n) => weight(n, "attn_norm"),
         TensorRole::Query(n) | TensorRole::Key(n) | TensorRole::Value(n) if is_fused => {
             weight(n, "attn_qkv")
@@ -96,14 +99,29 @@ pub(super) fn name(role: TensorRole, architecture: Architecture) -> String {
     }
 }
 
-/// The roles whose rows a tensor holds, of top to bottom; none if no model here has such a one.
+/// The tensor of RoPE's divisors, of several the one that this model's context takes.
+fn rope_factors(config: &ModelConfig) -> &'static str {
+    match config.rope.scaling.is_long(config.context) {
+        None => "rope_freqs.weight",
+        Some(true) => gguf_config::LONG_FACTORS,
+        Some(false) => gguf_config::SHORT_FACTORS,
+    }
+}
+
+/// The roles whose rows a tensor holds, of top to bottom: no role if this model does without it,
+/// nothing if no model here has such a one.
 fn roles(name: &str, config: &ModelConfig) -> Option<Vec<TensorRole>> {
     use TensorRole::*;
     match name {
         "token_embd.weight" => return Some(vec![Embedding]),
         "output_norm.weight" => return Some(vec![OutputNorm]),
         "output.weight" => return Some(vec![Output]),
-        "rope_freqs.weight" => return Some(vec![RopeFactors]),
+        name if name == rope_factors(config) => return Some(vec![RopeFactors]),
+        gguf_config::LONG_FACTORS | gguf_config::SHORT_FACTORS
+            if config.rope.scaling.is_long(config.context).is_some() =>
+        {
+            return Some(vec![]);
+        }
         _ => {}
     }
     let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;

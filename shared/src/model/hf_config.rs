@@ -5,7 +5,10 @@
 //! `rope_parameters` is where version 5 keeps what was in several places).
 
 use super::header::shown;
-use super::{Activation, Architecture, Mixture, ModelConfig, Rope, RopeScaling, RopeStyle, Window};
+use super::{
+    Activation, Architecture, Mixture, ModelConfig, Rope, RopeDivisors, RopeScaling, RopeStyle,
+    Window,
+};
 use crate::limits;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -31,6 +34,7 @@ pub(super) struct Config {
     mlp_only_layers: Option<Vec<u32>>,
     vocab_size: u32,
     max_position_embeddings: u32,
+    original_max_position_embeddings: Option<u32>,
     rms_norm_eps: f32,
     rope_theta: Option<f32>,
     rope_local_base_freq: Option<f32>,
@@ -122,7 +126,7 @@ pub(super) fn model_config(config: Config) -> Result<ModelConfig, String> {
         vocab: config.vocab_size,
         context: config.max_position_embeddings,
         rope,
-        rope_factors: false,
+        rope_divisors: rope_divisors(&config, rope)?,
         window,
         norm_eps: config.rms_norm_eps,
         norm_offset: if is_gemma { 1.0 } else { 0.0 },
@@ -327,7 +331,7 @@ fn scaling(
     config: &Config,
     architecture: Architecture,
 ) -> Result<RopeScaling, String> {
-    const KNOWN: [&str; 14] = [
+    const KNOWN: [&str; 16] = [
         "type",
         "rope_type",
         "rope_theta",
@@ -342,6 +346,8 @@ fn scaling(
         "mscale",
         "mscale_all_dim",
         "truncate",
+        "short_factor",
+        "long_factor",
     ];
     if value.is_null() {
         return Ok(RopeScaling::None);
@@ -351,9 +357,13 @@ fn scaling(
         None if value.is_object() && value.get("factor").is_none() => "default",
         _ => return refused(format!("`{name}` without a type")),
     };
-    if !matches!(kind, "default" | "linear" | "llama3" | "yarn")
-        || (architecture == Architecture::Phi3 && kind != "default")
-    {
+    let is_known = match kind {
+        // The second is its older name.
+        "default" | "longrope" | "su" => true,
+        "linear" | "llama3" | "yarn" => architecture != Architecture::Phi3,
+        _ => false,
+    };
+    if !is_known {
         return refused(format!("`{name}` of type {}", shown(kind)));
     }
     let unknown = value
@@ -412,7 +422,56 @@ fn scaling(
                 attention_factor: number("attention_factor")?.unwrap_or(of_two),
             })
         }
+        "longrope" | "su" => {
+            // What transformers' Phi3Config has where a file leaves it out.
+            let default = (architecture == Architecture::Phi3).then_some(4_096);
+            let own = config.original_max_position_embeddings;
+            let Some(original_context) = own.or(original).or(default) else {
+                need("original_max_position_embeddings")?;
+                return Ok(RopeScaling::None);
+            };
+            let times = f64::from(config.max_position_embeddings) / f64::from(original_context);
+            if let Some(factor) = number("factor")?
+                && factor != times as f32
+            {
+                return refused(format!(
+                    "`factor` in `{name}` to {factor} where the contexts make it {times}"
+                ));
+            }
+            // Ding et al. 2024, section 4.
+            let spread = if times > 1.0 {
+                (1.0 + times.ln() / f64::from(original_context).ln()).sqrt()
+            } else {
+                1.0
+            };
+            Ok(RopeScaling::LongRope {
+                original_context,
+                attention_factor: number("attention_factor")?.unwrap_or(spread as f32),
+            })
+        }
         _ => Ok(RopeScaling::None),
+    }
+}
+
+/// LongRoPE's divisors, as the settings list them.
+fn rope_divisors(config: &Config, rope: Rope) -> Result<RopeDivisors, String> {
+    let name = match rope.scaling.is_long(config.max_position_embeddings) {
+        None => return Ok(RopeDivisors::None),
+        Some(true) => "long_factor",
+        Some(false) => "short_factor",
+    };
+    let settings = [&config.rope_scaling, &config.rope_parameters];
+    let list = settings.iter().find_map(|s| s.get(name)?.as_array());
+    let numbers = list.into_iter().flatten().map(|n| n.as_f64());
+    let numbers = numbers.map(|n| n.map(|n| n as f32).filter(|n| n.is_finite() && *n > 0.0));
+    match numbers.collect::<Option<Vec<f32>>>() {
+        Some(factors) if factors.len() == rope.dims as usize / 2 => {
+            Ok(RopeDivisors::Given(factors))
+        }
+        _ => Err(format!(
+            "must list {} positive numbers as RoPE's `{name}`",
+            rope.dims / 2
+        )),
     }
 }
 

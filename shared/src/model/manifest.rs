@@ -7,7 +7,7 @@
 use super::header::shown;
 use super::partition::{Costs, SplitError, shares_by_cost};
 use super::roles::{expected, layer_shapes};
-use super::{DType, Mixture, ModelConfig, RankShare, Rope, RopeScaling};
+use super::{DType, Mixture, ModelConfig, RankShare, Rope, RopeDivisors, RopeScaling};
 use crate::limits;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -293,7 +293,7 @@ pub(super) fn check_config(config: &ModelConfig) -> Result<(), String> {
             ));
         }
         // One table of frequencies is divided, so there must be one.
-        if c.rope_factors && window.rope != c.rope {
+        if c.rope_divisors != RopeDivisors::None && window.rope != c.rope {
             return Err("has RoPE divisors and two kinds of RoPE, which is not supported".into());
         }
     }
@@ -365,6 +365,10 @@ fn check_rope(rope: Rope, head_dim: u32) -> Result<(), String> {
             let numbers = vec![factor, beta_fast, beta_slow, attention_factor];
             (numbers, original_context)
         }
+        RopeScaling::LongRope {
+            original_context,
+            attention_factor,
+        } => (vec![attention_factor], original_context),
     };
     if context == 0 || numbers.iter().any(|n| !(n.is_finite() && *n > 0.0)) {
         return Err(format!(

@@ -364,6 +364,93 @@ fn settings_that_are_not_implemented_are_refused_by_name() {
     assert_eq!(window.tokens, 4_096);
 }
 
+/// The long ones where it is beyond the original context, in both formats.
+#[test]
+fn longrope_takes_the_factors_of_the_models_own_context() {
+    use crate::model::{RopeDivisors, RopeScaling};
+    let folder = TestFolder::new();
+    let hf = folder.path().join("hf");
+    RandomModel::tiny(1).write_hf(&hf, DType::F32, 1).unwrap();
+    let config = std::fs::read(hf.join("config.json")).unwrap();
+    let mut settings: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    let mut open = |scaling: serde_json::Value| {
+        settings["rope_scaling"] = scaling;
+        std::fs::write(hf.join("config.json"), settings.to_string()).unwrap();
+        Manifest::open(&hf).map(|m| m.config)
+    };
+    let scaling = |kind: &str, original: u32| {
+        serde_json::json!({
+            "type": kind, "original_max_position_embeddings": original,
+            "short_factor": vec![1.5; 8], "long_factor": vec![3.0; 8],
+        })
+    };
+    let doubled = (1.0 + 1.0 / 8f32).sqrt();
+    for (kind, original, factor, attention) in [
+        ("longrope", 256, 3.0, doubled),
+        ("su", 256, 3.0, doubled),
+        ("longrope", 512, 1.5, 1.0),
+    ] {
+        let config = open(scaling(kind, original)).unwrap();
+        assert_eq!(config.rope_divisors, RopeDivisors::Given(vec![factor; 8]));
+        assert_eq!(
+            config.rope.scaling,
+            RopeScaling::LongRope {
+                original_context: original,
+                attention_factor: attention
+            }
+        );
+    }
+    for (key, value, reason) in [
+        (
+            "long_factor",
+            serde_json::json!([1.0]),
+            "8 positive numbers",
+        ),
+        (
+            "long_factor",
+            serde_json::json!(vec![-1.0; 8]),
+            "`long_factor`",
+        ),
+        ("long_factor", serde_json::json!(null), "`long_factor`"),
+        (
+            "factor",
+            serde_json::json!(4.0),
+            "`factor` in `rope_scaling`",
+        ),
+        ("attention_factor", serde_json::json!(0.0), "makes no sense"),
+        ("long_mscale", serde_json::json!(1.2), "`long_mscale`"),
+        (
+            "original_max_position_embeddings",
+            serde_json::json!(null),
+            "without `original_max_position_embeddings`",
+        ),
+    ] {
+        let mut bent = scaling("longrope", 256);
+        bent[key] = value;
+        let refused = open(bent).unwrap_err().to_string();
+        assert!(refused.contains(reason), "{key}: {refused}");
+    }
+
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/architectures");
+    let golden = golden.join("phi3-longrope/model.gguf");
+    let long = Manifest::open(&golden).unwrap();
+    assert_eq!(read(&long, TensorRole::RopeFactors)[5], 9.0);
+    let mut bent = Bent {
+        bytes: std::fs::read(&golden).unwrap(),
+    };
+    let context = bent.after("phi3.context_length") + 4;
+    bent = bent.put(context, &64u32.to_le_bytes());
+    let path = folder.path().join("short.gguf");
+    std::fs::write(&path, &bent.bytes).unwrap();
+    let short = Manifest::open(&path).unwrap();
+    assert_eq!(read(&short, TensorRole::RopeFactors)[5], 1.5);
+    // What needs them, without them.
+    let bent = bent.rename("rope_factors_short.weight", "rope_factors_long_.weight");
+    std::fs::write(&path, &bent.bytes).unwrap();
+    let refused = Manifest::open(&path).unwrap_err().to_string();
+    assert!(refused.contains("`rope_factors_long_.weight`"), "{refused}");
+}
+
 #[test]
 fn hostile_safetensors_are_refused() {
     let folder = TestFolder::new();

@@ -21,7 +21,8 @@ mod roles;
 pub mod safetensors;
 
 pub use config::{
-    Activation, Architecture, Mixture, ModelConfig, Rope, RopeScaling, RopeStyle, Window,
+    Activation, Architecture, Mixture, ModelConfig, Rope, RopeDivisors, RopeScaling, RopeStyle,
+    Window,
 };
 pub use dtype::DType;
 pub use manifest::{Manifest, ManifestError, TensorEntry};

@@ -6,7 +6,9 @@
 //! its own row order of Q and K.
 
 use super::byte_level::byte_to_char;
-use super::config::{Activation, Architecture, Mixture, ModelConfig, Rope, RopeScaling, RopeStyle};
+use super::config::{
+    Activation, Architecture, Mixture, ModelConfig, Rope, RopeDivisors, RopeScaling, RopeStyle,
+};
 use super::gguf::ggml_type_number;
 use super::roles::{Shape, TensorRole, expected};
 use super::{DType, blocks, gguf_model, hf};
@@ -91,7 +93,7 @@ impl RandomModel {
                 style: RopeStyle::Interleaved,
                 scaling: RopeScaling::None,
             },
-            rope_factors: false,
+            rope_divisors: RopeDivisors::None,
             window: None,
             norm_eps: 1e-5,
             norm_offset: 0.0,
@@ -223,7 +225,8 @@ impl RandomModel {
         let mut offset = 0u64;
         let mut count = 0u64;
         let shapes: Vec<Shape> = expected(&self.config()).collect();
-        let name = |shape: &Shape| gguf_model::name(shape.0, Architecture::Llama);
+        let config = self.config();
+        let name = |shape: &Shape| gguf_model::name(shape.0, &config);
         // A layer's experts are one tensor.
         let tensors = || shapes.chunk_by(|a, b| name(a) == name(b));
         for tensor in tensors() {

@@ -1,6 +1,6 @@
 //! What tensors a model has: names that do not depend on the file format, and their shapes.
 
-use super::ModelConfig;
+use super::{ModelConfig, RopeDivisors};
 
 /// The number of an expert in its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -157,7 +157,8 @@ pub(super) fn expected(config: &ModelConfig) -> impl Iterator<Item = Shape> {
     let (hidden, vocab) = (u64::from(config.hidden), u64::from(config.vocab));
     let output = (!config.tied_embeddings).then_some((Output, vocab, hidden));
     let pairs = u64::from(config.rope.dims / 2);
-    let factors = config.rope_factors.then_some((RopeFactors, 1, pairs));
+    let has_factors = config.rope_divisors == RopeDivisors::Tensor;
+    let factors = has_factors.then_some((TensorRole::RopeFactors, 1, pairs));
     let layers = (0..config.layers).flat_map(move |n| layer_shapes(config, n));
     [(Embedding, vocab, hidden), (OutputNorm, 1, hidden)]
         .into_iter()

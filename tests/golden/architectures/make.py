@@ -82,6 +82,15 @@ CASES = {
             num_local_experts=5, num_experts_per_tok=2, tie_word_embeddings=False)),
         "llama",
     ),
+    "phi3-longrope": (
+        transformers.Phi3Config(**SHAPE | dict(
+            partial_rotary_factor=0.75, num_attention_heads=2, original_max_position_embeddings=128,
+            max_position_embeddings=256,
+            rope_scaling=dict(
+                type="longrope", short_factor=[1.0, 1.05, 1.1, 1.2, 1.4, 1.5],
+                long_factor=[1.1, 1.5, 2.5, 5.0, 7.5, 9.0]))),
+        "phi3",
+    ),
 }
 
 # Every part of a name that llama.cpp's conversions rename, by its place in a layer.
@@ -185,7 +194,7 @@ def metadata(writer, config, arch):
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
     scaling = getattr(config, "rope_scaling", None) or {}
-    kind = scaling.get("rope_type")
+    kind = scaling.get("rope_type") or scaling.get("type")
     if kind == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(scaling["factor"])
@@ -193,6 +202,11 @@ def metadata(writer, config, arch):
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(scaling["factor"])
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+    if kind == "longrope":
+        original = config.original_max_position_embeddings
+        times = config.max_position_embeddings / original
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(times) / math.log(original)))
 
 
 def rope_freqs(config):
@@ -227,6 +241,10 @@ def write_gguf(path, state, config, arch):
     metadata(writer, config, arch)
     if "llama3" == ((getattr(config, "rope_scaling", None) or {}).get("rope_type")):
         writer.add_tensor("rope_freqs.weight", rope_freqs(config))
+    for part in ("long", "short"):
+        factors = (getattr(config, "rope_scaling", None) or {}).get(f"{part}_factor")
+        if factors:
+            writer.add_tensor(f"rope_factors_{part}.weight", numpy.array(factors, dtype=numpy.float32))
     is_gemma = arch.startswith("gemma")
     for name, weight in with_stacked_experts(state):
         weight = weight.numpy()

@@ -11,7 +11,9 @@ use crate::model::LoadError;
 use memmap2::Mmap;
 use std::fs::File;
 use std::ops::Range;
-use trireme_shared::model::{DType, Manifest, RankShare, TensorEntry, TensorRole, layer_shapes};
+use trireme_shared::model::{
+    DType, Manifest, RankShare, RopeDivisors, TensorEntry, TensorRole, layer_shapes,
+};
 
 /// A rank's part of one tensor: `rows` runs of `run_bytes`, `stride` apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +55,7 @@ impl TensorPart {
 pub fn roles(manifest: &Manifest, share: &RankShare) -> Vec<TensorRole> {
     use TensorRole::*;
     let mut roles = Vec::new();
-    if manifest.config.rope_factors {
+    if manifest.config.rope_divisors == RopeDivisors::Tensor {
         roles.push(RopeFactors);
     }
     if share.is_first_stage() {

@@ -5,7 +5,7 @@ use crate::backend::{Backend, WeightView};
 use crate::loader::{self, WeightFiles};
 use crate::parallel::Abort;
 use std::cell::Cell;
-use trireme_shared::model::{Expert, Manifest, Mixture, RankShare, TensorRole};
+use trireme_shared::model::{Expert, Manifest, Mixture, RankShare, RopeDivisors, TensorRole};
 
 /// A rank's part of a layer. What only some architectures have is optional.
 pub(super) struct Layer<B: Backend> {
@@ -189,8 +189,10 @@ impl<'a> Reader<'a> {
 
     /// The divisors of RoPE's frequencies, where the model has them.
     pub(super) fn rope_divisors(&self) -> Result<Option<Vec<f32>>, LoadError> {
-        if !self.manifest.config.rope_factors {
-            return Ok(None);
+        match &self.manifest.config.rope_divisors {
+            RopeDivisors::None => return Ok(None),
+            RopeDivisors::Given(divisors) => return Ok(Some(divisors.clone())),
+            RopeDivisors::Tensor => {}
         }
         let divisors = self.read(TensorRole::RopeFactors, |view| Ok(view.row_f32(0)))?;
         if let Some(odd) = divisors.iter().find(|d| !(d.is_finite() && **d > 0.0)) {

@@ -91,6 +91,10 @@ fn scale(rope: Rope, frequencies: &mut [f64]) -> f64 {
             }
             f64::from(attention_factor)
         }
+        // Its divisors come from the model's files.
+        RopeScaling::LongRope {
+            attention_factor, ..
+        } => f64::from(attention_factor),
     }
 }
 
@@ -138,6 +142,14 @@ mod tests {
         let frequencies = frequencies(yarn);
         assert_eq!(frequencies[0], 1.0);
         assert!((frequencies[1] - 0.01 * (0.5 / 4.0 + 0.5)).abs() < 1e-12);
+        let longrope = RopeScaling::LongRope {
+            original_context: 64,
+            attention_factor: 1.25,
+        };
+        let mut table = RopeTable::new(rope(longrope), Some(&[2.0, 4.0]));
+        assert_eq!(table.frequencies, [0.5, 0.0025]);
+        table.fill([0].into_iter());
+        assert_eq!(table.cosines, [1.25, 1.25]);
         let mut table = RopeTable::new(rope(yarn), Some(&[1.0, 2.0]));
         table.fill([0, 1].into_iter());
         assert_eq!(table.cosines[..2], [1.5, 1.5]);

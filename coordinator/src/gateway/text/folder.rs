@@ -2,7 +2,7 @@
 
 use super::pieces::{Pieces, Spelling};
 use super::template::ChatTemplate;
-use super::{Bos, Parts, TextError};
+use super::{Frame, Parts, TextError};
 use serde_json::Value;
 use std::fs::File;
 use std::io::Read;
@@ -76,7 +76,8 @@ pub(super) fn read(folder: &Path) -> Result<Parts, TextError> {
         .transpose()?;
     Ok(Parts {
         tokenizer,
-        bos: Bos::PostProcessor,
+        sentence_piece: None,
+        frame: Frame::PostProcessor,
         pieces,
         template,
         ends,

@@ -1,12 +1,14 @@
-//! The tokeniser of a GGUF file, rebuilt from its vocabulary and merges.
+//! The tokeniser of a GGUF file, rebuilt from its vocabulary: byte-level BPE from its merges (kind
+//! `gpt2`), SentencePiece's from its scores (kind `llama`).
 //!
-//! `tokenizer.ggml.pre` names how text is cut before merging; the patterns are those of the models'
-//! own tokenizer.json files. One that is not known is refused: near-right ids make a model worse in
-//! ways nobody notices.
+//! `tokenizer.ggml.pre` names how text is cut before byte-level merging; the patterns are those of
+//! the models' own tokenizer.json files. One that is not known is refused: near-right ids make a
+//! model worse in ways nobody notices. What a file leaves unsaid is what llama.cpp has in its code.
 
-use super::pieces::{Pieces, Spelling};
+use super::pieces::{Pieces, Spelling, byte_of};
+use super::sentence_piece::{Piece, SentencePiece};
 use super::template::ChatTemplate;
-use super::{Bos, Parts, TextError};
+use super::{END_TOKENS, Frame, Parts, TextError};
 use std::path::Path;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::unicode::NFC;
@@ -16,17 +18,52 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
-use trireme_shared::model::ManifestError;
 use trireme_shared::model::gguf::{Gguf, Metadata};
+use trireme_shared::model::{Architecture, ManifestError};
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Token types of `tokenizer.ggml.token_type`.
-const TYPE_UNKNOWN: i64 = 2;
-const TYPE_CONTROL: i64 = 3;
-const TYPE_USER_DEFINED: i64 = 4;
-const TYPE_UNUSED: i64 = 5;
+/// What a token is (`tokenizer.ggml.token_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Normal,
+    Unknown,
+    Control,
+    UserDefined,
+    Unused,
+    Byte,
+}
+
+impl Kind {
+    fn new(number: i64, token: &str) -> Self {
+        match number {
+            2 => Self::Unknown,
+            3 => Self::Control,
+            // Some files call what ends a turn an ordinary word.
+            4 if END_TOKENS.contains(&token) => Self::Control,
+            4 => Self::UserDefined,
+            5 => Self::Unused,
+            6 => Self::Byte,
+            _ => Self::Normal,
+        }
+    }
+
+    fn is_special(self) -> bool {
+        matches!(self, Self::Unknown | Self::Control)
+    }
+}
+
+/// What makes ids of text, and how they are written.
+struct Scheme {
+    tokenizer: Tokenizer,
+    sentence_piece: Option<SentencePiece>,
+    spelling: Spelling,
+    /// Whether a text begins with a token for that, where the file does not say.
+    adds_bos: bool,
+    /// Ids of beginning, end and unknown, where the file does not say.
+    ids: [Option<u32>; 3],
+}
 
 /// What a `tokenizer.ggml.pre` stands for.
 struct Cut {
@@ -39,52 +76,46 @@ struct Cut {
 pub(super) fn read(path: &Path) -> Result<Parts, TextError> {
     let metadata = Gguf::open(path)?.metadata;
     let kind = metadata.string("tokenizer.ggml.model")?;
-    if kind != Some("gpt2") {
-        return Err(TextError::Tokenizer(format!(
-            "{} has a tokeniser of kind {:?}; only `gpt2` (byte-level BPE) can be built from a GGUF \
-             file. Use the model's Hugging Face folder",
-            path.display(),
-            kind.unwrap_or("(none)")
-        )));
-    }
-    let tokens = need(&metadata, "tokenizer.ggml.tokens")?;
-    let merges = need(&metadata, "tokenizer.ggml.merges")?;
-    let types = metadata.integers("tokenizer.ggml.token_type")?;
-    if let Some(types) = &types
-        && types.len() != tokens.len()
-    {
-        return Err(TextError::Tokenizer(format!(
-            "{} tokens have {} types",
-            tokens.len(),
-            types.len()
-        )));
-    }
-    let type_of = |id: usize| types.as_ref().map_or(1, |types| types[id]);
-    let cut = cut(metadata.string("tokenizer.ggml.pre")?)?;
+    let build = match kind {
+        Some("gpt2") => byte_level,
+        Some("llama") => sentence_piece,
+        _ => {
+            return Err(TextError::Tokenizer(format!(
+                "{} has a tokeniser of kind {:?}; only `gpt2` (byte-level BPE) and `llama` \
+                 (SentencePiece) can be built from a GGUF file. Use the model's Hugging Face folder",
+                path.display(),
+                kind.unwrap_or("(none)")
+            )));
+        }
+    };
+    let tokens = need(metadata.strings("tokenizer.ggml.tokens")?, "tokens")?;
+    let types = match metadata.integers("tokenizer.ggml.token_type")? {
+        Some(types) => same_length(types, tokens, "types")?,
+        None => vec![1; tokens.len()],
+    };
+    let kinds = types.into_iter().zip(tokens);
+    let kinds: Vec<Kind> = kinds.map(|(number, t)| Kind::new(number, t)).collect();
+    let scheme = build(&metadata, tokens, &kinds)?;
 
     let id_of = |key: &str| -> Result<Option<u32>, ManifestError> {
-        let id = metadata
-            .unsigned(key)?
-            .and_then(|id| u32::try_from(id).ok());
+        let id = metadata.unsigned(&format!("tokenizer.ggml.{key}_token_id"))?;
+        let id = id.and_then(|id| u32::try_from(id).ok());
         Ok(id.filter(|id| (*id as usize) < tokens.len()))
     };
     let name_of = |id: Option<u32>| id.map(|id| tokens[id as usize].clone());
-    let bos = id_of("tokenizer.ggml.bos_token_id")?;
-    let eos = id_of("tokenizer.ggml.eos_token_id")?;
-    let unknown = id_of("tokenizer.ggml.unknown_token_id")?;
-    let padding = id_of("tokenizer.ggml.padding_token_id")?;
+    let bos = id_of("bos")?.or(scheme.ids[0]);
+    let eos = id_of("eos")?.or(scheme.ids[1]);
+    let unknown = id_of("unknown")?.or(scheme.ids[2]);
+    let padding = id_of("padding")?;
     let mut ends: Vec<u32> = eos.into_iter().collect();
-    ends.extend(id_of("tokenizer.ggml.eot_token_id")?);
-    ends.extend(id_of("tokenizer.ggml.eom_token_id")?);
+    ends.extend(id_of("eot")?);
+    ends.extend(id_of("eom")?);
 
-    let tokenizer = build(tokens, merges, type_of, cut.ignore_merges)?;
-    let tokenizer = with_cut(tokenizer, &cut);
-    let mut pieces = Pieces::new(Spelling::ByteLevel);
-    for (id, token) in tokens.iter().enumerate() {
-        match type_of(id) {
-            TYPE_UNKNOWN | TYPE_CONTROL => pieces.push_literal(token, true),
-            TYPE_USER_DEFINED | TYPE_UNUSED => pieces.push_literal(token, false),
-            _ => pieces.push(token),
+    let mut pieces = Pieces::new(scheme.spelling);
+    for (token, kind) in tokens.iter().zip(&kinds) {
+        match kind {
+            Kind::Normal | Kind::Byte => pieces.push(token),
+            _ => pieces.push_literal(token, kind.is_special()),
         }
     }
     let template = metadata
@@ -98,30 +129,40 @@ pub(super) fn read(path: &Path) -> Result<Parts, TextError> {
             Ok::<_, TextError>(template)
         })
         .transpose()?;
-    let add_bos = metadata
-        .bool("tokenizer.ggml.add_bos_token")?
-        .unwrap_or(cut.bos);
+    let adds = |key: &str| metadata.bool(&format!("tokenizer.ggml.add_{key}_token"));
+    let adds_bos = adds("bos")?.unwrap_or(scheme.adds_bos);
+    let adds_eos = adds("eos")?.unwrap_or(false);
     Ok(Parts {
-        tokenizer,
-        bos: bos.filter(|_| add_bos).map_or(Bos::None, Bos::Id),
+        tokenizer: scheme.tokenizer,
+        sentence_piece: scheme.sentence_piece,
+        frame: Frame::Ids {
+            before: bos.filter(|_| adds_bos),
+            after: eos.filter(|_| adds_eos),
+        },
         pieces,
         template,
         ends,
     })
 }
 
-fn need<'a>(metadata: &'a Metadata, key: &str) -> Result<&'a [String], TextError> {
-    let list = metadata.strings(key)?;
-    list.ok_or_else(|| TextError::Tokenizer(format!("the file lacks `{key}`")))
+fn need<T>(found: Option<T>, name: &str) -> Result<T, TextError> {
+    found.ok_or_else(|| TextError::Tokenizer(format!("the file lacks `tokenizer.ggml.{name}`")))
 }
 
-fn build(
-    tokens: &[String],
-    merges: &[String],
-    type_of: impl Fn(usize) -> i64,
-    ignore_merges: bool,
-) -> Result<Tokenizer, TextError> {
-    let vocab: Vocab = tokens.iter().cloned().zip(0..).collect();
+fn same_length<T>(list: Vec<T>, tokens: &[String], what: &str) -> Result<Vec<T>, TextError> {
+    if list.len() == tokens.len() {
+        return Ok(list);
+    }
+    Err(TextError::Tokenizer(format!(
+        "{} tokens have {} {what}",
+        tokens.len(),
+        list.len()
+    )))
+}
+
+fn byte_level(metadata: &Metadata, tokens: &[String], kinds: &[Kind]) -> Result<Scheme, TextError> {
+    let cut = cut(metadata.string("tokenizer.ggml.pre")?)?;
+    let merges = need(metadata.strings("tokenizer.ggml.merges")?, "merges")?;
     let merges: Merges = merges
         .iter()
         .map(|merge| {
@@ -132,6 +173,108 @@ fn build(
             Ok((a.to_owned(), b.to_owned()))
         })
         .collect::<Result<_, TextError>>()?;
+    let vocab = tokens.iter().cloned().zip(0..).collect();
+    let tokenizer = tokenizer(vocab, merges, cut.ignore_merges, added(tokens, kinds))?;
+    Ok(Scheme {
+        tokenizer: with_cut(tokenizer, &cut),
+        sentence_piece: None,
+        spelling: Spelling::ByteLevel,
+        adds_bos: cut.bos,
+        ids: [None; 3],
+    })
+}
+
+fn sentence_piece(
+    metadata: &Metadata,
+    tokens: &[String],
+    kinds: &[Kind],
+) -> Result<Scheme, TextError> {
+    // Vocabularies of this kind are known to take text as it is.
+    let squeezes = metadata.bool("tokenizer.ggml.remove_extra_whitespaces")?;
+    let maps = metadata.get("tokenizer.ggml.precompiled_charsmap");
+    if squeezes == Some(true) || maps.is_some() {
+        let key = if maps.is_some() {
+            "precompiled_charsmap"
+        } else {
+            "remove_extra_whitespaces"
+        };
+        return Err(TextError::Tokenizer(format!(
+            "the file sets `tokenizer.ggml.{key}`, which is not supported; use the model's Hugging \
+             Face folder"
+        )));
+    }
+    let scores = need(metadata.floats("tokenizer.ggml.scores")?, "scores")?;
+    let scores = same_length(scores, tokens, "scores")?;
+    let mut bytes = [None; 256];
+    let mut pieces = Vec::new();
+    for (id, ((token, kind), score)) in (0..).zip(tokens.iter().zip(kinds).zip(scores)) {
+        match (kind, byte_of(token)) {
+            (Kind::Byte, Some(byte)) => bytes[usize::from(byte)] = Some(id),
+            (Kind::Byte, None) => {
+                return Err(TextError::Tokenizer(format!(
+                    "token {id} is of type byte, but not written as one is"
+                )));
+            }
+            (Kind::Normal | Kind::Unused, _) if !token.is_empty() => {
+                let piece = Piece {
+                    id,
+                    score: score as f32,
+                    is_unused: *kind == Kind::Unused,
+                };
+                pieces.push((token.clone(), piece));
+            }
+            _ => {}
+        }
+    }
+    let mut byte_ids = [0; 256];
+    for (byte, (found, id)) in bytes.into_iter().zip(&mut byte_ids).enumerate() {
+        *id = found.ok_or_else(|| {
+            TextError::Tokenizer(format!(
+                "the vocabulary lacks the byte token <0x{byte:02X}>, which texts outside it need"
+            ))
+        })?;
+    }
+    let space_prefix = metadata.bool("tokenizer.ggml.add_space_prefix")?;
+    let space_prefix = space_prefix.unwrap_or(true);
+
+    let mut added = added(tokens, kinds);
+    if metadata.string("general.architecture")? == Architecture::Phi3.gguf_name() {
+        // Phi-3's own added tokens take the white space after them, and no key tells.
+        for (_, token) in &mut added {
+            let ends_texts = ["<unk>", "<s>", "<|endoftext|>"].contains(&token.content.as_str());
+            token.rstrip = !ends_texts;
+        }
+    }
+    let vocab = added.iter().map(|(id, t)| (t.content.clone(), *id));
+    Ok(Scheme {
+        tokenizer: tokenizer(vocab.collect(), Merges::new(), false, added)?,
+        sentence_piece: Some(SentencePiece::new(pieces, byte_ids, space_prefix)?),
+        spelling: Spelling::SentencePiece {
+            drop_first_space: space_prefix,
+        },
+        adds_bos: true,
+        ids: [1, 2, 0].map(|id: u32| Some(id).filter(|id| (*id as usize) < tokens.len())),
+    })
+}
+
+/// The tokens that are found in a text as a whole, with their ids.
+fn added(tokens: &[String], kinds: &[Kind]) -> Vec<(u32, AddedToken)> {
+    let all = (0..).zip(tokens.iter().zip(kinds));
+    let added = all.filter(|(_, (_, kind))| kind.is_special() || **kind == Kind::UserDefined);
+    added
+        .map(|(id, (token, kind))| {
+            let token = AddedToken::from(token.clone(), kind.is_special());
+            (id, token.normalized(false))
+        })
+        .collect()
+}
+
+fn tokenizer(
+    vocab: Vocab,
+    merges: Merges,
+    ignore_merges: bool,
+    added: Vec<(u32, AddedToken)>,
+) -> Result<Tokenizer, TextError> {
     // No unknown token: bytes that a vocabulary lacks (SmolLM2 has some) are left out, as llama.cpp
     // does. The unknown token of most files is end-of-text, which no user's text should put in.
     let builder = BPE::builder()
@@ -141,18 +284,10 @@ fn build(
         .build()
         .map_err(|e| TextError::Tokenizer(e.to_string()))?;
     let mut tokenizer = Tokenizer::new(bpe);
-    let of_type = |special: bool| -> Vec<AddedToken> {
-        let wanted = |id: &usize| match type_of(*id) {
-            TYPE_UNKNOWN | TYPE_CONTROL => special,
-            TYPE_USER_DEFINED => !special,
-            _ => false,
-        };
-        let ids = (0..tokens.len()).filter(wanted);
-        ids.map(|id| AddedToken::from(tokens[id].clone(), special).normalized(false))
-            .collect()
-    };
-    tokenizer.add_special_tokens(&of_type(true));
-    tokenizer.add_tokens(&of_type(false));
+    let added = added.into_iter().map(|(_, token)| token);
+    let (special, plain): (Vec<_>, Vec<_>) = added.partition(|token| token.special);
+    tokenizer.add_special_tokens(&special);
+    tokenizer.add_tokens(&plain);
     Ok(tokenizer)
 }
 

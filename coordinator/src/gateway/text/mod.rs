@@ -2,18 +2,21 @@
 //!
 //! Keeps true: ids are those of the model's own tokeniser (GGUF vocabularies are rebuilt as the
 //! original's), every id has bytes, and text decoded in pieces equals text decoded at once.
-//! `gguf` and `folder` read the two kinds of model; `pieces` holds what each id stands for;
-//! `template` renders chats; `stream` decodes a stream. Nothing here logs text.
+//! `gguf` and `folder` read the two kinds of model; `sentence_piece` encodes where the tokenizers
+//! crate would not do it exactly; `pieces` holds what each id stands for; `template` renders chats;
+//! `stream` decodes a stream. Nothing here logs text.
 
 mod folder;
 mod gguf;
 mod pieces;
+mod sentence_piece;
 mod stream;
 mod template;
 
 pub use stream::StreamDecoder;
 
 use pieces::Pieces;
+use sentence_piece::SentencePiece;
 use std::path::Path;
 use template::ChatTemplate;
 use tokenizers::Tokenizer;
@@ -37,7 +40,9 @@ pub struct ModelText {
     special: Tokenizer,
     /// Takes them for ordinary text.
     plain: Tokenizer,
-    bos: Bos,
+    /// Encodes what stands between added tokens, where those two only find them.
+    sentence_piece: Option<SentencePiece>,
+    frame: Frame,
     pieces: Pieces,
     template: Option<ChatTemplate>,
     stop_tokens: Vec<u32>,
@@ -45,11 +50,13 @@ pub struct ModelText {
     context: u32,
 }
 
-/// How a beginning-of-sequence token comes to the front.
-enum Bos {
-    None,
-    /// Put this id there.
-    Id(u32),
+/// How the tokens come to a text that say where it begins and ends.
+enum Frame {
+    /// These are put there.
+    Ids {
+        before: Option<u32>,
+        after: Option<u32>,
+    },
     /// The tokeniser's own post-processor knows.
     PostProcessor,
 }
@@ -57,7 +64,8 @@ enum Bos {
 /// What the two readers hand over.
 struct Parts {
     tokenizer: Tokenizer,
-    bos: Bos,
+    sentence_piece: Option<SentencePiece>,
+    frame: Frame,
     pieces: Pieces,
     template: Option<ChatTemplate>,
     /// Ids the model's files name as ends.
@@ -101,7 +109,8 @@ impl ModelText {
         Ok(Self {
             special,
             plain,
-            bos: parts.bos,
+            sentence_piece: parts.sentence_piece,
+            frame: parts.frame,
             pieces: parts.pieces,
             template: parts.template,
             stop_tokens,
@@ -111,18 +120,25 @@ impl ModelText {
     }
 
     /// Ids of `text`. Special tokens written in the text are recognised only if `special`.
-    /// `bos` adds the beginning-of-sequence token where the model asks for one.
-    pub fn encode(&self, text: &str, special: bool, bos: bool) -> Result<Vec<u32>, TextError> {
+    /// `frame` adds the beginning- and the end-of-sequence token where the model asks for them.
+    pub fn encode(&self, text: &str, special: bool, frame: bool) -> Result<Vec<u32>, TextError> {
         let tokenizer = if special { &self.special } else { &self.plain };
-        let process = bos && matches!(self.bos, Bos::PostProcessor);
-        let encoding = tokenizer
-            .encode_fast(text, process)
-            .map_err(|e| TextError::Tokenizer(e.to_string()))?;
-        let mut ids = Vec::with_capacity(encoding.len() + 1);
-        if let (true, Bos::Id(id)) = (bos, &self.bos) {
-            ids.push(*id);
+        let (before, after) = match self.frame {
+            Frame::Ids { before, after } if frame => (before, after),
+            _ => (None, None),
+        };
+        let mut ids: Vec<u32> = before.into_iter().collect();
+        match &self.sentence_piece {
+            Some(pieces) => pieces.encode(tokenizer.get_added_vocabulary(), text, &mut ids),
+            None => {
+                let process = frame && matches!(self.frame, Frame::PostProcessor);
+                let encoding = tokenizer
+                    .encode_fast(text, process)
+                    .map_err(|e| TextError::Tokenizer(e.to_string()))?;
+                ids.extend_from_slice(encoding.get_ids());
+            }
         }
-        ids.extend_from_slice(encoding.get_ids());
+        ids.extend(after);
         Ok(ids)
     }
 
@@ -142,7 +158,7 @@ impl ModelText {
     }
 
     /// The prompt for these messages (OpenAI's JSON objects, content already text). The template
-    /// writes the beginning-of-sequence token itself: encode the result with `special`, not `bos`.
+    /// writes the beginning-of-sequence token itself: encode the result with `special`, not `frame`.
     pub fn render_chat(
         &self,
         messages: &[serde_json::Value],

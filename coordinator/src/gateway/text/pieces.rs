@@ -21,15 +21,19 @@ impl Spelling {
                 Some(bytes) => bytes,
                 None => piece.as_bytes().to_vec(),
             },
-            Self::SentencePiece { .. } => {
-                let lone = piece.strip_prefix("<0x").and_then(|p| p.strip_suffix('>'));
-                match lone.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-                    Some(byte) => vec![byte],
-                    None => piece.replace('\u{2581}', " ").into_bytes(),
-                }
-            }
+            Self::SentencePiece { .. } => match byte_of(piece) {
+                Some(byte) => vec![byte],
+                None => piece.replace('\u{2581}', " ").into_bytes(),
+            },
         }
     }
+}
+
+/// The byte that a piece like `<0x0A>` stands for.
+pub(super) fn byte_of(piece: &str) -> Option<u8> {
+    let hex = piece.strip_prefix("<0x")?.strip_suffix('>')?;
+    let is_two = hex.len() == 2 && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    is_two.then(|| u8::from_str_radix(hex, 16).ok())?
 }
 
 /// Every id's bytes in one buffer, and which ids are special.

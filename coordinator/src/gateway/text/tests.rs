@@ -31,8 +31,7 @@ fn smollm2() -> ModelText {
 }
 
 fn golden(name: &str) -> String {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
-    std::fs::read_to_string(root.join(name)).unwrap()
+    std::fs::read_to_string(golden_path(name)).unwrap()
 }
 
 fn ids(value: &Value) -> Vec<u32> {
@@ -48,6 +47,26 @@ fn made_up(name: &str) -> [ModelText; 2] {
     let hf = folder.0.join("hf");
     model.write_hf(&hf, DType::BF16, 1).unwrap();
     [&gguf, &hf].map(|path| ModelText::load(path).unwrap())
+}
+
+fn golden_path(name: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    root.join("../tests/golden").join(name)
+}
+
+/// SentencePiece vocabularies in GGUF files: Llama's, Phi-3's and Gemma's way.
+const SENTENCE_PIECE: [&str; 3] = ["llama", "phi3", "gemma2"];
+
+fn sentence_piece(name: &str) -> ModelText {
+    ModelText::load(&golden_path(&format!("sentencepiece/{name}.gguf"))).unwrap()
+}
+
+/// One of each kind of vocabulary.
+fn all_kinds(name: &str) -> Vec<ModelText> {
+    let mut models: Vec<ModelText> = made_up(name).into();
+    models.push(smollm2());
+    models.extend(SENTENCE_PIECE.map(sentence_piece));
+    models
 }
 
 /// Any characters, the awkward ones often.
@@ -116,9 +135,7 @@ fn lone_bytes(text: &ModelText) -> BTreeSet<u8> {
 
 #[test]
 fn random_unicode_round_trips() {
-    let mut models: Vec<ModelText> = made_up("unicode").into();
-    models.push(smollm2());
-    for text in &models {
+    for text in &all_kinds("unicode") {
         let mut random = SplitMix(21);
         let known = lone_bytes(text);
         for _ in 0..2_000 {
@@ -133,9 +150,7 @@ fn random_unicode_round_trips() {
 
 #[test]
 fn a_stream_never_gives_half_a_character_and_ends_as_the_whole() {
-    let mut models: Vec<ModelText> = made_up("stream").into();
-    models.push(smollm2());
-    for text in &models {
+    for text in &all_kinds("stream") {
         let mut random = SplitMix(22);
         for round in 0..2_000 {
             // Real text, or any ids at all: their bytes often are no UTF-8.
@@ -148,11 +163,14 @@ fn a_stream_never_gives_half_a_character_and_ends_as_the_whole() {
                     .map(|_| random.below(vocab) as u32)
                     .collect()
             };
-            let bytes: Vec<u8> = ids
+            let mut bytes: Vec<u8> = ids
                 .iter()
                 .filter(|id| !text.pieces.is_special(**id))
                 .flat_map(|id| text.token_bytes(*id))
                 .collect();
+            if text.pieces.drops_first_space() && bytes.first() == Some(&b' ') {
+                bytes.remove(0);
+            }
             let mut stream = text.stream();
             let mut got = String::new();
             for id in &ids {
@@ -195,15 +213,152 @@ fn gguf_and_folder_give_the_same_ids_and_prompts() {
 
 #[test]
 fn long_and_awkward_texts_are_encoded_without_panic() {
-    let mut models: Vec<ModelText> = made_up("long").into();
-    models.truncate(1);
-    models.push(smollm2());
-    for text in &models {
+    for text in &all_kinds("long")[1..] {
         for piece in [" ", "a", "\n", "1", "é", "<|im_start|>", "' "] {
             let long = piece.repeat(200_000 / piece.len());
             let ids = text.encode(&long, false, false).unwrap();
             assert_eq!(text.decode(&ids), long);
         }
+    }
+}
+
+/// SentencePiece's own ids, and of texts with added tokens transformers' (tests/golden/sentencepiece).
+#[test]
+fn every_sentence_piece_vocabulary_has_its_reference_ids() {
+    for name in SENTENCE_PIECE {
+        let text = sentence_piece(name);
+        let cases = golden(&format!("sentencepiece/{name}.jsonl"));
+        assert!(cases.lines().count() > 250);
+        for line in cases.lines() {
+            let case: Value = serde_json::from_str(line).unwrap();
+            let given = case["text"].as_str().unwrap();
+            let plain = ids(&case["plain"]);
+            assert_eq!(
+                text.encode(given, false, false).unwrap(),
+                plain,
+                "{name}: {given:?}"
+            );
+            assert_eq!(
+                text.encode(given, true, false).unwrap(),
+                ids(&case["special"]),
+                "{name}: {given:?} with its tokens"
+            );
+            assert_eq!(text.decode(&plain), case["decoded"].as_str().unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_sentence_piece_file_says_how_texts_begin_and_end() {
+    let [llama, phi3, gemma2] = SENTENCE_PIECE.map(sentence_piece);
+    for (text, before, ends, context) in [
+        (&llama, &[1][..], &[2][..], 64),
+        // Whatever it calls them, `</s>`, `<|end|>` and `<end_of_turn>` end a text.
+        (&phi3, &[], &[2, 620, 622], 64),
+        (&gemma2, &[2], &[1, 5], 64),
+    ] {
+        let mut wanted = before.to_vec();
+        wanted.extend(text.encode("hello", true, false).unwrap());
+        assert_eq!(text.encode("hello", true, true).unwrap(), wanted);
+        assert_eq!(text.encode("", true, true).unwrap(), before);
+        assert_eq!(text.stop_tokens(), ends);
+        assert_eq!(text.context(), context);
+    }
+    let messages = [serde_json::json!({"role": "user", "content": "hi"})];
+    assert_eq!(
+        llama.render_chat(&messages, true).unwrap(),
+        "<s>[INST] hi [/INST]"
+    );
+
+    // The keys that say so, turned round.
+    let folder = Folder::new("framed");
+    let path = folder.0.join("m.gguf");
+    let mut bytes = std::fs::read(golden_path("sentencepiece/llama.gguf")).unwrap();
+    for (key, value) in [("add_bos_token", 0), ("add_eos_token", 1)] {
+        let at = after(&bytes, &format!("tokenizer.ggml.{key}"));
+        bytes[at + 4] = value;
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    let turned = ModelText::load(&path).unwrap();
+    let mut wanted = llama.encode("hello", true, false).unwrap();
+    wanted.push(2);
+    assert_eq!(turned.encode("hello", true, true).unwrap(), wanted);
+}
+
+/// Where `text` (with its length before it) ends in a GGUF file.
+fn after(bytes: &[u8], text: &str) -> usize {
+    let mut needle = (text.len() as u64).to_le_bytes().to_vec();
+    needle.extend(text.as_bytes());
+    let found = bytes.windows(needle.len()).position(|w| w == needle);
+    found.unwrap_or_else(|| panic!("{text} is in the file")) + needle.len()
+}
+
+#[test]
+fn a_damaged_sentence_piece_vocabulary_is_refused_by_name() {
+    let whole = std::fs::read(golden_path("sentencepiece/llama.gguf")).unwrap();
+    let at = |text: &str| after(&whole, text);
+    let named = |from: &str, to: &str| {
+        let mut bytes = whole.clone();
+        let end = at(from);
+        bytes[end - to.len()..end].copy_from_slice(to.as_bytes());
+        bytes
+    };
+    // After a list's name stand its type, its elements' type and their count.
+    let scores = at("tokenizer.ggml.scores") + 16;
+    let types = at("tokenizer.ggml.token_type") + 16;
+    let with = |at: usize, value: &[u8]| {
+        let mut bytes = whole.clone();
+        bytes[at..at + value.len()].copy_from_slice(value);
+        bytes
+    };
+    let mut short = whole.clone();
+    short[scores - 8..scores].copy_from_slice(&615u64.to_le_bytes());
+    // So many that the tensors stay aligned.
+    short.drain(scores..scores + 8 * 4);
+    let mut long = whole.clone();
+    let pad = at("[PAD2]");
+    long[pad - 14..pad - 6].copy_from_slice(&(6 + 1_024u64).to_le_bytes());
+    long.splice(pad..pad, [b'x'; 1_024]);
+    let mut squeezed = whole.clone();
+    let key = "tokenizer.ggml.remove_extra_whitespaces";
+    let mut entry = (key.len() as u64).to_le_bytes().to_vec();
+    entry.extend([key.as_bytes(), &7u32.to_le_bytes(), &[1]].concat());
+    squeezed[16] += 1;
+    squeezed.splice(24..24, entry);
+    squeezed.extend([0; 64]);
+
+    let folder = Folder::new("damaged");
+    let path = folder.0.join("m.gguf");
+    for (bytes, reason) in [
+        (
+            named("tokenizer.ggml.scores", "scoreX"),
+            "lacks `tokenizer.ggml.scores`",
+        ),
+        (short, "623 tokens have 615 scores"),
+        (
+            with(scores + 4 * 300, &f32::NAN.to_le_bytes()),
+            "the piece of token 300 has no finite score",
+        ),
+        (
+            named("tokenizer.ggml.token_type", "typX"),
+            "lacks the byte token <0x00>",
+        ),
+        (
+            with(types + 4 * (3 + 0x41), &[3]),
+            "lacks the byte token <0x41>",
+        ),
+        (named("<0x41>", "<0xZZ>"), "token 68 is of type byte"),
+        (named("[PAD1]", "[PAD2]"), "token 622 is there twice"),
+        (long, "token 622 is too long"),
+        (squeezed, "remove_extra_whitespaces"),
+        (
+            with(at("tokenizer.ggml.model") + 4 + 8, b"bloom"),
+            "of kind \"bloom\"",
+        ),
+    ] {
+        std::fs::write(&path, &bytes).unwrap();
+        let refused = ModelText::load(&path).err().expect(reason).to_string();
+        assert!(refused.contains(reason), "{reason}: {refused}");
     }
 }
 
