@@ -280,18 +280,18 @@ impl<Q: Quant> Kernel for Blocks<Q> {
             prefetch::<V, M>(base, W * tile_bytes, w.tiles * w.blocks * tile_bytes);
             for part in 0..shape.parts {
                 let mut accs = [[V::acc(); W]; M];
-                // Two vectors at once: those of nibbles lie in the same bytes.
+                // Two vectors a round: those of nibbles lie in the same bytes.
                 for pair in part * part_pairs..(part + 1) * part_pairs {
-                    let column = x.first_column + block * BLOCK + pair * 8;
-                    for t in 0..W {
-                        let from = base.add(t * tile_bytes);
-                        let one = quants::weights::<V, Q>(from, 2 * pair);
-                        let two = quants::weights::<V, Q>(from, 2 * pair + 1);
-                        for m in 0..M {
-                            let at = x.bytes.add(2 * (row + m) * x.width);
-                            let acc = &mut accs[m][t];
-                            *acc = quants::dot::<V, Q>(*acc, one, V::quad(at, x.width, column));
-                            *acc = quants::dot::<V, Q>(*acc, two, V::quad(at, x.width, column + 4));
+                    for vector in [2 * pair, 2 * pair + 1] {
+                        let column = x.first_column + block * BLOCK + vector * 4;
+                        for t in 0..W {
+                            let from = base.add(t * tile_bytes);
+                            let weights = quants::weights::<V, Q>(from, vector);
+                            for m in 0..M {
+                                let at = x.bytes.add(2 * (row + m) * x.width);
+                                let quad = V::quad(at, x.width, column);
+                                accs[m][t] = quants::dot::<V, Q>(accs[m][t], weights, quad);
+                            }
                         }
                     }
                 }

@@ -29,9 +29,9 @@ unsafe fn whole_lanes<V: Lanes>(made: *mut u64) {
     let weights = V::bytes(weights.as_ptr());
     let mut sums = [V::acc(); SUMS];
     for _ in 0..ROUNDS {
-        // Not known beforehand, so that nothing is left out of the loop.
-        let quad = black_box([0x0101_0101; 2]);
-        for sum in &mut sums {
+        // Not known beforehand and not alike, so that every product is made.
+        let quads = black_box([[0x0101_0101; 2]; SUMS]);
+        for (sum, quad) in sums.iter_mut().zip(quads) {
             *sum = V::dot7(*sum, weights, quad);
         }
     }

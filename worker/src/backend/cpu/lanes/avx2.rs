@@ -178,7 +178,8 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn quad(row: *const i8, _: usize, column: usize) -> [i32; 2] {
-        row.add(2 * column).cast::<[i32; 2]>().read_unaligned()
+        let at = row.add(2 * column).cast::<i32>();
+        [at.read_unaligned(), at.add(1).read_unaligned()]
     }
 
     #[inline(always)]
