@@ -1,7 +1,7 @@
 //! A replica's plan as both sides see it: which worker runs which rank, and how ranks are linked.
 
 use crate::ids::{DeploymentId, Epoch, Replica, WorkerId};
-use crate::model::RankShare;
+use crate::model::{Precision, RankShare};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use wincode::{SchemaRead, SchemaWrite};
@@ -52,6 +52,9 @@ pub struct DeploymentSpec {
     pub pipeline_parallel: u16,
     pub replicas: u16,
     pub link: LinkPolicy,
+    /// How ranks keep the model's numbers.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 /// One rank of a plan: its share and the worker that runs it.
@@ -65,7 +68,7 @@ pub struct RankPlacement {
     pub address: String,
     /// Workers with equal host ids can share memory.
     pub host: String,
-    /// Bytes of weights this rank reads from the file.
+    /// Bytes of weights this rank packs.
     pub weight_bytes: u64,
 }
 
@@ -82,6 +85,8 @@ pub struct ReplicaPlan {
     pub tensor_parallel: u16,
     pub pipeline_parallel: u16,
     pub link: LinkPolicy,
+    #[serde(default)]
+    pub precision: Precision,
     pub ranks: Vec<RankPlacement>,
     /// KV pages every rank allocates (`limits::PAGE_TOKENS` tokens each).
     pub kv_pages: u32,

@@ -4,7 +4,7 @@
 //! wanted and shows what came of it. `cluster up` does the same for its own cluster.
 
 use super::status::state_of;
-use super::{Link, WriteArgs};
+use super::{Link, PrecisionArgs, WriteArgs};
 use crate::term;
 use anyhow::Result;
 use clap::Args;
@@ -39,6 +39,8 @@ pub struct DeployArgs {
     /// How ranks exchange tensors: shared memory on one host (auto), or QUIC everywhere
     #[arg(long, value_enum, default_value_t)]
     link: Link,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Refuse a model file of another SHA-256 (hex)
     #[arg(long, value_name = "HEX")]
     sha256: Option<String>,
@@ -59,6 +61,7 @@ impl DeployArgs {
             pipeline_parallel: self.pp,
             replicas: self.replicas,
             link: self.link.into(),
+            precision: self.precision.into(),
         };
         term::err("the coordinator opens the model (fetching it if it has to) ...");
         let report: DeploymentReport = client.put("/admin/v1/deployments", &spec)?;
@@ -66,11 +69,12 @@ impl DeployArgs {
             return term::json(&report);
         }
         term::out(format!(
-            "{} is deployed: tp {} x pp {} x replicas {}",
+            "{} is deployed: tp {} x pp {} x replicas {}{}",
             term::bold(&report.spec.model.name),
             report.spec.tensor_parallel,
             report.spec.pipeline_parallel,
-            report.spec.replicas
+            report.spec.replicas,
+            super::precision(&report.spec.precision)
         ));
         let rows = report.replicas.iter();
         let rows = rows.map(|r| vec![r.replica.to_string(), state_of(r)]);

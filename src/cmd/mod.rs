@@ -40,6 +40,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
 use trireme_shared::ids::RequestId;
+use trireme_shared::model::{ActivationFormat, KvFormat, Precision, Quantize};
 use trireme_shared::plan::LinkPolicy;
 use trireme_shared::telemetry::{self, LogFormat};
 use trireme_worker::backend::Isa;
@@ -405,6 +406,72 @@ impl From<Link> for LinkPolicy {
             Link::Quic => Self::Quic,
         }
     }
+}
+
+/// How ranks keep a model's numbers.
+#[derive(Args, Clone, Copy)]
+pub struct PrecisionArgs {
+    /// Quantise matrices of floats as they are loaded [default: numbers stay as the file has them]
+    #[arg(long, value_name = "BITS", value_enum)]
+    quantize: Option<QuantizeChoice>,
+    /// How activations are rounded before quantised weights multiply them
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    activations: ActivationChoice,
+    /// How the KV cache holds keys and values
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    kv: KvChoice,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum QuantizeChoice {
+    /// 8 bits a weight, in blocks of 32 (8.5 with the blocks' scales)
+    Q8,
+    /// 4 bits (5 with scales and minima); 8 of the embedding and the output
+    Q4,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum ActivationChoice {
+    /// Next to nothing is lost
+    #[default]
+    Int16,
+    /// Half the products, for batches and prompts; logprobs move by a few hundredths
+    Int8,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum KvChoice {
+    #[default]
+    F16,
+    /// Bytes with a scale for each token and head: about half the memory
+    Int8,
+}
+
+impl From<PrecisionArgs> for Precision {
+    fn from(args: PrecisionArgs) -> Self {
+        Self {
+            quantize: args.quantize.map(|quantize| match quantize {
+                QuantizeChoice::Q8 => Quantize::Q8,
+                QuantizeChoice::Q4 => Quantize::Q4,
+            }),
+            activations: match args.activations {
+                ActivationChoice::Int16 => ActivationFormat::Int16,
+                ActivationChoice::Int8 => ActivationFormat::Int8,
+            },
+            kv: match args.kv {
+                KvChoice::F16 => KvFormat::F16,
+                KvChoice::Int8 => KvFormat::Int8,
+            },
+        }
+    }
+}
+
+/// What is not the default, behind a line's other settings.
+fn precision(precision: &Precision) -> String {
+    let settings = precision.settings();
+    settings
+        .map(|(name, value)| format!("  {name} {value}"))
+        .collect()
 }
 
 /// A model that is a path on this machine, as other processes find it too; others stay as they are.

@@ -29,13 +29,14 @@ impl PlanArgs {
                 LinkPolicy::Quic => "quic",
             };
             term::out(format!(
-                "{}  replica {}  epoch {}  tp {} x pp {}  links {link}  context {}",
+                "{}  replica {}  epoch {}  tp {} x pp {}  links {link}  context {}{}",
                 term::bold(&plan.model.name),
                 plan.replica.0,
                 plan.epoch.0,
                 plan.tensor_parallel,
                 plan.pipeline_parallel,
                 plan.context,
+                super::precision(&plan.precision),
             ));
             term::out(table(plan, 1));
         }

@@ -117,11 +117,12 @@ fn render_deployment(text: &mut String, deployment: &DeploymentReport) {
     // Writing to a string cannot fail.
     let _ = writeln!(
         text,
-        "\nmodel {}  tp {} x pp {} x replicas {}",
+        "\nmodel {}  tp {} x pp {} x replicas {}{}",
         term::bold(&spec.model.name),
         spec.tensor_parallel,
         spec.pipeline_parallel,
-        spec.replicas
+        spec.replicas,
+        super::precision(&spec.precision)
     );
     let rows = deployment.replicas.iter().map(replica_row).collect();
     section(

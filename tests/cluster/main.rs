@@ -30,6 +30,28 @@ fn chat(cluster: &Cluster, text: &str, max_tokens: u32) -> serde_json::Value {
     )
 }
 
+/// Its file's pages are given back as they are packed: at the most there are weights, keys and values, and a
+/// quarter more.
+#[test]
+fn a_model_is_in_memory_once() {
+    let _alone = alone();
+    let (status, out, err) = run(&[
+        "bench",
+        "engine",
+        "--threads=2",
+        "--prompt-tokens=256",
+        "--context-tokens=128",
+        "--gen-tokens=4",
+        "--batch=8",
+        "--json",
+    ]);
+    assert!(status.success(), "{err}");
+    let report: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let bytes = |name: &str| report[name].as_f64().expect(name);
+    let held = bytes("peak_resident_bytes") / (bytes("weight_bytes") + bytes("kv_bytes"));
+    assert!((1.0..1.25).contains(&held), "{held}: {out}");
+}
+
 #[test]
 fn four_workers_answer_with_the_text_of_one() {
     let _alone = alone();
@@ -65,7 +87,19 @@ fn four_workers_answer_with_the_text_of_one() {
 #[test]
 fn the_ready_file_and_the_client_commands_tell_the_same() {
     let _alone = alone();
-    let cluster = Cluster::up(&["--workers", "2", "--tp", "2"]);
+    // Of this model nothing is left to quantise, but the setting travels.
+    let cluster = Cluster::up(&[
+        "--workers",
+        "2",
+        "--tp",
+        "2",
+        "--quantize",
+        "q8",
+        "--activations",
+        "int8",
+        "--kv",
+        "int8",
+    ]);
     let workers = cluster.ready["workers"].as_array().expect("workers");
     assert_eq!(workers.len(), 2);
     let ranks: Vec<_> = workers
@@ -94,8 +128,16 @@ fn the_ready_file_and_the_client_commands_tell_the_same() {
     let status: serde_json::Value =
         serde_json::from_str(&client(&["status", "--json"])).expect("JSON");
     assert_eq!(status["workers"].as_array().expect("workers").len(), 2);
-    assert!(client(&["status"]).contains(cluster.model()));
+    let shown = client(&["status"]);
+    assert!(
+        shown.contains(cluster.model()) && shown.contains("quantize q8  activations int8  kv int8"),
+        "{shown}"
+    );
     let plan: serde_json::Value = serde_json::from_str(&client(&["plan", "--json"])).expect("JSON");
+    assert_eq!(
+        plan[0]["precision"],
+        json!({"quantize": "q8", "activations": "int8", "kv": "int8"})
+    );
     let heads: Vec<u64> = plan[0]["ranks"]
         .as_array()
         .expect("ranks")

@@ -13,7 +13,7 @@ use trireme_shared::ids::{
     WorkerId,
 };
 use trireme_shared::limits::PAGE_TOKENS;
-use trireme_shared::model::{RankShare, Span};
+use trireme_shared::model::{Precision, RankShare, Span};
 use trireme_shared::plan::{Assignment, LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
 use trireme_shared::transport::join::{JoinAnswer, JoinRequest};
 use trireme_shared::wire::codec::{decode, encode};
@@ -78,6 +78,7 @@ fn assignment() -> Assignment {
             tensor_parallel: 2,
             pipeline_parallel: 1,
             link: LinkPolicy::Auto,
+            precision: Precision::default(),
             ranks: vec![rank(1), rank(2)],
             kv_pages: 8,
             context: 128,

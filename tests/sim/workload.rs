@@ -12,7 +12,7 @@ use trireme_coordinator::state::{
 use trireme_shared::ids::{
     DeploymentId, Epoch, KeyId, Rank, Replica, Stage, TenantId, TokenRecordId, WorkerId,
 };
-use trireme_shared::model::{RankShare, Span};
+use trireme_shared::model::{Precision, RankShare, Span};
 use trireme_shared::plan::{DeploymentSpec, LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
 
 /// 2026, when the simulated clocks start, milliseconds since 1970.
@@ -95,6 +95,7 @@ fn spec(name: &str, replicas: u16) -> DeploymentSpec {
         pipeline_parallel: 1,
         replicas,
         link: LinkPolicy::Auto,
+        precision: Precision::default(),
     }
 }
 
@@ -118,6 +119,7 @@ fn commit_plan(chance: &mut Chance, state: &State, id: DeploymentId) -> Command 
         tensor_parallel: 1,
         pipeline_parallel: 1,
         link: LinkPolicy::Auto,
+        precision: Precision::default(),
         ranks: vec![RankPlacement {
             share: RankShare {
                 stage: Stage(0),

@@ -15,8 +15,8 @@ use session::{Session, whole};
 use std::path::PathBuf;
 use std::time::Instant;
 use trireme_shared::limits::{PAGE_TOKENS, STEP_SEQUENCES_MAX};
-use trireme_shared::model::Manifest;
 use trireme_shared::model::manifest::ManifestError;
+use trireme_shared::model::{Manifest, Precision};
 
 /// Times each measurement is taken; the median is reported.
 const RUNS: usize = 3;
@@ -35,6 +35,7 @@ pub struct EngineBench {
     pub context_tokens: usize,
     /// Numbers of sequences decoded together.
     pub batches: Vec<usize>,
+    pub precision: Precision,
     pub isa: Isa,
 }
 
@@ -49,10 +50,15 @@ pub struct EngineBenchReport {
     pub gen_tokens: usize,
     pub context_tokens: usize,
     pub load_seconds: f64,
-    /// Bytes of weights (as stored in the files).
+    pub precision: Precision,
+    /// Bytes of weights (of a type's blocks as files have them).
     pub weight_bytes: u64,
     /// Those that one token's decode step reads: of a mixture's experts the part that is used.
     pub token_bytes: u64,
+    /// Keys and values of the largest batch, or of the prompt.
+    pub kv_bytes: u64,
+    /// The most this process held until all was measured, on Linux.
+    pub peak_resident_bytes: Option<u64>,
     /// Bytes a second that as many threads read from a buffer as large as the weights: what
     /// batch-1 decode cannot pass.
     pub read_bytes_per_second: f64,
@@ -88,7 +94,7 @@ impl EngineBench {
     /// Measures; `progress` is told in words what comes next. Blocks for the whole time.
     pub fn run(&self, progress: &dyn Fn(&str)) -> Result<EngineBenchReport, BenchError> {
         self.validate()?;
-        let manifest = Manifest::open(&self.model)?;
+        let manifest = Manifest::open(&self.model)?.quantised(self.precision.quantize);
         let share = whole(&manifest.config);
         let pages_each = (self.context_tokens + self.gen_tokens).div_ceil(PAGE_TOKENS);
         let batch_max = self.batches.iter().copied().max().unwrap_or(0);
@@ -96,14 +102,17 @@ impl EngineBench {
         let kv_pages = prompt_pages.max(pages_each * batch_max).max(1);
         progress("loading");
         let begun = Instant::now();
-        let backend = Cpu::new(self.isa, self.threads).map_err(LoadError::from)?;
-        let mut session = Session::load(backend, &manifest, kv_pages)?;
+        let backend = Cpu::new(self.isa, self.threads, self.precision.activations)
+            .map_err(LoadError::from)?;
+        let mut session = Session::load(backend, &manifest, (kv_pages, self.precision.kv))?;
         let load_seconds = begun.elapsed().as_secs_f64();
 
         progress(&format!("prefilling {} tokens", self.prompt_tokens));
         session.prefill(self.prompt_tokens)?;
         let prefill = median(|| session.prefill(self.prompt_tokens))?;
         let mut decode = Vec::new();
+        progress("prefilling what is decoded after");
+        session.fill(batch_max, self.context_tokens, pages_each)?;
         for &batch in &self.batches {
             progress(&format!("decoding {batch} x {} tokens", self.gen_tokens));
             let context = self.context_tokens;
@@ -116,6 +125,7 @@ impl EngineBench {
             });
         }
         let weight_bytes = manifest.share_bytes(&share);
+        let peak_resident_bytes = peak_resident_bytes();
         progress("reading memory");
         let read_bytes_per_second = read_bandwidth(weight_bytes as usize, self.threads)?;
         Ok(EngineBenchReport {
@@ -125,7 +135,7 @@ impl EngineBench {
                 .unwrap_or_else(|| self.model.display().to_string()),
             isa: self.isa.name(),
             amx_rows_min: match self.isa {
-                Isa::Amx => amx_rows_min(),
+                Isa::Amx => amx_rows_min(self.precision.activations),
                 _ => None,
             },
             threads: self.threads,
@@ -133,8 +143,13 @@ impl EngineBench {
             gen_tokens: self.gen_tokens,
             context_tokens: self.context_tokens,
             load_seconds,
+            precision: self.precision,
             weight_bytes,
             token_bytes: token_bytes(&manifest, weight_bytes),
+            kv_bytes: (kv_pages * PAGE_TOKENS) as u64
+                * u64::from(manifest.config.layers * manifest.config.kv_heads)
+                * self.precision.kv.token_bytes(manifest.config.head_dim),
+            peak_resident_bytes,
             read_bytes_per_second,
             prefill_tokens_per_second: self.prompt_tokens as f64 / prefill,
             decode,
@@ -167,10 +182,18 @@ fn token_bytes(manifest: &Manifest, all: u64) -> u64 {
     let tensors = manifest.tensors.iter();
     let experts: u64 = tensors
         .filter(|(role, _)| role.expert().is_some())
-        .map(|(_, tensor)| tensor.bytes)
+        .map(|(_, tensor)| tensor.packed_bytes(tensor.rows, tensor.columns))
         .sum();
     let used = u64::from(mixture.used) * experts / u64::from(mixture.experts);
     all - experts + used
+}
+
+/// As the kernel counts it.
+fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kib << 10)
 }
 
 /// Seconds of the median of [`RUNS`] runs.
@@ -201,6 +224,7 @@ mod tests {
             gen_tokens: 17,
             context_tokens: 40,
             batches: vec![1, 3],
+            precision: Precision::default(),
             isa: Isa::detect(),
         };
         let report = bench.run(&|_| {});

@@ -7,7 +7,7 @@ mod splitting;
 use splitting::Split;
 use std::path::{Path, PathBuf};
 use trireme_shared::limits::PAGE_TOKENS;
-use trireme_shared::model::{Architecture, Manifest};
+use trireme_shared::model::{Architecture, Manifest, Quantize, TensorEntry, blocks};
 use trireme_worker::backend::Isa;
 use trireme_worker::loader;
 use trireme_worker::model::{Batch, SequenceSlice};
@@ -162,15 +162,92 @@ fn every_architecture_answers_the_same_however_it_is_split() {
     }
 }
 
+/// The model with what a rank would quantise quantised already, by the encoder that writes test models, in a
+/// file of its own.
+fn encoded(manifest: &Manifest, path: &Path) -> Manifest {
+    let (mut encoded, mut bytes) = (manifest.clone(), Vec::new());
+    for tensor in encoded.tensors.values_mut() {
+        if tensor.packed == tensor.dtype {
+            continue;
+        }
+        let file = std::fs::read(&manifest.files[tensor.file]).unwrap();
+        let floats = &file[tensor.offset as usize..][..tensor.bytes as usize];
+        let offset = bytes.len();
+        blocks::encode(
+            tensor.packed,
+            &blocks::decode(tensor.dtype, floats),
+            &mut bytes,
+        );
+        *tensor = TensorEntry {
+            dtype: tensor.packed,
+            file: manifest.files.len(),
+            offset: offset as u64,
+            bytes: (bytes.len() - offset) as u64,
+            ..*tensor
+        };
+    }
+    assert!(!bytes.is_empty());
+    std::fs::write(path, bytes).unwrap();
+    encoded.files.push(path.to_owned());
+    encoded
+}
+
+/// Largest difference of a logit as above, of weights quantised as they are loaded. (32 wide, these models
+/// have one block a row: of real ones errors average out.)
+const QUANTISED: [(Quantize, f32); 2] = [(Quantize::Q8, 0.03), (Quantize::Q4, 0.3)];
+
+#[test]
+fn quantised_as_they_are_loaded_models_are_as_quantised_before_however_they_are_split() {
+    let path = std::env::temp_dir().join(format!("trireme-encoded-{}", std::process::id()));
+    for case in cases() {
+        for (manifest, format) in manifests(&case).into_iter().zip(["safetensors", "GGUF"]) {
+            let plain = run(&mut Split::load(&manifest, &[vec![1]], 2), &case);
+            for (quantize, tolerance) in QUANTISED {
+                let what = format!("{} {format} {}", case.name, quantize.name());
+                let manifest = manifest.clone().quantised(Some(quantize));
+                let before = encoded(&manifest, &path);
+                let want = run(&mut Split::load(&before, &[vec![1]], 2), &case);
+                let off = off(&want, &case);
+                eprintln!("{what}: off by {off:.4}");
+                assert!(want != plain, "{what}");
+                // A route may turn to another expert, whose output is another altogether.
+                let is_mixture = manifest.config.mixture.is_some();
+                assert!(is_mixture || off <= tolerance, "{what}: {off}");
+                let mut splits = vec![vec![vec![1]], vec![vec![1], vec![1]]];
+                // Heads that share a KV head have columns that are cut together.
+                let cut = (manifest.config.group() * manifest.config.head_dim).is_multiple_of(32);
+                match manifest.config.kv_heads {
+                    3 if cut => splits.extend([vec![vec![2, 1]], vec![vec![1, 2], vec![1, 1]]]),
+                    2 if cut => splits.push(vec![vec![1, 1]]),
+                    1 => {}
+                    _ => assert!(manifest.shares(&[vec![1, 1]]).is_err(), "{what}"),
+                }
+                for weights in splits {
+                    let got = run(&mut Split::load(&manifest, &weights, 2), &case);
+                    assert_eq!(got, want, "{what} {weights:?}");
+                }
+            }
+        }
+    }
+    std::fs::remove_file(&path).unwrap();
+}
+
 /// What plans are made by is what ranks read, biases, norms and parts of fused tensors included.
 #[test]
 fn a_share_is_as_large_as_the_plan_says() {
     for case in cases() {
-        for manifest in manifests(&case) {
+        let plain = manifests(&case);
+        let quantised = plain.clone().map(|m| m.quantised(Some(Quantize::Q4)));
+        for manifest in plain.into_iter().chain(quantised) {
+            let ranks = manifest.config.kv_heads as usize;
+            let ranks = match manifest.shares(&[vec![1; ranks]]) {
+                Ok(_) => ranks,
+                Err(_) => 1,
+            };
             for weights in [
                 vec![vec![1]],
                 vec![vec![1], vec![1]],
-                vec![vec![1; manifest.config.kv_heads as usize]; 2],
+                vec![vec![1; ranks]; 2],
             ] {
                 for share in manifest.shares(&weights).unwrap() {
                     let roles = loader::roles(&manifest, &share).into_iter();

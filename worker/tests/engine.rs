@@ -6,11 +6,11 @@ mod workers;
 use std::path::PathBuf;
 use std::time::Duration;
 use trireme_shared::ids::{DeploymentId, Epoch, Replica, RequestId, TenantId};
-use trireme_shared::model::Manifest;
 use trireme_shared::model::random::RandomModel;
+use trireme_shared::model::{DType, Manifest, Precision, Quantize};
 use trireme_shared::plan::{Assignment, LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
 use trireme_shared::wire::control::RankState;
-use trireme_shared::wire::generate::{GenerateEvent, GenerateRequest, Sampling};
+use trireme_shared::wire::generate::{GenerateEvent, GenerateRequest, Sampling, TokenLogprobs};
 use trireme_worker::backend::Isa;
 use trireme_worker::engine::{RankHandle, RankSpec};
 use workers::{Worker, worker_id, workers};
@@ -23,9 +23,13 @@ struct ModelFile(PathBuf);
 
 impl ModelFile {
     fn write(name: &str) -> Self {
+        Self::of(name, &RandomModel::tiny(21))
+    }
+
+    fn of(name: &str, model: &RandomModel) -> Self {
         let file = format!("trireme-{name}-{}.gguf", std::process::id());
         let path = std::env::temp_dir().join(file);
-        RandomModel::tiny(21).write_gguf(&path).unwrap();
+        model.write_gguf(&path).unwrap();
         Self(path)
     }
 }
@@ -64,6 +68,7 @@ fn plan(file: &ModelFile, workers: &[Worker], (tp, pp): (u16, u16), hosts: &[&st
         tensor_parallel: tp,
         pipeline_parallel: pp,
         link: LinkPolicy::Auto,
+        precision: Precision::default(),
         ranks: shares
             .into_iter()
             .zip(workers)
@@ -118,18 +123,29 @@ fn request(prompt: &[u32]) -> GenerateRequest {
     }
 }
 
-async fn greedy(driver: &RankHandle, prompt: &[u32]) -> Vec<u32> {
-    let mut stream = driver.submit(request(prompt)).unwrap();
+/// The tokens, with their logprobs where the request asks for them.
+async fn answer(
+    driver: &RankHandle,
+    request: GenerateRequest,
+) -> Vec<(u32, Option<TokenLogprobs>)> {
+    let mut stream = driver.submit(request).unwrap();
     let mut tokens = Vec::new();
     loop {
         let event = tokio::time::timeout(PATIENCE, stream.recv()).await;
         match event.expect("no hang").expect("a last event") {
-            GenerateEvent::Token { token, .. } => tokens.push(token),
+            GenerateEvent::Token {
+                token, logprobs, ..
+            } => tokens.push((token, logprobs)),
             GenerateEvent::Started { .. } => {}
             GenerateEvent::Finished { .. } => return tokens,
             other => panic!("{other:?}"),
         }
     }
+}
+
+async fn greedy(driver: &RankHandle, prompt: &[u32]) -> Vec<u32> {
+    let answer = answer(driver, request(prompt)).await;
+    answer.into_iter().map(|(token, _)| token).collect()
 }
 
 /// Off the runtime, as the agent does it.
@@ -166,6 +182,41 @@ async fn ranks_on_one_and_on_two_hosts_serve_the_same_tokens() {
     for text in &texts {
         assert_eq!(text, &texts[0]);
     }
+}
+
+/// What a plan says of precision is what its ranks do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ranks_quantise_as_their_plan_says() {
+    let written = RandomModel {
+        dtype: DType::Q4_1,
+        embedding_dtype: DType::Q8_0,
+        ..RandomModel::tiny(21)
+    };
+    let (floats, written) = (
+        ModelFile::write("floats"),
+        ModelFile::of("written", &written),
+    );
+    let prompt: Vec<u32> = (0..30).map(|i| i * 8).collect();
+    let mut answers = Vec::new();
+    for (file, quantize) in [
+        (&floats, None),
+        (&written, None),
+        (&floats, Some(Quantize::Q4)),
+    ] {
+        let workers = workers(1);
+        let mut plan = plan(file, &workers, (1, 1), &["a"]);
+        plan.precision.quantize = quantize;
+        let ranks = vec![start(&plan, 0, &workers[0])];
+        assert_eq!(settled(&ranks[0]).await, RankState::Ready);
+        let request = GenerateRequest {
+            logprobs: Some(2),
+            ..request(&prompt)
+        };
+        answers.push(answer(&ranks[0], request).await);
+        stop(ranks).await;
+    }
+    assert_eq!(answers[2], answers[1]);
+    assert_ne!(answers[2], answers[0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,7 @@
 
 use serde::Deserialize;
 use std::path::Path;
-use trireme_shared::model::Manifest;
+use trireme_shared::model::{ActivationFormat, KvFormat, Manifest, Precision};
 use trireme_shared::source::{ResolveOptions, resolve};
 use trireme_worker::backend::Isa;
 use trireme_worker::model::{Batch, Forward, RankModel, Runtime, SequenceSlice};
@@ -74,19 +74,62 @@ fn best(row: &[f32]) -> u32 {
         .unwrap() as u32
 }
 
+fn perplexity(model: &mut RankModel, tokens: &[u32]) -> f64 {
+    let rows = logits(model, tokens, 0);
+    let predicted = rows.iter().zip(&tokens[1..]);
+    let loss: f64 = predicted.map(|(row, &next)| -logprob(row, next)).sum();
+    (loss / (tokens.len() - 1) as f64).exp()
+}
+
+fn load(manifest: &Manifest, isa: Isa, precision: Precision) -> RankModel {
+    let share = manifest.shares(&[vec![1]]).unwrap().remove(0);
+    let runtime = Runtime {
+        threads: 2,
+        isa,
+        kv_pages: 64,
+        activations: precision.activations,
+        kv: precision.kv,
+    };
+    let abort = Abort::default();
+    RankModel::load(manifest, &share, &runtime, &|_, _| {}, &abort).unwrap()
+}
+
+/// What bytes may cost (`shared/golden`'s README): a per cent of perplexity.
+#[test]
+fn bytes_cost_the_real_model_less_than_a_per_cent_of_perplexity() {
+    let model = resolve("smollm2", &ResolveOptions::default(), &|_| {}).unwrap();
+    let manifest = Manifest::open(&model.path).unwrap();
+    let passage: Passage = serde_json::from_str(&golden("smollm2-perplexity.json")).unwrap();
+    let off = |isa: Isa, precision: Precision| {
+        let mut model = load(&manifest, isa, precision);
+        let off = perplexity(&mut model, &passage.tokens) / passage.ppl - 1.0;
+        eprintln!("{isa:?} {precision:?}: perplexity off by {off:+.4}");
+        off
+    };
+    let exact = Precision::default();
+    let kv = Precision {
+        kv: KvFormat::Int8,
+        ..exact
+    };
+    let activations = Precision {
+        activations: ActivationFormat::Int8,
+        ..exact
+    };
+    let exact = off(Isa::detect(), exact);
+    let paths = Isa::ALL.into_iter().filter(|isa| isa.available());
+    let cases = paths.map(|isa| (isa, activations));
+    for (isa, precision) in cases.chain([(Isa::detect(), kv)]) {
+        let off = off(isa, precision);
+        assert!(off != exact && off.abs() < 0.01, "{isa:?} {precision:?}");
+    }
+}
+
 #[test]
 fn the_real_model_agrees_with_the_reference_on_every_isa() {
     let model = resolve("smollm2", &ResolveOptions::default(), &|_| {}).unwrap();
     let manifest = Manifest::open(&model.path).unwrap();
-    let share = manifest.shares(&[vec![1]]).unwrap().remove(0);
     for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
-        let runtime = Runtime {
-            threads: 2,
-            isa,
-            kv_pages: 64,
-        };
-        let mut model =
-            RankModel::load(&manifest, &share, &runtime, &|_, _| {}, &Abort::default()).unwrap();
+        let mut model = load(&manifest, isa, Precision::default());
         let (mut differences, mut count) = (0.0, 0);
         for (number, line) in golden("smollm2.jsonl").lines().enumerate() {
             let case: Case = serde_json::from_str(line).unwrap();
@@ -111,10 +154,7 @@ fn the_real_model_agrees_with_the_reference_on_every_isa() {
         assert!(mean < 0.005, "{isa:?}: mean logprob difference {mean}");
 
         let passage: Passage = serde_json::from_str(&golden("smollm2-perplexity.json")).unwrap();
-        let rows = logits(&mut model, &passage.tokens, 0);
-        let predicted = rows.iter().zip(&passage.tokens[1..]);
-        let loss: f64 = predicted.map(|(row, &next)| -logprob(row, next)).sum();
-        let perplexity = (loss / (passage.tokens.len() - 1) as f64).exp();
+        let perplexity = perplexity(&mut model, &passage.tokens);
         let off = (perplexity / passage.ppl - 1.0).abs();
         eprintln!("{isa:?}: mean logprob difference {mean:.4}, perplexity off by {off:.4}");
         assert!(

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 use trireme_shared::identity::{ClusterAuthority, NodeId, NodeIdentity};
 use trireme_shared::ids::{DeploymentId, Epoch, Rank, Replica, Stage};
-use trireme_shared::model::{RankShare, Span};
+use trireme_shared::model::{Precision, RankShare, Span};
 use trireme_shared::plan::{Assignment, LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
 use trireme_shared::transport::{Endpoint, Protocol};
 use trireme_worker::parallel::bench::round_trips;
@@ -52,6 +52,7 @@ fn plan(workers: &[Worker], tp: u16, pp: u16, link: LinkPolicy, hosts: &[&str]) 
         tensor_parallel: tp,
         pipeline_parallel: pp,
         link,
+        precision: Precision::default(),
         ranks: workers.iter().enumerate().map(rank).collect(),
         kv_pages: 1,
         context: 1,

@@ -8,7 +8,9 @@ use splitting::{PAGES, Split};
 use std::path::PathBuf;
 use trireme_shared::limits::PAGE_TOKENS;
 use trireme_shared::model::random::RandomModel;
-use trireme_shared::model::{DType, Manifest, Mixture};
+use trireme_shared::model::{
+    ActivationFormat, DType, KvFormat, Manifest, Mixture, Precision, Quantize,
+};
 use trireme_worker::backend::Isa;
 use trireme_worker::loader;
 use trireme_worker::model::{Batch, ForwardError, RankModel, Runtime, SequenceSlice};
@@ -171,6 +173,88 @@ fn every_split_agrees_with_the_whole_model() {
     }
 }
 
+/// Of keys and values, or activations, of bytes, too, neither a split nor chunks nor neighbours change a bit.
+#[test]
+fn numbers_of_bytes_are_the_same_however_they_come() {
+    let (a, b) = (tokens(45, 1), tokens(20, 2));
+    let halves = Precision::default();
+    let kv = Precision {
+        kv: KvFormat::Int8,
+        ..halves
+    };
+    let activations = Precision {
+        activations: ActivationFormat::Int8,
+        ..halves
+    };
+    for (precision, dtype) in [(kv, DType::F32), (activations, DType::Q4_1)] {
+        let model = RandomModel {
+            ffn: 640,
+            dtype,
+            ..RandomModel::tiny(8)
+        };
+        let file = TestFile::new("bytes", &model);
+        let load = |weights: &[Vec<u64>], precision| {
+            Split::load_with(&file.manifest, weights, 2, Isa::detect(), precision)
+        };
+        let want = load(&[vec![1]], precision).logits(&prompt(&a, 3));
+        let exact = load(&[vec![1]], halves).logits(&prompt(&a, 3));
+        assert_ne!(want, exact);
+        assert_close(&want, &exact, 2e-2, "bytes beside the default");
+        for weights in [vec![vec![2, 1]], vec![vec![1, 2], vec![2, 1]]] {
+            let mut split = load(&weights, precision);
+            let mut got = Vec::new();
+            for (at, len) in [(0, 17), (17, 1), (18, 27)] {
+                let mut batch = Batch {
+                    tokens: a[at..at + len].to_vec(),
+                    sequences: vec![slice(0, len, at, 20)],
+                    outputs: (0..len as u32).collect(),
+                };
+                batch.tokens.extend(&b);
+                batch.sequences.push(slice(len, b.len(), 0, 30));
+                got.extend(split.logits(&batch));
+            }
+            assert_eq!(got, want, "{precision:?} {weights:?}");
+        }
+    }
+}
+
+/// Random models of floats, quantised as they are loaded, are those that were written quantised.
+#[test]
+fn quantising_at_load_makes_the_blocks_that_files_have() {
+    let of = |dtype, embedding_dtype| RandomModel {
+        dtype,
+        embedding_dtype,
+        tied_embeddings: false,
+        ffn: 640,
+        ..RandomModel::tiny(5)
+    };
+    let file = TestFile::new("floats", &of(DType::F32, DType::F32));
+    let batch = prompt(&tokens(45, 1), 3);
+    for (quantize, layers) in [(Quantize::Q8, DType::Q8_0), (Quantize::Q4, DType::Q4_1)] {
+        let name = format!("written-{}", quantize.name());
+        let written = TestFile::new(&name, &of(layers, DType::Q8_0));
+        let quantised = file.manifest.clone().quantised(Some(quantize));
+        let want = Split::load(&written.manifest, &[vec![1]], 1).logits(&batch);
+        for weights in [
+            vec![vec![1]],
+            vec![vec![2, 1]],
+            vec![vec![1, 1, 1]],
+            vec![vec![1, 2], vec![2, 1]],
+        ] {
+            let got = Split::load(&quantised, &weights, 2).logits(&batch);
+            assert_eq!(got, want, "{name} {weights:?}");
+            let bytes = |m: &Manifest| -> Vec<u64> {
+                let shares = m.shares(&weights).unwrap();
+                shares.iter().map(|s| m.share_bytes(s)).collect()
+            };
+            assert_eq!(bytes(&quantised), bytes(&written.manifest), "{name}");
+        }
+        // What is quantised already stays as it is.
+        let again = written.manifest.clone().quantised(Some(Quantize::Q8));
+        assert_eq!(again.tensors, written.manifest.tensors);
+    }
+}
+
 /// Where every rank can have whole FFN segments, no split changes a single bit of the logits.
 #[test]
 fn splits_of_whole_segments_change_nothing() {
@@ -296,6 +380,8 @@ fn a_bad_batch_or_a_cut_file_is_an_error() {
         threads: 1,
         isa: Isa::detect(),
         kv_pages: 1,
+        activations: ActivationFormat::default(),
+        kv: KvFormat::default(),
     };
     let load =
         |abort: &Abort| RankModel::load(&file.manifest, &share, &runtime, &|_, _| {}, abort).err();

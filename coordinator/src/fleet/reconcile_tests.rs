@@ -3,6 +3,7 @@
 use super::*;
 use crate::placement::tests::{manifest, spec, worker};
 use std::time::Duration;
+use trireme_shared::model::Quantize;
 use trireme_shared::plan::ReplicaPlan;
 use trireme_shared::wire::control::RankState;
 
@@ -214,6 +215,20 @@ fn failed() -> RankState {
     RankState::Failed {
         reason: "no such file".into(),
     }
+}
+
+#[test]
+fn a_deployments_precision_reaches_its_workers() {
+    let mut s = Scene::new(1, 1, 1);
+    let mut asked = spec(1, 1, 1);
+    asked.precision.quantize = Some(Quantize::Q8);
+    s.deploy(asked.clone());
+    s.connect(1);
+    let assigned = s.effects.iter().filter_map(|e| match e {
+        Effect::Assign { assignment, .. } => Some(assignment.plan.precision),
+        _ => None,
+    });
+    assert!(assigned.eq([asked.precision]));
 }
 
 #[test]

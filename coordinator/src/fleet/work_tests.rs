@@ -2,7 +2,7 @@
 
 use super::*;
 use trireme_shared::ids::{DeploymentId, Epoch, Rank, Replica, Stage};
-use trireme_shared::model::RankShare;
+use trireme_shared::model::{Precision, RankShare};
 use trireme_shared::plan::{LinkPolicy, ModelRef, RankPlacement};
 
 /// Stages of (layers, ranks of (worker, KV heads, FFN columns)).
@@ -47,6 +47,7 @@ fn plan(split: &Split) -> ReplicaPlan {
         tensor_parallel: split[0].1.len() as u16,
         pipeline_parallel: split.len() as u16,
         link: LinkPolicy::Auto,
+        precision: Precision::default(),
         ranks,
         kv_pages: 1,
         context: 1,

@@ -3,7 +3,7 @@
 use super::PlanError;
 use super::choose::Seat;
 use trireme_shared::limits;
-use trireme_shared::model::{Manifest, ModelConfig, RankShare};
+use trireme_shared::model::{KvFormat, Manifest, ModelConfig, RankShare};
 use trireme_shared::plan::RankPlacement;
 
 /// KV pages of every rank of a replica, and the longest sequence they allow.
@@ -14,22 +14,19 @@ pub(super) struct Pages {
     pub context: u32,
 }
 
-/// Bytes of one KV page on one rank: keys and values, f16, of its layers and heads.
-pub(super) fn page_bytes(config: &ModelConfig, share: &RankShare) -> u64 {
-    const KEYS_AND_VALUES: u64 = 2;
-    const F16_BYTES: u64 = 2;
+/// Bytes of one KV page on one rank: keys and values of its layers and heads.
+pub(super) fn page_bytes(config: &ModelConfig, kv: KvFormat, share: &RankShare) -> u64 {
     limits::PAGE_TOKENS as u64
         * u64::from(share.layers.len())
         * u64::from(share.kv_heads.len())
-        * u64::from(config.head_dim)
-        * KEYS_AND_VALUES
-        * F16_BYTES
+        * kv.token_bytes(config.head_dim)
 }
 
 /// Enough for `KV_CONTEXTS_TARGET` full contexts, at most a quarter of the memory of the rank that
 /// has least to spare, and the context cut to what that holds.
 pub(super) fn kv_pages(
     manifest: &Manifest,
+    kv: KvFormat,
     ranks: &[RankPlacement],
     seats: &[Seat<'_>],
 ) -> Result<Pages, PlanError> {
@@ -39,16 +36,16 @@ pub(super) fn kv_pages(
     let least = limits::KV_PAGES_MIN.min(full);
     let mut pages = wanted;
     for (rank, seat) in ranks.iter().zip(seats) {
-        let page = page_bytes(config, &rank.share).max(1);
+        let page = page_bytes(config, kv, &rank.share).max(1);
         let fixed =
             weights_in_memory(manifest, &rank.share).saturating_add(limits::RANK_WORKING_BYTES);
         let left = seat.memory_bytes.saturating_sub(fixed);
         let quarter = seat.memory_bytes / limits::KV_MEMORY_DIVISOR;
         let fit = left.min(quarter) / page;
         if fit < least {
-            let kv = least.saturating_mul(page);
-            let for_weights = fixed.saturating_add(kv);
-            let for_quarter = kv.saturating_mul(limits::KV_MEMORY_DIVISOR);
+            let least = least.saturating_mul(page);
+            let for_weights = fixed.saturating_add(least);
+            let for_quarter = least.saturating_mul(limits::KV_MEMORY_DIVISOR);
             return Err(PlanError::Memory {
                 worker: seat.worker,
                 needed_bytes: for_weights.max(for_quarter),

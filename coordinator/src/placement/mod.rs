@@ -63,8 +63,17 @@ pub enum PlanError {
     },
 }
 
+/// The model as the deployment's ranks hold it: what is split, balanced and counted.
+fn as_held(manifest: &Manifest, spec: &DeploymentSpec) -> Manifest {
+    manifest.clone().quantised(spec.precision.quantize)
+}
+
 /// Checks that the model can be split as the spec asks, whoever runs it.
 pub fn check_split(manifest: &Manifest, spec: &DeploymentSpec) -> Result<(), PlanError> {
+    can_split(&as_held(manifest, spec), spec)
+}
+
+fn can_split(manifest: &Manifest, spec: &DeploymentSpec) -> Result<(), PlanError> {
     let (tp, pp) = (spec.tensor_parallel, spec.pipeline_parallel);
     if tp == 0 || pp == 0 || spec.replicas == 0 {
         let text = "tp, pp and replicas are at least 1".to_owned();
@@ -127,7 +136,8 @@ pub fn plan_replica(
     replica: Replica,
     free: &[Candidate],
 ) -> Result<ReplicaPlan, PlanError> {
-    check_split(manifest, spec)?;
+    let manifest = &as_held(manifest, spec);
+    can_split(manifest, spec)?;
     let (tp, pp) = (
         usize::from(spec.tensor_parallel),
         usize::from(spec.pipeline_parallel),
@@ -145,7 +155,7 @@ pub fn plan_replica(
         .map_err(|e| PlanError::Split(e.to_string()))?;
     let seats: Vec<Seat<'_>> = stages.into_iter().flatten().collect();
     let ranks = place(manifest, &shares, &seats);
-    let pages = memory::kv_pages(manifest, &ranks, &seats)?;
+    let pages = memory::kv_pages(manifest, spec.precision.kv, &ranks, &seats)?;
     Ok(ReplicaPlan {
         deployment,
         replica,
@@ -154,6 +164,7 @@ pub fn plan_replica(
         tensor_parallel: spec.tensor_parallel,
         pipeline_parallel: spec.pipeline_parallel,
         link: spec.link,
+        precision: spec.precision,
         ranks,
         kv_pages: pages.pages,
         context: pages.context,

@@ -4,6 +4,7 @@
 use super::*;
 use std::collections::BTreeMap;
 use trireme_shared::model::random::RandomModel;
+use trireme_shared::model::{DType, KvFormat, Precision, Quantize};
 use trireme_shared::plan::{LinkPolicy, ModelRef};
 
 /// A tiny model: 3 layers, 3 KV heads.
@@ -36,6 +37,7 @@ pub(crate) fn spec(tp: u16, pp: u16, replicas: u16) -> DeploymentSpec {
         pipeline_parallel: pp,
         replicas,
         link: LinkPolicy::Auto,
+        precision: Precision::default(),
     }
 }
 
@@ -148,7 +150,8 @@ fn little_memory_shortens_the_context_and_never_takes_more_than_a_quarter() {
     let mut lone = [worker(1, "a")];
     let roomy = &plan(&manifest, &spec(1, 1, 1), D, &lone).unwrap()[0];
     assert_eq!(roomy.context, full);
-    let page = memory::page_bytes(&manifest.config, &roomy.ranks[0].share);
+    let share = &roomy.ranks[0].share;
+    let page = memory::page_bytes(&manifest.config, KvFormat::F16, share);
     assert!(u64::from(roomy.kv_pages) * page <= (1 << 30) / 4);
     let contexts = u64::from(roomy.kv_pages) * 16 / u64::from(full);
     assert!(contexts <= 16);
@@ -158,4 +161,45 @@ fn little_memory_shortens_the_context_and_never_takes_more_than_a_quarter() {
     let tight = &plan(&manifest, &spec(1, 1, 1), D, &lone).unwrap()[0];
     assert_eq!(tight.kv_pages, 20);
     assert_eq!(tight.context, full.min(20 * 16));
+    // Of heads of 16: 64 bytes a token in f16, 40 in bytes with their scales.
+    let mut small = spec(1, 1, 1);
+    small.precision.kv = KvFormat::Int8;
+    let small = &plan(&manifest, &small, D, &lone).unwrap()[0];
+    assert_eq!(small.kv_pages, 20 * 64 / 40);
+    assert_eq!(small.precision.kv, KvFormat::Int8);
+}
+
+/// A matrix is counted as what it is packed as, in bytes, in shares and in what is left for KV pages.
+#[test]
+fn quantised_weights_are_counted_as_they_are_packed() {
+    let floats = manifest();
+    let written = |dtype| {
+        let dir = crate::scratch::Scratch::new();
+        let path = dir.path().join("tiny.gguf");
+        let model = RandomModel {
+            dtype,
+            embedding_dtype: DType::Q8_0,
+            ..RandomModel::tiny(1)
+        };
+        model.write_gguf(&path).unwrap();
+        Manifest::open(&path).unwrap()
+    };
+    for (quantize, dtype) in [(Quantize::Q8, DType::Q8_0), (Quantize::Q4, DType::Q4_1)] {
+        let mut asked = spec(2, 1, 1);
+        asked.precision.quantize = Some(quantize);
+        // Room for the weights and some pages where they are quantised, none where they are not.
+        let plain = spec(2, 1, 1);
+        let mut workers = [worker(1, "a"), worker(2, "a")];
+        workers[1].threads = 2;
+        for worker in &mut workers {
+            worker.memory_bytes = limits::RANK_WORKING_BYTES + 400_000;
+        }
+        let got = plan(&floats, &asked, D, &workers).unwrap();
+        let want = plan(&written(dtype), &plain, D, &workers).unwrap();
+        assert_eq!(got[0].precision, asked.precision);
+        assert_eq!(got[0].ranks, want[0].ranks);
+        assert_eq!(got[0].kv_pages, want[0].kv_pages);
+        let refused = plan(&floats, &plain, D, &workers).unwrap_err();
+        assert!(matches!(refused, PlanError::Memory { .. }), "{refused}");
+    }
 }

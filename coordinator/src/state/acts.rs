@@ -4,6 +4,7 @@
 use super::settings::{KeySettings, Limits, TenantStatus};
 use super::{Command, Outcome, Proposal};
 use trireme_shared::ids::NanoUsd;
+use trireme_shared::plan::DeploymentSpec;
 
 /// Who did what, for acts that are recorded: all that come from somebody (`origin`) and change who
 /// may do what or what is served, and joins and reports of acts from wherever.
@@ -29,6 +30,7 @@ pub(super) fn act(proposal: &Proposal) -> Option<(String, String)> {
         }
         Command::PutCoordinator { .. }
         | Command::PutInventory { .. }
+        | Command::CommitPlanV4 { .. }
         | Command::CommitPlan { .. }
         | Command::OpenGateway { .. }
         | Command::Report { .. }
@@ -57,11 +59,8 @@ pub(super) fn act(proposal: &Proposal) -> Option<(String, String)> {
         Command::PutCertificate {
             node, expires_at, ..
         } => format!("certify {node} until {expires_at}"),
-        // Not its source: an address may hold a password.
-        Command::PutDeployment { spec, .. } => format!(
-            "deploy {}, tensor parallel {}, pipeline parallel {}, {} replicas",
-            spec.model.name, spec.tensor_parallel, spec.pipeline_parallel, spec.replicas
-        ),
+        Command::PutDeploymentV4 { spec } => deploy(&spec.clone().into()),
+        Command::PutDeployment { spec } => deploy(spec),
         Command::RemoveDeployment { id } => format!("remove deployment {id}"),
         Command::PutTenant { .. }
         | Command::CreateKey { .. }
@@ -94,6 +93,18 @@ pub(super) fn act(proposal: &Proposal) -> Option<(String, String)> {
         }
     };
     origin.map(|who| (who, what))
+}
+
+/// Not the model's source: an address may hold a password.
+fn deploy(spec: &DeploymentSpec) -> String {
+    let mut text = format!(
+        "deploy {}, tensor parallel {}, pipeline parallel {}, {} replicas",
+        spec.model.name, spec.tensor_parallel, spec.pipeline_parallel, spec.replicas
+    );
+    for (name, value) in spec.precision.settings() {
+        text.push_str(&format!(", {name} {value}"));
+    }
+    text
 }
 
 /// Acts that move money, or say who may spend how much of it. Amounts in nano-dollars.

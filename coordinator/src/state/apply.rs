@@ -7,7 +7,7 @@ use super::{Applied, Command, Effect, Outcome, Proposal, Refusal, State, version
 use trireme_shared::api::Role;
 use trireme_shared::identity::NodeId;
 use trireme_shared::ids::{CoordinatorId, Epoch, TokenRecordId, WorkerId};
-use trireme_shared::plan::ReplicaPlan;
+use trireme_shared::plan::{DeploymentSpec, ReplicaPlan};
 
 /// Applies one committed proposal. A proposal that was applied before gives its old outcome and
 /// changes nothing. A refused command changes nothing but the window of proposals, where the refusal
@@ -107,20 +107,15 @@ fn change(state: &mut State, proposal: &Proposal) -> Changed {
             let outcome = state.workers.put_inventory(*worker, inventory)?;
             Ok(with(outcome, Effect::Workers))
         }
-        Command::PutDeployment { spec } => {
-            let (id, respecified) = state.deployments.put(spec, now);
-            let mut effects = vec![Effect::Deployments];
-            if respecified {
-                // Plans of another spec are not plans of this one. The epoch goes on growing.
-                state.plans.drop_of(id);
-                effects.push(Effect::Plans);
-            }
-            Ok((Outcome::Deployment(id), effects))
-        }
+        Command::PutDeploymentV4 { spec } => Ok(put_deployment(state, &spec.clone().into(), now)),
+        Command::PutDeployment { spec } => Ok(put_deployment(state, spec, now)),
         Command::RemoveDeployment { id } => {
             let outcome = state.deployments.remove(*id)?;
             state.plans.drop_of(*id);
             Ok((outcome, vec![Effect::Deployments, Effect::Plans]))
+        }
+        Command::CommitPlanV4 { plan, previous } => {
+            commit_plan(state, &(**plan).clone().into(), *previous)
         }
         Command::CommitPlan { plan, previous } => commit_plan(state, plan, *previous),
         Command::PutTenant { name, settings } => billing::put_tenant(state, name, settings, now_ms),
@@ -352,6 +347,17 @@ fn put_certificate(state: &mut State, node: NodeId, fingerprint: &str, expires_a
         }
     };
     Ok((Outcome::Done, vec![effect]))
+}
+
+fn put_deployment(state: &mut State, spec: &DeploymentSpec, now: u64) -> (Outcome, Vec<Effect>) {
+    let (id, respecified) = state.deployments.put(spec, now);
+    let mut effects = vec![Effect::Deployments];
+    if respecified {
+        // Plans of another spec are not plans of this one. The epoch goes on growing.
+        state.plans.drop_of(id);
+        effects.push(Effect::Plans);
+    }
+    (Outcome::Deployment(id), effects)
 }
 
 fn commit_plan(state: &mut State, plan: &ReplicaPlan, previous: Option<Epoch>) -> Changed {

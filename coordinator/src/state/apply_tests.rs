@@ -12,6 +12,7 @@ use trireme_shared::ids::{
     TenantId, Tokens,
 };
 use trireme_shared::limits;
+use trireme_shared::model::Precision;
 use trireme_shared::plan::{DeploymentSpec, LinkPolicy, ModelRef};
 use trireme_shared::wire::control::Inventory;
 
@@ -82,6 +83,7 @@ pub(crate) fn spec(name: &str, tp: u16, pp: u16, replicas: u16) -> DeploymentSpe
         pipeline_parallel: pp,
         replicas,
         link: LinkPolicy::Auto,
+        precision: Precision::default(),
     }
 }
 
@@ -103,6 +105,7 @@ fn plan(deployment: DeploymentId, name: &str, replica: u16) -> ReplicaPlan {
         tensor_parallel: 1,
         pipeline_parallel: 1,
         link: LinkPolicy::Auto,
+        precision: Precision::default(),
         ranks: vec![RankPlacement {
             share: RankShare {
                 stage: Stage(0),

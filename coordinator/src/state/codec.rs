@@ -17,7 +17,7 @@ use wincode::{SchemaRead, SchemaWrite};
 /// Version of a proposal's encoding. 1 was a bare command.
 pub const COMMAND_VERSION: u16 = 2;
 /// Version of a state's encoding.
-pub const STATE_VERSION: u16 = 4;
+pub const STATE_VERSION: u16 = 5;
 
 /// Rows go to the writer in pieces of about this many bytes.
 const PIECE_BYTES: usize = 64 << 10;
@@ -212,22 +212,25 @@ pub(super) trait Newer {
 }
 
 /// `Stored` for a struct, field by field in the order given, which the format fixes. A field that came
-/// `since` a version of states is in none of the older ones.
+/// `since` a version of states is in none of the older ones; a table that `was` of other rows has those in
+/// versions `before` the one given.
 macro_rules! stored {
-    ($area:ident { $($field:ident $(since $version:literal)?),+ $(,)? }) => {
+    ($area:ident {
+        $($field:ident $(since $version:literal)? $(was $old:ident before $newer:literal)?),+ $(,)?
+    }) => {
         impl $crate::state::codec::Stored for $area {
             fn store(
                 &self,
                 out: &mut $crate::state::codec::Sink<'_>,
             ) -> Result<(), $crate::state::codec::CodecError> {
-                $(stored!(@store self.$field, out $(, $version)?);)+
+                $(stored!(@store self.$field, out $(, since $version)? $(, was $old before $newer)?);)+
                 Ok(())
             }
 
             fn load(
                 input: &mut $crate::state::codec::Source<'_>,
             ) -> Result<Self, $crate::state::codec::CodecError> {
-                $(let $field = stored!(@load input $(, $version)?);)+
+                $(let $field = stored!(@load input $(, since $version)? $(, was $old before $newer)?);)+
                 Ok(Self { $($field),+ })
             }
         }
@@ -235,18 +238,34 @@ macro_rules! stored {
     (@store $field:expr, $out:ident) => {
         $field.store($out)?
     };
-    (@store $field:expr, $out:ident, $version:literal) => {
+    (@store $field:expr, $out:ident, since $version:literal) => {
         if $out.version() >= $version {
             $field.store($out)?;
+        }
+    };
+    (@store $field:expr, $out:ident, was $old:ident before $newer:literal) => {
+        match $out.version() >= $newer {
+            true => $field.store($out)?,
+            false => $field.with_rows::<$old>().store($out)?,
         }
     };
     (@load $input:ident) => {
         $crate::state::codec::Stored::load($input)?
     };
-    (@load $input:ident, $version:literal) => {
+    (@load $input:ident, since $version:literal) => {
         match $input.version() >= $version {
             true => $crate::state::codec::Stored::load($input)?,
             false => $crate::state::codec::Newer::not_yet(),
+        }
+    };
+    (@load $input:ident, was $old:ident before $newer:literal) => {
+        match $input.version() >= $newer {
+            true => $crate::state::codec::Stored::load($input)?,
+            false => {
+                let old: $crate::state::table::Table<_, $old> =
+                    $crate::state::codec::Stored::load($input)?;
+                old.with_rows()
+            }
         }
     };
 }

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::state::apply::tests::{
-    Member, bootstrap_command, commit, credit, filled, inventory, join, key, put, usage,
+    Member, bootstrap_command, commit, credit, filled, inventory, join, key, put, spec, usage,
 };
 use crate::state::webhooks::tests::filled_with_webhooks;
 use crate::state::{ClusterId, Command, Topics};
@@ -17,6 +17,9 @@ fn proposals_survive_encoding_and_strange_bytes_are_refused() {
         bootstrap_command(),
         put("a", 1),
         commit(1, "a", 0, None),
+        Command::PutDeploymentV4 {
+            spec: spec("a", 1, 2, 3).into(),
+        },
         join(1, 1),
         usage(1, 1),
         credit(1, 5),
@@ -83,7 +86,7 @@ fn a_state_survives_encoding_and_strange_bytes_are_refused() {
     let mut newer = bytes;
     newer[0] = 99;
     let error = decode_state(&newer).err().unwrap().to_string();
-    assert!(error.contains("format 99, this build reads 4"), "{error}");
+    assert!(error.contains("format 99, this build reads 5"), "{error}");
 }
 
 /// Nothing panics and nothing is taken for another state's bytes unseen by its digest.

@@ -8,6 +8,7 @@ use super::prices::PriceList;
 use super::requests::{Final, Progress};
 use super::settings::{KeySettings, TenantSettings};
 use super::tokens::TokenRole;
+use super::v4::{PlanV4, SpecV4};
 use super::webhooks::{Secret, Topics};
 use trireme_shared::identity::NodeId;
 use trireme_shared::ids::{
@@ -108,17 +109,16 @@ pub enum Command {
         worker: WorkerId,
         inventory: Inventory,
     },
-    /// Creates or replaces the deployment of `spec.model.name`.
-    PutDeployment {
-        spec: DeploymentSpec,
+    /// `PutDeployment` as releases before version 5 wrote it.
+    PutDeploymentV4 {
+        spec: SpecV4,
     },
     RemoveDeployment {
         id: DeploymentId,
     },
-    /// Makes `plan` the plan of its replica, under a new epoch that `apply` gives. Refused where
-    /// the replica's plan is no longer `previous`: someone planned in between.
-    CommitPlan {
-        plan: Box<ReplicaPlan>,
+    /// `CommitPlan` as releases before version 5 wrote it.
+    CommitPlanV4 {
+        plan: Box<PlanV4>,
         previous: Option<Epoch>,
     },
     /// Makes the tenant of that name, or gives it other settings.
@@ -249,6 +249,16 @@ pub enum Command {
         failures: u32,
         /// `None` where it was delivered; at most `limits::WEBHOOK_ERROR_BYTES_MAX`.
         error: Option<String>,
+    },
+    /// Creates or replaces the deployment of `spec.model.name`.
+    PutDeployment {
+        spec: DeploymentSpec,
+    },
+    /// Makes `plan` the plan of its replica, under a new epoch that `apply` gives. Refused where
+    /// the replica's plan is no longer `previous`: someone planned in between.
+    CommitPlan {
+        plan: Box<ReplicaPlan>,
+        previous: Option<Epoch>,
     },
 }
 

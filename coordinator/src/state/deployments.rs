@@ -2,6 +2,7 @@
 
 use super::codec::stored;
 use super::table::Table;
+use super::v4::DeploymentV4;
 use super::{Outcome, Refusal};
 use trireme_shared::ids::DeploymentId;
 use trireme_shared::plan::DeploymentSpec;
@@ -22,7 +23,7 @@ pub(super) struct Deployments {
     pub last: u32,
 }
 
-stored!(Deployments { rows, names, last });
+stored!(Deployments { rows was DeploymentV4 before 5, names, last });
 
 impl Deployments {
     pub fn named(&self, name: &str) -> Option<&Deployment> {

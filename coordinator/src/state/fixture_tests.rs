@@ -1,9 +1,9 @@
 //! States of every version as some release wrote them: this build reads them all.
 
-use super::apply::tests::filled;
+use super::apply::tests::{Member, commit, filled, put};
 use super::codec::Newer;
 use super::webhooks::tests::filled_with_webhooks;
-use super::{Account, Origin, Outcome, State, Subject, TokenRole, codec, import};
+use super::{Account, Command, Origin, Outcome, Refusal, State, Subject, TokenRole, codec, import};
 use crate::scratch::Scratch;
 use std::path::PathBuf;
 use trireme_shared::identity::NodeId;
@@ -11,6 +11,7 @@ use trireme_shared::ids::{
     CoordinatorId, DeploymentId, Epoch, KeyId, NanoUsd, Replica, SettlementSeq, TenantId,
     TokenRecordId, WorkerId,
 };
+use trireme_shared::model::{ActivationFormat, KvFormat, Precision, Quantize};
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -167,7 +168,7 @@ fn a_state_of_version_3_is_read() {
     records_of_version_2(&state);
     assert_eq!(state.version(), 3);
     assert_eq!(state.settlement_last(), SettlementSeq(3));
-    let raised = super::versions::raise(&mut state, 4);
+    let raised = super::versions::raise(&mut state, codec::STATE_VERSION);
     assert_eq!(raised, Ok(Outcome::Done));
     // What this build comes to by the same commands.
     assert!(state == filled().state);
@@ -176,7 +177,10 @@ fn a_state_of_version_3_is_read() {
 #[test]
 fn a_state_of_version_4_is_read() {
     let state = state("state-v4.bin");
+    // Version 5 has no rules of its own.
     assert!(state.is_current());
+    let precisions = state.deployments().map(|d| d.spec.precision);
+    assert!(precisions.eq([Precision::default(); 2]));
     let webhook = state.webhook(TenantId(1)).unwrap();
     assert_eq!(webhook.url, "https://example.com/hook");
     assert_eq!(webhook.secret, [9; 32]);
@@ -195,6 +199,78 @@ fn a_state_of_version_4_is_read() {
     );
     // Equal histories make equal bytes, in this build as in the one that wrote the fixture.
     assert!(state == filled_with_webhooks().state);
+}
+
+#[test]
+fn a_state_of_version_5_is_read() {
+    let state = state("state-v5.bin");
+    assert!(state.is_current());
+    let deployed = state.deployment_named("q").unwrap();
+    assert_eq!(deployed.spec.precision, PRECISION);
+    let planned: Vec<_> = state.plans().map(|p| p.precision).collect();
+    assert_eq!(planned.last(), Some(&PRECISION));
+    let last = state.audit_records().last().unwrap();
+    assert!(
+        last.what
+            .ends_with(", 1 replicas, quantize q4, activations int8, kv int8"),
+        "{}",
+        last.what
+    );
+    // Equal histories make equal bytes, in this build as in the one that wrote the fixture.
+    assert!(state == filled_with_precision().state);
+}
+
+const PRECISION: Precision = Precision {
+    quantize: Some(Quantize::Q4),
+    activations: ActivationFormat::Int8,
+    kv: KvFormat::Int8,
+};
+
+/// A deployment that asks for another precision, planned.
+fn filled_with_precision() -> Member {
+    let mut member = filled_with_webhooks();
+    let mut put = put("q", 1);
+    let Command::PutDeployment { spec } = &mut put else {
+        panic!("it puts a deployment");
+    };
+    spec.precision = PRECISION;
+    let Outcome::Deployment(id) = member.ask(put) else {
+        panic!("not deployed");
+    };
+    let mut commit = commit(id.0, "q", 0, None);
+    // A plan of the old precision is none of this spec.
+    let refused = member.refused(commit.clone());
+    assert!(matches!(refused, Refusal::PlanMismatch(_)), "{refused:?}");
+    let Command::CommitPlan { plan, .. } = &mut commit else {
+        panic!("it commits a plan");
+    };
+    plan.precision = PRECISION;
+    assert!(matches!(member.ask(commit), Outcome::Planned(_)));
+    member.state.check().unwrap();
+    member
+}
+
+/// What releases before version 5 logged does what it did there.
+#[test]
+fn deployments_and_plans_of_older_releases_are_those_of_the_default_precision() {
+    let mut old = filled();
+    let mut new = old.clone();
+    let (Command::PutDeployment { spec }, Command::CommitPlan { plan, previous }) =
+        (put("q", 1), commit(3, "q", 0, None))
+    else {
+        panic!("it puts and plans");
+    };
+    let put_v4 = Command::PutDeploymentV4 { spec: spec.into() };
+    let commit_v4 = Command::CommitPlanV4 {
+        plan: Box::new((*plan).into()),
+        previous,
+    };
+    for (older, newer) in [(put_v4, put("q", 1)), (commit_v4, commit(3, "q", 0, None))] {
+        let outcome = old.ask(older);
+        assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
+        assert_eq!(new.ask(newer), outcome);
+    }
+    assert!(old.state == new.state);
 }
 
 /// What the commands of `filled` leave.
@@ -234,6 +310,6 @@ fn records_of_version_2(state: &State) {
 #[ignore = "writes the fixture of the current version, once, before the next version is begun"]
 fn write_the_fixture_of_the_current_version() {
     let name = format!("state-v{}.bin", codec::STATE_VERSION);
-    let bytes = codec::encode_state(&filled_with_webhooks().state).unwrap();
+    let bytes = codec::encode_state(&filled_with_precision().state).unwrap();
     std::fs::write(fixture(&name), bytes).unwrap();
 }

@@ -39,6 +39,7 @@ mod table;
 pub mod tenants;
 pub mod tokens;
 mod v1;
+pub mod v4;
 mod versions;
 pub mod webhooks;
 pub mod workers;

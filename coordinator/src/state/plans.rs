@@ -4,6 +4,7 @@
 use super::codec::{stored, stored_value};
 use super::deployments::Deployment;
 use super::table::Table;
+use super::v4::PlanV4;
 use super::{Outcome, Refusal};
 use crate::planted::{self, Bug};
 use trireme_shared::ids::{DeploymentId, Epoch, Replica};
@@ -17,7 +18,7 @@ pub(super) struct Plans {
 }
 
 stored_value!(Epoch);
-stored!(Plans { rows, last_epoch });
+stored!(Plans { rows was PlanV4 before 5, last_epoch });
 
 impl Plans {
     pub fn commit(
@@ -35,9 +36,12 @@ impl Plans {
         if plan.model != spec.model
             || plan.tensor_parallel != spec.tensor_parallel
             || plan.pipeline_parallel != spec.pipeline_parallel
+            || plan.precision != spec.precision
             || plan.ranks.len() != ranks
         {
-            return Err(Refusal::PlanMismatch("model or split changed".into()));
+            return Err(Refusal::PlanMismatch(
+                "model, split or precision changed".into(),
+            ));
         }
         let key = (plan.deployment, plan.replica);
         let current = self.rows.get(&key).map(|p| p.epoch);

@@ -103,6 +103,13 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
     {
         self.0.entry(key).or_default()
     }
+
+    /// With rows as another version has them.
+    pub fn with_rows<W: Clone + From<V>>(&self) -> Table<K, W> {
+        let rows = self.iter();
+        rows.map(|(key, row)| (key.clone(), row.clone().into()))
+            .collect()
+    }
 }
 
 impl<K: Ord + Clone, V: Clone> FromIterator<(K, V)> for Table<K, V> {

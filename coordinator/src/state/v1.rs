@@ -1,7 +1,7 @@
 //! Version 1 of commands and states (releases before the coordinator was a group), and what becomes
-//! of them. Read only. Rows that version 2 kept as they were, and plans and specs of
-//! `trireme_shared::plan`, are shared with it: whoever changes one of them copies the old one here
-//! first, and `fixture_tests` fails until it is done.
+//! of them. Read only. Rows that version 2 kept as they were are shared with it, plans and
+//! specs with all versions up to 4 (`v4`): whoever changes one of them copies the old one here first, and
+//! `fixture_tests` fails until it is done.
 
 use super::cluster::{Cluster, ClusterId};
 use super::codec::{CodecError, version_of};
@@ -118,9 +118,9 @@ pub(super) fn replay(state: &mut State, index: u64, bytes: &[u8]) -> Result<(), 
         },
         CommandV1::PutDeployment { spec, now: at, .. } => {
             now = at;
-            Command::PutDeployment { spec }
+            Command::PutDeploymentV4 { spec }
         }
-        CommandV1::CommitPlan { plan, previous } => Command::CommitPlan { plan, previous },
+        CommandV1::CommitPlan { plan, previous } => Command::CommitPlanV4 { plan, previous },
         CommandV1::CreateKey {
             tenant,
             key_hash,
@@ -241,7 +241,8 @@ fn convert(old: StateV1) -> Result<State, CodecError> {
     state.deployments.rows = old.deployments.into_iter().map(deployment).collect();
     state.deployments.names = old.deployment_names.into_iter().collect();
     state.deployments.last = old.last_ids.deployment;
-    state.plans.rows = old.plans.into_iter().collect();
+    let plans = old.plans.into_iter();
+    state.plans.rows = plans.map(|(key, plan)| (key, plan.into())).collect();
     state.plans.last_epoch = old.last_epoch;
     state.tenants.rows = old.tenants.into_iter().map(tenant).collect();
     state.tenants.names = old.tenant_names.into_iter().collect();
@@ -261,7 +262,7 @@ fn convert(old: StateV1) -> Result<State, CodecError> {
 fn deployment((id, old): (DeploymentId, DeploymentV1)) -> (DeploymentId, Deployment) {
     let record = Deployment {
         id: old.id,
-        spec: old.spec,
+        spec: old.spec.into(),
         created_at: old.created_at,
     };
     (id, record)

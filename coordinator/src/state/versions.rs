@@ -4,7 +4,8 @@
 //! follows. So that they come to the same, a state goes on under the rules of its version, as the release
 //! that wrote it did, until the log itself says that a newer one begins: `Command::UpgradeTo`, which every
 //! coordinator of this release asks for. Version 3 brought months of the ledger and the log of
-//! settlements, version 4 webhooks. What a version did not have is not in its bytes (`codec::stored!`).
+//! settlements, version 4 webhooks, version 5 the precision of deployments and their plans. What a version did
+//! not have is not in its bytes (`codec::stored!`).
 //! Rows are shared by all of them: whoever changes one copies the old one here first, and `fixture_tests`
 //! fails until it is done.
 
@@ -23,7 +24,7 @@ pub(super) const REQUEST_ROWS_MAX_V2: usize = 4_000_000;
 pub(super) const LEDGER_POSTINGS_MAX_V2: usize = 4_000_000;
 
 impl State {
-    /// The version by whose rules it goes on.
+    /// The version by whose rules it goes on. Version 5 brought none: a state that was read as version 4 is of it.
     pub fn version(&self) -> u16 {
         match (self.settlements.kept, self.webhooks.kept) {
             (false, _) => OLDEST,

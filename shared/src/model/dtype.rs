@@ -73,6 +73,11 @@ impl DType {
         }
     }
 
+    /// Values as they are, each on its own.
+    pub const fn is_float(self) -> bool {
+        self.block_elements() == 1
+    }
+
     /// Where a row may be cut: at multiples of so many columns. Super-blocks may be cut too; who
     /// holds a part of one reads the whole.
     pub const fn cut_elements(self) -> usize {

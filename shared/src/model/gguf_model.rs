@@ -54,6 +54,7 @@ fn entry(tensor: &GgufTensor) -> Option<TensorEntry> {
     };
     Some(TensorEntry {
         dtype: tensor.dtype,
+        packed: tensor.dtype,
         rows,
         columns,
         file: 0,

@@ -71,6 +71,7 @@ pub(super) fn open(folder: &Path) -> Result<Manifest, ManifestError> {
             };
             let entry = TensorEntry {
                 dtype,
+                packed: dtype,
                 rows,
                 columns,
                 file: index,

@@ -7,7 +7,7 @@
 use super::header::shown;
 use super::partition::{Costs, SplitError, shares_by_cost};
 use super::roles::{expected, layer_shapes};
-use super::{DType, Mixture, ModelConfig, RankShare, Rope, RopeDivisors, RopeScaling};
+use super::{DType, Mixture, ModelConfig, Quantize, RankShare, Rope, RopeDivisors, RopeScaling};
 use crate::limits;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,10 @@ pub use super::roles::TensorRole;
 /// vector has one row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorEntry {
+    /// In the file.
     pub dtype: DType,
+    /// In a rank's memory: the same, or what `Manifest::quantised` makes of it.
+    pub packed: DType,
     pub rows: u64,
     pub columns: u64,
     /// Index into `Manifest::files`.
@@ -27,6 +30,13 @@ pub struct TensorEntry {
     pub offset: u64,
     /// Bytes of the tensor, already checked to lie inside the file.
     pub bytes: u64,
+}
+
+impl TensorEntry {
+    /// Bytes of `columns` columns of `rows` rows, as they are packed.
+    pub fn packed_bytes(&self, rows: u64, columns: u64) -> u64 {
+        self.packed.share_bytes(rows, columns).unwrap_or(u64::MAX)
+    }
 }
 
 /// A model on disk, its headers read and checked, its weights not.
@@ -70,20 +80,29 @@ impl Manifest {
         }
     }
 
-    /// Bytes of weights that the holder of `share` takes from the files. Norms are read by every
-    /// rank of their stage; tied embeddings by the first and the last stage. Of a super-block that
-    /// is cut, each holder counts its own columns only.
+    /// The same model, of which ranks quantise matrices of floats as they pack them. Blocks are counted from a
+    /// tensor's first column, and ranks cut between them (`column_unit`): no split changes a block.
+    pub fn quantised(mut self, quantize: Option<Quantize>) -> Self {
+        for (role, tensor) in &mut self.tensors {
+            tensor.packed = quantize.map_or(tensor.dtype, |q| q.packed(*role, tensor));
+        }
+        self
+    }
+
+    /// Bytes of weights that the holder of `share` packs: of those that it does not quantise, what it takes from
+    /// the files. Norms are read by every rank of their stage; tied embeddings by the first and the last stage.
+    /// Of a super-block that is cut, each holder counts its own columns only.
     pub fn share_bytes(&self, share: &RankShare) -> u64 {
         self.share_parts(share).map(|(_, bytes)| bytes).sum()
     }
 
-    /// The same of each tensor, with how it is stored.
+    /// The same of each tensor, with how it is packed.
     pub fn share_parts<'a>(
         &'a self,
         share: &'a RankShare,
     ) -> impl Iterator<Item = (DType, u64)> + 'a {
         let parts = self.tensors.iter();
-        parts.map(|(role, tensor)| (tensor.dtype, self.part_bytes(*role, tensor, share)))
+        parts.map(|(role, tensor)| (tensor.packed, self.part_bytes(*role, tensor, share)))
     }
 
     fn part_bytes(&self, role: TensorRole, tensor: &TensorEntry, share: &RankShare) -> u64 {
@@ -91,9 +110,8 @@ impl Manifest {
         let head = u64::from(self.config.head_dim);
         let group = u64::from(self.config.group());
         let kv_heads = u64::from(share.kv_heads.len());
-        // The header was checked: rows are whole blocks.
-        let rows = |n: u64| tensor.bytes / tensor.rows.max(1) * n;
-        let columns = |n: u64| tensor.dtype.share_bytes(tensor.rows, n).unwrap_or(0);
+        let rows = |n: u64| tensor.packed_bytes(n, tensor.columns);
+        let columns = |n: u64| tensor.packed_bytes(tensor.rows, n);
         if let Some(layer) = role.layer()
             && !share.layers.range().contains(&(layer as usize))
         {
@@ -126,7 +144,7 @@ impl Manifest {
                     .range()
                     .contains(&(e.0 as usize))
                 {
-                    true => tensor.bytes,
+                    true => rows(tensor.rows),
                     false => 0,
                 }
             }
@@ -139,18 +157,18 @@ impl Manifest {
         self.tensors
             .iter()
             .filter(|(role, _)| matches!(role, TensorRole::AttnOutput(_) | TensorRole::FfnDown(_)))
-            .map(|(_, tensor)| tensor.dtype.cut_elements() as u32)
+            .map(|(_, tensor)| tensor.packed.cut_elements() as u32)
             .max()
             .unwrap_or(1)
     }
 
-    /// Bytes of all weights.
+    /// Bytes of all weights, in the files.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.values().map(|t| t.bytes).sum()
     }
 
-    /// [`super::partition::shares`] with stages balanced by what each tensor really weighs in the
-    /// files, which is what decoding waits for.
+    /// [`super::partition::shares`] with stages balanced by what each tensor really weighs, which is what
+    /// decoding waits for.
     pub fn shares(&self, weights: &[Vec<u64>]) -> Result<Vec<RankShare>, SplitError> {
         use TensorRole::*;
         let is_output = |role| match self.config.tied_embeddings {
@@ -166,7 +184,7 @@ impl Manifest {
                 role if is_output(*role) => &mut costs.output,
                 _ => continue,
             };
-            *cost += tensor.bytes;
+            *cost += tensor.packed_bytes(tensor.rows, tensor.columns);
         }
         shares_by_cost(&self.config, weights, self.column_unit(), costs)
     }

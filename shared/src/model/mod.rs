@@ -16,6 +16,7 @@ pub mod manifest;
 #[cfg(test)]
 mod mixture_tests;
 pub mod partition;
+mod precision;
 pub mod random;
 mod roles;
 pub mod safetensors;
@@ -27,4 +28,5 @@ pub use config::{
 pub use dtype::DType;
 pub use manifest::{Manifest, ManifestError, TensorEntry};
 pub use partition::{RankShare, Span};
+pub use precision::{ActivationFormat, KvFormat, Precision, Quantize};
 pub use roles::{Expert, TensorRole, layer_shapes};

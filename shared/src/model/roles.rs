@@ -83,6 +83,26 @@ impl TensorRole {
         }
     }
 
+    /// Multiplies activations (or, of the embedding, has a row for each token).
+    pub fn is_matrix(self) -> bool {
+        use TensorRole::*;
+        matches!(
+            self,
+            Embedding
+                | Output
+                | Query(_)
+                | Key(_)
+                | Value(_)
+                | AttnOutput(_)
+                | FfnGate(_)
+                | FfnUp(_)
+                | FfnDown(_)
+                | ExpertGate(..)
+                | ExpertUp(..)
+                | ExpertDown(..)
+        )
+    }
+
     /// The weights of a norm.
     pub fn is_norm(self) -> bool {
         use TensorRole::*;

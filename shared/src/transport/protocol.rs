@@ -8,7 +8,7 @@ use crate::limits;
 pub enum Protocol {
     /// A joiner without a certificate asks for one: `trireme-join/1`.
     Join,
-    /// Worker to coordinator: `trireme-control/1`.
+    /// Worker to coordinator: `trireme-control/2`.
     Control,
     /// Gateway to driver: `trireme-generate/3`.
     Generate,
@@ -38,7 +38,7 @@ impl Protocol {
     pub fn alpn(self) -> &'static [u8] {
         match self {
             Self::Join => b"trireme-join/1",
-            Self::Control => b"trireme-control/1",
+            Self::Control => b"trireme-control/2",
             Self::Generate => b"trireme-generate/3",
             Self::Link => b"trireme-link/3",
             Self::Raft => b"trireme-raft/1",

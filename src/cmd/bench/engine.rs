@@ -1,7 +1,7 @@
 //! `cluster bench engine`: the whole model on one rank in this process.
 
 use super::curve;
-use crate::cmd::{IsaChoice, join, model};
+use crate::cmd::{IsaChoice, PrecisionArgs, join, model, precision};
 use crate::failure::Failure;
 use crate::{machine, size, term};
 use anyhow::Result;
@@ -33,6 +33,8 @@ pub struct EngineArgs {
     /// Sequences decoded together; several values are measured one after another
     #[arg(long, value_name = "N[,N...]", value_delimiter = ',', default_values_t = [1, 8, 16])]
     batch: Vec<usize>,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Which CPU kernels to run
     #[arg(long, value_enum, default_value_t)]
     isa: IsaChoice,
@@ -54,6 +56,7 @@ impl EngineArgs {
             gen_tokens: self.gen_tokens as usize,
             context_tokens: self.context_tokens as usize,
             batches: self.batch,
+            precision: self.precision.into(),
             isa: self.isa.choose()?,
         };
         let spinner = super::spinner();
@@ -82,13 +85,14 @@ impl EngineArgs {
 
 fn show(report: &EngineBenchReport) {
     term::out(format!(
-        "{}  {} thread{}, {}, {} of weights, loaded in {:.2} s",
+        "{}  {} thread{}, {}, {} of weights, loaded in {:.2} s{}",
         term::bold(&report.model),
         report.threads,
         if report.threads == 1 { "" } else { "s" },
         report.isa,
         size::bytes(report.weight_bytes),
-        report.load_seconds
+        report.load_seconds,
+        precision(&report.precision)
     ));
     let mut rows = vec![vec![
         format!("prefill {}", report.prompt_tokens),
@@ -111,6 +115,14 @@ fn show(report: &EngineBenchReport) {
         &["phase", ">batch", ">tok/s", ">ms/step"],
         rows,
     ));
+    if let Some(peak) = report.peak_resident_bytes {
+        term::out(format!(
+            "at most {} resident, {:.2} times weights and {} of keys and values",
+            size::bytes(peak),
+            peak as f64 / (report.weight_bytes + report.kv_bytes) as f64,
+            size::bytes(report.kv_bytes)
+        ));
+    }
     if let Some(rows) = report.amx_rows_min {
         term::out(format!("products of {rows} or more rows go by AMX tiles"));
     }

@@ -1,6 +1,6 @@
 //! `cluster bench roofline`: what this machine allows, and how near each part of the engine comes.
 
-use crate::cmd::{IsaChoice, join, model};
+use crate::cmd::{IsaChoice, PrecisionArgs, join, model, precision};
 use crate::failure::Failure;
 use crate::{machine, term};
 use anyhow::Result;
@@ -24,6 +24,8 @@ pub struct RooflineArgs {
     /// Sequences decoded together; several values are measured one after another
     #[arg(long, value_name = "N[,N...]", value_delimiter = ',', default_values_t = [1, 16])]
     batch: Vec<usize>,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Which CPU kernels to run
     #[arg(long, value_enum, default_value_t)]
     isa: IsaChoice,
@@ -40,6 +42,7 @@ impl RooflineArgs {
             threads: self.threads.unwrap_or_else(machine::threads),
             prompt_tokens: self.prompt_tokens as usize,
             batches: self.batch,
+            precision: self.precision.into(),
             isa: self.isa.choose()?,
         };
         let spinner = super::spinner();
@@ -63,12 +66,13 @@ impl RooflineArgs {
 fn show(report: &RooflineReport) {
     let peaks = &report.peaks;
     term::out(format!(
-        "{}  {} thread{}, {}: {:.1} GB/s read, {:.0} G products/s of a weight and an activation of two \
-         bytes, {:.0} G of floats",
+        "{}  {} thread{}, {}{}: {:.1} GB/s read, {:.0} G products/s of a quantised weight and an \
+         activation, {:.0} G of floats",
         term::bold(&report.model),
         report.threads,
         if report.threads == 1 { "" } else { "s" },
         report.isa,
+        precision(&report.precision),
         peaks.bytes_per_second / 1e9,
         peaks.products_per_second / 1e9,
         peaks.float_products_per_second / 1e9,

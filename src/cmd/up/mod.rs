@@ -15,7 +15,7 @@ mod start;
 mod steps;
 mod supervise;
 
-use super::{IsaChoice, Link, LogArgs};
+use super::{IsaChoice, Link, LogArgs, PrecisionArgs};
 use crate::failure::Failure;
 use crate::lock::DirLock;
 use crate::{last, size};
@@ -73,6 +73,8 @@ pub struct UpArgs {
     /// How ranks exchange tensors: shared memory on one host (auto), or QUIC everywhere
     #[arg(long, value_enum, default_value_t)]
     link: Link,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Which CPU kernels the workers run
     #[arg(long, value_enum, default_value_t)]
     isa: IsaChoice,

@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use trireme_shared::api::LogReport;
     use trireme_shared::ids::{DeploymentId, Epoch};
-    use trireme_shared::model::{RankShare, Span};
+    use trireme_shared::model::{Precision, RankShare, Span};
     use trireme_shared::plan::*;
 
     fn serving() -> Serving {
@@ -202,6 +202,7 @@ mod tests {
             tensor_parallel: 2,
             pipeline_parallel: 1,
             link: LinkPolicy::Auto,
+            precision: Precision::default(),
             ranks: vec![rank(0, 2, Span::new(0, 2)), rank(1, 1, Span::new(2, 3))],
             kv_pages: 10,
             context: 100,
@@ -215,6 +216,7 @@ mod tests {
                 pipeline_parallel: 1,
                 replicas: 1,
                 link: LinkPolicy::Auto,
+                precision: Precision::default(),
             },
             replicas: vec![trireme_shared::api::ReplicaReport {
                 replica: Replica(0),

@@ -249,6 +249,7 @@ fn spec(args: &UpArgs, resolved: &ResolvedModel, split: Split) -> DeploymentSpec
         pipeline_parallel: split.pp,
         replicas: split.replicas,
         link: args.link.into(),
+        precision: args.precision.into(),
     }
 }
 

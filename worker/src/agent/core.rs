@@ -224,6 +224,7 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use trireme_shared::model::Precision;
     use trireme_shared::plan::{LinkPolicy, ModelRef};
 
     fn assignment(replica: u16, epoch: u64) -> Box<Assignment> {
@@ -240,6 +241,7 @@ mod tests {
                 tensor_parallel: 1,
                 pipeline_parallel: 1,
                 link: LinkPolicy::Auto,
+                precision: Precision::default(),
                 ranks: Vec::new(),
                 kv_pages: 1,
                 context: 16,

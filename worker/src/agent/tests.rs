@@ -11,7 +11,7 @@ use trireme_shared::ids::{
     CoordinatorId, DeploymentId, Epoch, Rank, Replica, Stage, TokenRecordId,
 };
 use trireme_shared::limits::CONTROL_FRAME_BYTES_MAX;
-use trireme_shared::model::{RankShare, Span};
+use trireme_shared::model::{Precision, RankShare, Span};
 use trireme_shared::plan::{Assignment, LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
 use trireme_shared::transport::join::{Admission, serve_join};
 use trireme_shared::wire::codec::{FrameReader, write_frame};
@@ -181,6 +181,7 @@ fn assignment(epoch: u64) -> Box<Assignment> {
             tensor_parallel: 1,
             pipeline_parallel: 1,
             link: LinkPolicy::Auto,
+            precision: Precision::default(),
             ranks: vec![RankPlacement {
                 share,
                 worker: WORKER,

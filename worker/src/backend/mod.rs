@@ -10,7 +10,7 @@ pub mod weights;
 pub use weights::WeightView;
 
 use crate::model::SequenceSlice;
-use trireme_shared::model::{Activation, Mixture, Rope, Span};
+use trireme_shared::model::{Activation, ActivationFormat, KvFormat, Mixture, Rope, Span};
 
 /// Without this variable in the environment AMX is left alone.
 pub const ASK_FOR_AMX: &str = "TRIREME_AMX";
@@ -66,7 +66,10 @@ impl Isa {
     pub fn detect() -> Self {
         Self::ALL
             .into_iter()
-            .find(|&isa| isa.available() && (isa != Self::Amx || cpu::amx_rows_min().is_some()))
+            .find(|&isa| {
+                isa.available()
+                    && (isa != Self::Amx || cpu::amx_rows_min(ActivationFormat::Int16).is_some())
+            })
             .unwrap_or(Self::Portable)
     }
 
@@ -105,6 +108,7 @@ pub struct KvShape {
     /// KV heads of this rank.
     pub heads: usize,
     pub head_dim: usize,
+    pub format: KvFormat,
 }
 
 /// What a step's operations need to know of its rows and of the kind of layer: checked by the model

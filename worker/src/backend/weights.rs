@@ -7,8 +7,10 @@ use trireme_shared::model::{DType, blocks};
 #[derive(Clone, Copy)]
 pub struct WeightView<'a> {
     pub dtype: DType,
+    /// What a matrix becomes as it is packed: `dtype`, or of floats a quantised type.
+    pub packed: DType,
     pub rows: usize,
-    /// A multiple of where the type may be cut (`DType::cut_elements`), as is `skip`.
+    /// A multiple of where both types may be cut (`DType::cut_elements`), as is `skip`.
     pub columns: usize,
     /// Columns of each row's first block that belong to another part: less than a block.
     pub skip: usize,

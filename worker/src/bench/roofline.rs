@@ -13,7 +13,7 @@ use crate::model::LoadError;
 use serde::Serialize;
 use std::path::PathBuf;
 use trireme_shared::limits::{PAGE_TOKENS, STEP_SEQUENCES_MAX};
-use trireme_shared::model::Manifest;
+use trireme_shared::model::{Manifest, Precision};
 
 /// Times each phase is run; the median by its whole time is reported.
 const RUNS: usize = 5;
@@ -30,6 +30,7 @@ pub struct RooflineBench {
     pub prompt_tokens: usize,
     /// Numbers of sequences decoded together.
     pub batches: Vec<usize>,
+    pub precision: Precision,
     pub isa: Isa,
 }
 
@@ -38,6 +39,7 @@ pub struct RooflineReport {
     pub model: String,
     pub isa: &'static str,
     pub threads: usize,
+    pub precision: Precision,
     pub peaks: Peaks,
     pub phases: Vec<PhaseReport>,
 }
@@ -47,7 +49,7 @@ pub struct RooflineReport {
 pub struct Peaks {
     /// Read from a buffer as large as the weights.
     pub bytes_per_second: f64,
-    /// Of weights of up to 8 bits with activations of two bytes, operands in registers.
+    /// Of weights of four bits with activations, operands in registers.
     pub products_per_second: f64,
     /// Of f32, with an addition each.
     pub float_products_per_second: f64,
@@ -86,24 +88,32 @@ impl RooflineBench {
                 "threads and prompt tokens must be at least 1, and each batch 1 to {STEP_SEQUENCES_MAX}"
             )));
         }
-        let manifest = Manifest::open(&self.model)?;
+        let manifest = Manifest::open(&self.model)?.quantised(self.precision.quantize);
         progress("measuring memory and arithmetic");
         let weight_bytes = manifest.share_bytes(&whole(&manifest.config));
         let peaks = Peaks {
             bytes_per_second: read_bandwidth(weight_bytes as usize, self.threads)?,
-            products_per_second: products_per_second(self.isa, self.threads),
+            products_per_second: products_per_second(
+                self.isa,
+                self.precision.activations,
+                self.threads,
+            ),
             float_products_per_second: float_products_per_second(self.isa, self.threads),
         };
         progress("loading");
         let pages_each = (self.prompt_tokens + DECODES).div_ceil(PAGE_TOKENS);
         let most = self.batches.iter().copied().max().unwrap_or(0).max(1);
-        let cpu = Cpu::new(self.isa, self.threads).map_err(LoadError::from)?;
-        let mut session = Session::load(Timed::new(cpu), &manifest, pages_each * most)?;
+        let cpu = Cpu::new(self.isa, self.threads, self.precision.activations)
+            .map_err(LoadError::from)?;
+        let kv = (pages_each * most, self.precision.kv);
+        let mut session = Session::load(Timed::new(cpu), &manifest, kv)?;
 
         let name = format!("prefill {}", self.prompt_tokens);
         progress(&name);
         let run = |session: &mut Session<Timed>| session.prefill(self.prompt_tokens);
         let mut phases = vec![phase(name, 1, &peaks, &mut session, run)?];
+        progress("prefilling what is decoded after");
+        session.fill(most, self.prompt_tokens, pages_each)?;
         for &batch in &self.batches {
             let name = format!("decode {batch} after {}", self.prompt_tokens);
             progress(&name);
@@ -119,6 +129,7 @@ impl RooflineBench {
                 .unwrap_or_else(|| self.model.display().to_string()),
             isa: self.isa.name(),
             threads: self.threads,
+            precision: self.precision,
             peaks,
             phases,
         })
@@ -266,6 +277,7 @@ mod tests {
                 threads: 2,
                 prompt_tokens: 20,
                 batches: vec![1, 3],
+                precision: Precision::default(),
                 isa: Isa::detect(),
             };
             let report = bench.run(&|_| {});

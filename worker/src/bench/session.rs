@@ -7,7 +7,7 @@ use crate::parallel::{Abort, Solo};
 use std::time::Instant;
 use trireme_shared::ids::{Rank, Stage};
 use trireme_shared::limits::{PAGE_TOKENS, STEP_TOKENS_MAX};
-use trireme_shared::model::{Manifest, ModelConfig, RankShare, Span};
+use trireme_shared::model::{KvFormat, Manifest, ModelConfig, RankShare, Span};
 
 /// The share of a rank that is alone.
 pub(super) fn whole(config: &ModelConfig) -> RankShare {
@@ -33,12 +33,12 @@ impl<B: Backend> Session<B> {
     pub(super) fn load(
         backend: B,
         manifest: &Manifest,
-        kv_pages: usize,
+        kv: (usize, KvFormat),
     ) -> Result<Self, LoadError> {
         let (share, never) = (whole(&manifest.config), Abort::default());
         Ok(Self {
             vocab: manifest.config.vocab,
-            model: Transformer::load(backend, manifest, &share, kv_pages, &|_, _| {}, &never)?,
+            model: Transformer::load(backend, manifest, &share, kv, &|_, _| {}, &never)?,
         })
     }
 
@@ -48,7 +48,27 @@ impl<B: Backend> Session<B> {
 
     /// Seconds to prefill one prompt in chunks of a step, with the last token's logits.
     pub(super) fn prefill(&mut self, tokens: usize) -> Result<f64, BenchError> {
-        let pages: Vec<u32> = (0..tokens.div_ceil(PAGE_TOKENS) as u32).collect();
+        self.prefill_from(0, tokens)
+    }
+
+    /// Prefills a prompt of `tokens` for each of `count` sequences of `pages` pages: `decode` then reads memory
+    /// that was written, as a server does. (The kernel backs what was only read by one page of zeroes, which stays
+    /// in the first-level cache.)
+    pub(super) fn fill(
+        &mut self,
+        count: usize,
+        tokens: usize,
+        pages: usize,
+    ) -> Result<(), BenchError> {
+        for sequence in 0..count {
+            self.prefill_from(sequence * pages, tokens)?;
+        }
+        Ok(())
+    }
+
+    fn prefill_from(&mut self, page: usize, tokens: usize) -> Result<f64, BenchError> {
+        let pages = page..page + tokens.div_ceil(PAGE_TOKENS);
+        let pages: Vec<u32> = pages.map(|p| p as u32).collect();
         let begun = Instant::now();
         for first in (0..tokens).step_by(STEP_TOKENS_MAX) {
             let len = STEP_TOKENS_MAX.min(tokens - first);
@@ -72,7 +92,7 @@ impl<B: Backend> Session<B> {
     }
 
     /// Seconds to decode `tokens` greedily in each of `count` sequences, after `before` tokens whose keys and
-    /// values are whatever the cache holds.
+    /// values are what `fill` left.
     pub(super) fn decode(
         &mut self,
         count: usize,

@@ -236,11 +236,13 @@ fn load(
     });
     shared.check_abort()?;
     let resolved = resolved?;
-    let manifest = Manifest::open(&resolved.path)?;
+    let manifest = Manifest::open(&resolved.path)?.quantised(plan.precision.quantize);
     let runtime = Runtime {
         threads: spec.threads,
         isa: spec.isa,
         kv_pages: plan.kv_pages as usize,
+        activations: plan.precision.activations,
+        kv: plan.precision.kv,
     };
     let loading = Throttle::default();
     let progress = |done_bytes, total_bytes| {

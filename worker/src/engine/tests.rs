@@ -8,8 +8,8 @@ use crate::parallel::mesh::{Shape, in_process};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use trireme_shared::ids::{DeploymentId, Epoch, Replica as ReplicaNumber, WorkerId};
-use trireme_shared::model::Manifest;
 use trireme_shared::model::random::RandomModel;
+use trireme_shared::model::{Manifest, Precision};
 use trireme_shared::plan::{LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
 use trireme_shared::wire::generate::{FailureKind, FinishReason, TokenLogprobs};
 
@@ -67,6 +67,7 @@ impl TestReplica {
             tensor_parallel,
             pipeline_parallel,
             link: LinkPolicy::Auto,
+            precision: Precision::default(),
             ranks: placements.collect(),
             kv_pages,
             context: 512.min(kv_pages * 16),
@@ -91,6 +92,8 @@ impl TestReplica {
                     threads: 1,
                     isa: Isa::detect(),
                     kv_pages: plan.kv_pages as usize,
+                    activations: plan.precision.activations,
+                    kv: plan.precision.kv,
                 };
                 let share = &plan.ranks[index].share;
                 let model = RankModel::load(&manifest, share, &compute, &|_, _| {}, &shared.abort)?;

@@ -19,7 +19,10 @@ use trireme_shared::model::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorPart {
     pub role: TensorRole,
+    /// In the file.
     pub dtype: DType,
+    /// In memory.
+    pub packed: DType,
     pub rows: usize,
     pub columns: usize,
     /// Columns of each run's first block that are another part's.
@@ -34,10 +37,10 @@ pub struct TensorPart {
 }
 
 impl TensorPart {
-    /// What this part weighs in the file, as `Manifest::share_bytes` counts.
+    /// What this part weighs as it is packed, as `Manifest::share_bytes` counts.
     pub fn bytes(&self) -> u64 {
         let bytes = self
-            .dtype
+            .packed
             .share_bytes(self.rows as u64, self.columns as u64);
         bytes.unwrap_or(u64::MAX)
     }
@@ -142,12 +145,13 @@ fn cut(
             entry.rows, entry.columns
         )));
     }
-    let (block, unit) = (entry.dtype.block_elements(), entry.dtype.cut_elements());
+    // Floats may be cut anywhere, the blocks that they become not.
+    let (block, unit) = (entry.dtype.block_elements(), entry.packed.cut_elements());
     let uneven = || {
         refuse(format!(
             "columns {columns:?} do not fall on the {unit} columns that a {:?} block may be cut to; \
              choose a split with fewer tensor-parallel ranks",
-            entry.dtype
+            entry.packed
         ))
     };
     if !columns.start.is_multiple_of(unit) || !columns.end.is_multiple_of(unit) {
@@ -160,6 +164,7 @@ fn cut(
     Ok(TensorPart {
         role,
         dtype: entry.dtype,
+        packed: entry.packed,
         rows: rows.len(),
         columns: columns.len(),
         skip,
@@ -192,6 +197,19 @@ impl<'a> WeightFiles<'a> {
         Ok(Self { manifest, maps })
     }
 
+    /// Gives the part's pages back to the kernel, which reads them again if anyone asks: a file that was packed
+    /// is not resident a second time.
+    pub fn release(&self, part: &TensorPart) {
+        #[cfg(unix)]
+        {
+            let (offset, bytes) = (part.offset as usize, part.extent() as usize);
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: `view` has found the range in the mapping, which is of a file and read only: what is read
+            // there afterwards is what the file has. It is a hint: failure costs memory only.
+            let _ = unsafe { self.maps[part.file].unchecked_advise_range(advice, offset, bytes) };
+        }
+    }
+
     /// The part's bytes. Fails if the file has become shorter than its header says.
     pub fn view(&self, part: &TensorPart) -> Result<WeightView<'_>, LoadError> {
         let whole = usize::try_from(part.offset).ok().and_then(|start| {
@@ -204,6 +222,7 @@ impl<'a> WeightFiles<'a> {
         })?;
         Ok(WeightView {
             dtype: part.dtype,
+            packed: part.packed,
             rows: part.rows,
             columns: part.columns,
             skip: part.skip,

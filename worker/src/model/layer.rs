@@ -129,6 +129,7 @@ impl<'a> Reader<'a> {
         }
         let part = loader::part(self.manifest, self.share, role)?;
         let packed = pack(&self.files.view(&part)?)?;
+        self.files.release(&part);
         self.done.set(self.done.get() + part.bytes());
         (self.progress)(self.done.get(), self.total);
         Ok(packed)

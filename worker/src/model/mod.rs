@@ -16,7 +16,7 @@ use crate::backend::BackendError;
 use crate::backend::cpu::Cpu;
 use crate::parallel::{Abort, Collective, LinkError};
 pub(crate) use transformer::Transformer;
-use trireme_shared::model::{Manifest, ModelConfig, RankShare};
+use trireme_shared::model::{ActivationFormat, KvFormat, Manifest, ModelConfig, RankShare};
 
 /// How a rank runs on this machine.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct Runtime {
     pub threads: usize,
     pub isa: crate::backend::Isa,
     pub kv_pages: usize,
+    pub activations: ActivationFormat,
+    pub kv: KvFormat,
 }
 
 /// What a forward pass leaves on this rank.
@@ -73,9 +75,9 @@ impl RankModel {
         progress: &(dyn Fn(u64, u64) + Sync),
         abort: &Abort,
     ) -> Result<Self, LoadError> {
-        let backend = Cpu::new(runtime.isa, runtime.threads)?;
-        let pages = runtime.kv_pages;
-        let inner = Transformer::load(backend, manifest, share, pages, progress, abort)?;
+        let backend = Cpu::new(runtime.isa, runtime.threads, runtime.activations)?;
+        let kv = (runtime.kv_pages, runtime.kv);
+        let inner = Transformer::load(backend, manifest, share, kv, progress, abort)?;
         Ok(Self { inner })
     }
 

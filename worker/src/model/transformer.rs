@@ -16,7 +16,7 @@ use crate::backend::{Backend, HeadNorms, KvShape, MixtureInput, Step};
 use crate::loader;
 use crate::parallel::{Abort, Collective, LinkError};
 use trireme_shared::model::partition::FFN_SEGMENT;
-use trireme_shared::model::{Manifest, ModelConfig, RankShare, TensorRole};
+use trireme_shared::model::{KvFormat, Manifest, ModelConfig, RankShare, TensorRole};
 
 /// The output matrix.
 enum Output<B: Backend> {
@@ -64,7 +64,7 @@ impl<B: Backend> Transformer<B> {
         mut backend: B,
         manifest: &Manifest,
         share: &RankShare,
-        kv_pages: usize,
+        (kv_pages, format): (usize, KvFormat),
         progress: &(dyn Fn(u64, u64) + Sync),
         abort: &Abort,
     ) -> Result<Self, LoadError> {
@@ -96,6 +96,7 @@ impl<B: Backend> Transformer<B> {
             pages: kv_pages,
             heads: share.kv_heads.len() as usize,
             head_dim: config.head_dim as usize,
+            format,
         })?;
         let scratch = Scratch {
             x: backend.rows(),

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::sync::{Arc, Barrier, Mutex};
-use trireme_shared::model::{Manifest, RankShare};
+use trireme_shared::model::{Manifest, Precision, RankShare};
 use trireme_worker::backend::Isa;
 use trireme_worker::model::{Batch, Forward, RankModel, Runtime};
 use trireme_worker::parallel::{Abort, Collective, LinkError};
@@ -69,10 +69,22 @@ impl Split {
     }
 
     pub fn load_on(manifest: &Manifest, weights: &[Vec<u64>], threads: usize, isa: Isa) -> Self {
+        Self::load_with(manifest, weights, threads, isa, Precision::default())
+    }
+
+    pub fn load_with(
+        manifest: &Manifest,
+        weights: &[Vec<u64>],
+        threads: usize,
+        isa: Isa,
+        precision: Precision,
+    ) -> Self {
         let runtime = Runtime {
             threads,
             isa,
             kv_pages: PAGES,
+            activations: precision.activations,
+            kv: precision.kv,
         };
         let shares = manifest.shares(weights).unwrap();
         let load = |share: &RankShare| {

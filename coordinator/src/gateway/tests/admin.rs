@@ -327,6 +327,24 @@ async fn members_nodes_and_deployments_that_are_not_there_are_404() {
 }
 
 #[tokio::test]
+async fn a_precision_that_there_is_not_is_refused_by_its_name() {
+    let house = House::new().await;
+    for (precision, named) in [
+        (json!({"quantize": "q5"}), "`q5`, expected `q8` or `q4`"),
+        (json!({"quantise": "q8"}), "unknown field `quantise`"),
+    ] {
+        let body = json!({
+            "model": {"name": "m", "source": "m.gguf"}, "tensor_parallel": 1,
+            "pipeline_parallel": 1, "replicas": 1, "link": "auto", "precision": precision,
+        });
+        let put = admin("PUT", "/admin/v1/deployments", None, &body.to_string());
+        let answer = house.ask(put).await;
+        assert_eq!(answer.status, 400);
+        assert!(answer.text.contains(named), "{}", answer.text);
+    }
+}
+
+#[tokio::test]
 async fn a_rotation_begins_once() {
     let house = House::new().await;
     let ca = house.get("/admin/v1/ca", ADMIN).await.json();

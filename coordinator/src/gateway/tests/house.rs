@@ -19,6 +19,7 @@ use tower::ServiceExt;
 use trireme_shared::api::CoordinatorReport;
 use trireme_shared::identity::ClusterAuthority;
 use trireme_shared::ids::{CoordinatorId, GatewayLife};
+use trireme_shared::model::Precision;
 use trireme_shared::model::random::RandomModel;
 use trireme_shared::plan::{DeploymentSpec, LinkPolicy, ModelRef};
 
@@ -134,6 +135,7 @@ impl House {
                     pipeline_parallel: 1,
                     replicas: 1,
                     link: LinkPolicy::Auto,
+                    precision: Precision::default(),
                 },
             },
         ] {

@@ -2,12 +2,12 @@
 
 use super::super::TokenRole;
 use super::super::rollups::UsageTotals;
+use super::super::v4::{PlanV4, SpecV4};
 use std::collections::BTreeMap;
 use trireme_shared::ids::{
     CoordinatorId, DeploymentId, Epoch, KeyId, NanoUsd, Replica, RequestId, TenantId,
     TokenRecordId, Tokens, WorkerId,
 };
-use trireme_shared::plan::{DeploymentSpec, ReplicaPlan};
 use wincode::SchemaRead;
 
 #[derive(SchemaRead)]
@@ -41,13 +41,13 @@ pub(super) enum CommandV1 {
         fingerprint: String,
     },
     PutDeployment {
-        spec: DeploymentSpec,
+        spec: SpecV4,
         /// Nobody could choose it: it was the default, which still is.
         _price: PriceListV1,
         now: u64,
     },
     CommitPlan {
-        plan: Box<ReplicaPlan>,
+        plan: Box<PlanV4>,
         previous: Option<Epoch>,
     },
     CreateKey {
@@ -105,7 +105,7 @@ pub(super) struct StateV1 {
     pub workers: BTreeMap<WorkerId, WorkerV1>,
     pub deployments: BTreeMap<DeploymentId, DeploymentV1>,
     pub deployment_names: BTreeMap<String, DeploymentId>,
-    pub plans: BTreeMap<(DeploymentId, Replica), ReplicaPlan>,
+    pub plans: BTreeMap<(DeploymentId, Replica), PlanV4>,
     pub last_epoch: Epoch,
     pub tenants: BTreeMap<TenantId, TenantV1>,
     pub tenant_names: BTreeMap<String, TenantId>,
@@ -164,7 +164,7 @@ pub(super) struct WorkerV1 {
 #[derive(SchemaRead)]
 pub(super) struct DeploymentV1 {
     pub id: DeploymentId,
-    pub spec: DeploymentSpec,
+    pub spec: SpecV4,
     _price: PriceListV1,
     pub created_at: u64,
 }

@@ -23,8 +23,8 @@ pub fn encode(dtype: DType, values: &[f32], out: &mut Vec<u8>) {
             .iter()
             .for_each(|x| out.extend(bf16::from_f32(*x).to_le_bytes())),
         DType::Q4_0 | DType::Q4_1 | DType::Q8_0 => {
-            for block in values.chunks_exact(dtype.block_elements()) {
-                encode_block(dtype, block, out);
+            for values in values.as_chunks().0 {
+                put_block(dtype, &Piece::nearest(dtype, values), out);
             }
         }
         _ => {
@@ -35,39 +35,30 @@ pub fn encode(dtype: DType, values: &[f32], out: &mut Vec<u8>) {
     }
 }
 
-fn encode_block(dtype: DType, block: &[f32], out: &mut Vec<u8>) {
-    let inverse = |d: f32| if d == 0.0 { 0.0 } else { 1.0 / d };
-    let nibbles = |out: &mut Vec<u8>, q: &dyn Fn(f32) -> u8| {
-        let (low, high) = block.split_at(16);
-        out.extend(low.iter().zip(high).map(|(a, b)| q(*a) | q(*b) << 4));
-    };
+/// A block of one piece, as a file has it.
+fn put_block(dtype: DType, piece: &Piece, out: &mut Vec<u8>) {
+    let half = |x: f32| f16::from_f32(x).to_le_bytes();
+    out.extend(half(piece.scales[0]));
+    if dtype == DType::Q4_1 {
+        out.extend(half(piece.leasts[0]));
+    }
+    if dtype == DType::Q8_0 {
+        return out.extend(piece.quants.map(|q| q ^ 0x80));
+    }
+    let (low, high) = piece.quants.split_at(PIECE / 2);
+    out.extend(low.iter().zip(high).map(|(a, b)| a | b << 4));
+}
+
+/// The first numbers of `bytes`, which are floats.
+pub fn floats(dtype: DType, bytes: &[u8]) -> [f32; PIECE] {
+    let half = |i: usize| [bytes[2 * i], bytes[2 * i + 1]];
     match dtype {
-        DType::Q4_0 => {
-            let extreme = block
-                .iter()
-                .copied()
-                .fold(0.0f32, |m, x| if x.abs() > m.abs() { x } else { m });
-            let d = extreme / -8.0;
-            let id = inverse(d);
-            out.extend(f16::from_f32(d).to_le_bytes());
-            nibbles(out, &|x| (x * id + 8.5).clamp(0.0, 15.0) as u8);
-        }
-        DType::Q4_1 => {
-            let min = block.iter().copied().fold(f32::INFINITY, f32::min);
-            let max = block.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let d = (max - min) / 15.0;
-            let id = inverse(d);
-            out.extend(f16::from_f32(d).to_le_bytes());
-            out.extend(f16::from_f32(min).to_le_bytes());
-            nibbles(out, &|x| ((x - min) * id + 0.5).clamp(0.0, 15.0) as u8);
-        }
-        _ => {
-            let most = block.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-            let d = most / 127.0;
-            let id = inverse(d);
-            out.extend(f16::from_f32(d).to_le_bytes());
-            out.extend(block.iter().map(|x| (x * id).round() as i8 as u8));
-        }
+        DType::F16 => std::array::from_fn(|i| f16::from_le_bytes(half(i)).to_f32()),
+        DType::BF16 => std::array::from_fn(|i| bf16::from_le_bytes(half(i)).to_f32()),
+        _ => std::array::from_fn(|i| {
+            let b = &bytes[4 * i..4 * i + 4];
+            f32::from_le_bytes([b[0], b[1], b[2], b[3]])
+        }),
     }
 }
 

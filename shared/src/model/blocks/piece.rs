@@ -112,6 +112,45 @@ impl Piece {
         }
     }
 
+    /// `values` as a block of `Q4_0`, `Q4_1` or `Q8_0`, as ggml rounds them: quants by the scale in f32, which is
+    /// then rounded to f16.
+    ///
+    /// # Panics
+    /// Where the type is another one.
+    pub fn nearest(dtype: DType, values: &[f32; PIECE]) -> Self {
+        let inverse = |d: f32| if d == 0.0 { 0.0 } else { 1.0 / d };
+        let stored = |x: f32| f16::from_f32(x).to_f32();
+        match dtype {
+            DType::Q4_0 => {
+                let extreme = values
+                    .iter()
+                    .fold(0.0f32, |m, &x| if x.abs() > m.abs() { x } else { m });
+                let d = extreme / -8.0;
+                let id = inverse(d);
+                Self::even(stored(d), 8, |i| {
+                    (values[i] * id + 8.5).clamp(0.0, 15.0) as u8
+                })
+            }
+            DType::Q4_1 => {
+                let min = values.iter().copied().fold(f32::INFINITY, f32::min);
+                let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let d = (max - min) / 15.0;
+                let id = inverse(d);
+                let quant = |i: usize| ((values[i] - min) * id + 0.5).clamp(0.0, 15.0) as u8;
+                Self::even(stored(d), 0, quant).above(stored(min))
+            }
+            DType::Q8_0 => {
+                let most = values.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+                let d = most / 127.0;
+                let id = inverse(d);
+                Self::even(stored(d), 128, |i| {
+                    (values[i] * id).round() as i8 as u8 ^ 0x80
+                })
+            }
+            _ => panic!("{dtype:?} is not made by rounding alone"),
+        }
+    }
+
     fn halves(scales: [f32; 2], zero: u8, quants: impl Fn(usize) -> u8) -> Self {
         Self {
             quants: std::array::from_fn(quants),

@@ -182,6 +182,7 @@ fn every_control_message_is_read_as_it_was_written() {
             tensor_parallel: 1,
             pipeline_parallel: 1,
             link: crate::plan::LinkPolicy::Quic,
+            precision: crate::model::Precision::default(),
             ranks: Vec::new(),
             kv_pages: 64,
             context: 1_024,

@@ -2,8 +2,12 @@
 //!
 //! Of each layer, page and head, keys lie transposed (`head_dim x 16 tokens`), so that one vector
 //! holds the scores of a page's sixteen tokens, and values as `16 tokens x head_dim` (padded to
-//! sixteen). Softmax is online (Milakov and Gimelshein 2018, "Online normalizer calculation for
-//! softmax"): a page is read once, for up to eight queries.
+//! sixteen). They are f16, or whole numbers of a byte with a scale for each token's key and one for
+//! its value: sixteen f32 behind the keys and behind the values. Those scale a vector of scores and
+//! one of chances, once a page, and not the numbers one by one.
+//!
+//! Softmax is online (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"): a
+//! page is read once, for up to eight queries.
 
 #![allow(
     unsafe_op_in_unsafe_fn,
@@ -19,7 +23,7 @@ use super::pointwise::capped;
 use crate::backend::{BackendError, KvShape, Step};
 use std::mem::MaybeUninit;
 use trireme_shared::limits::{HEAD_DIM_MAX, PAGE_TOKENS};
-use trireme_shared::model::{Rope, RopeStyle};
+use trireme_shared::model::{KvFormat, Rope, RopeStyle};
 
 const _: () = assert!(PAGE_TOKENS == LANES);
 
@@ -29,12 +33,108 @@ pub(super) const TILE_QUERIES: usize = 8;
 /// The score of a token a query may not see: below any other, and finite.
 const UNSEEN: f32 = -1e30;
 
-/// A rank's KV pages, f16. Untouched pages take no memory.
+/// How pages hold numbers.
+trait Numbers {
+    type Element: Copy + Default;
+    /// Whether a token's key and value have a scale each.
+    const HAS_SCALES: bool;
+
+    /// What the `padded` numbers of a key or a value are divided by.
+    unsafe fn scale<V: Lanes>(numbers: *const f32, padded: usize) -> f32;
+    unsafe fn load<V: Lanes>(from: *const Self::Element) -> V;
+    unsafe fn store<V: Lanes>(numbers: V, to: *mut Self::Element);
+}
+
+struct Halves;
+
+impl Numbers for Halves {
+    type Element = u16;
+    const HAS_SCALES: bool = false;
+
+    #[inline(always)]
+    unsafe fn scale<V: Lanes>(_: *const f32, _: usize) -> f32 {
+        1.0
+    }
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(from: *const u16) -> V {
+        V::load_f16(from)
+    }
+    #[inline(always)]
+    unsafe fn store<V: Lanes>(numbers: V, to: *mut u16) {
+        numbers.store_f16(to)
+    }
+}
+
+struct Bytes;
+
+impl Numbers for Bytes {
+    type Element = i8;
+    const HAS_SCALES: bool = true;
+
+    #[inline(always)]
+    unsafe fn scale<V: Lanes>(numbers: *const f32, padded: usize) -> f32 {
+        let mut most = V::zero();
+        for first in (0..padded).step_by(LANES) {
+            most = most.max(V::load(numbers.add(first)).abs());
+        }
+        most.largest() / 127.0
+    }
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(from: *const i8) -> V {
+        V::load_i8(from)
+    }
+    #[inline(always)]
+    unsafe fn store<V: Lanes>(numbers: V, to: *mut i8) {
+        numbers.store_i8(to)
+    }
+}
+
+/// One head of a page: keys at its start, then what lies so many bytes further.
+#[derive(Clone, Copy)]
+struct HeadLayout {
+    format: KvFormat,
+    dim: usize,
+    /// `dim` rounded up to whole vectors.
+    padded: usize,
+    key_scales: usize,
+    values: usize,
+    value_scales: usize,
+    bytes: usize,
+}
+
+impl HeadLayout {
+    fn new(format: KvFormat, dim: usize) -> Self {
+        let (element, scales) = match format {
+            KvFormat::F16 => (size_of::<u16>(), 0),
+            KvFormat::Int8 => (size_of::<i8>(), PAGE_TOKENS * size_of::<f32>()),
+        };
+        let padded = dim.next_multiple_of(LANES);
+        let key_scales = dim * PAGE_TOKENS * element;
+        let values = key_scales + scales;
+        let value_scales = values + padded * PAGE_TOKENS * element;
+        Self {
+            format,
+            dim,
+            padded,
+            key_scales,
+            values,
+            value_scales,
+            bytes: value_scales + scales,
+        }
+    }
+}
+
+/// Bytes of one head of a page.
+#[cfg(test)]
+pub(super) fn head_bytes(format: KvFormat, dim: usize) -> usize {
+    HeadLayout::new(format, dim).bytes
+}
+
+/// A rank's KV pages. Untouched pages take no memory.
 pub struct CpuKv {
     memory: Mapping,
     pub(super) shape: KvShape,
-    /// `head_dim` rounded up to whole vectors.
-    padded: usize,
+    layout: HeadLayout,
 }
 
 impl CpuKv {
@@ -45,11 +145,10 @@ impl CpuKv {
                 shape.head_dim
             )));
         }
-        let padded = shape.head_dim.next_multiple_of(LANES);
-        let head_bytes = (shape.head_dim + padded) * PAGE_TOKENS * 2;
+        let layout = HeadLayout::new(shape.format, shape.head_dim);
         let bytes = [shape.layers, shape.pages, shape.heads]
             .iter()
-            .try_fold(head_bytes, |product, &n| product.checked_mul(n))
+            .try_fold(layout.bytes, |product, &n| product.checked_mul(n))
             .unwrap_or(usize::MAX);
         let memory = Mapping::new(bytes, false).map_err(|source| BackendError::Memory {
             what: "the KV cache",
@@ -59,31 +158,21 @@ impl CpuKv {
         Ok(Self {
             memory,
             shape,
-            padded,
+            layout,
         })
     }
 
-    /// f16 elements of one head of a page: keys, then values.
-    fn head_elements(&self) -> usize {
-        (self.shape.head_dim + self.padded) * PAGE_TOKENS
-    }
-
-    /// Keys of `head` in page 0 of `layer`.
-    fn head(&self, layer: usize, head: usize) -> *mut u16 {
+    /// `head` in page 0 of `layer`.
+    fn head(&self, layer: usize, head: usize) -> *mut u8 {
         assert!(layer < self.shape.layers && head < self.shape.heads);
         let index = layer * self.shape.pages * self.shape.heads + head;
         // SAFETY: inside the mapping by the assertion and its size.
-        unsafe {
-            self.memory
-                .start()
-                .cast::<u16>()
-                .add(index * self.head_elements())
-        }
+        unsafe { self.memory.start().add(index * self.layout.bytes) }
     }
 
-    /// f16 elements from a page to the next.
+    /// Bytes from a page to the next.
     fn page_stride(&self) -> usize {
-        self.shape.heads * self.head_elements()
+        self.shape.heads * self.layout.bytes
     }
 }
 
@@ -111,10 +200,11 @@ pub(super) fn rotate(rope: Rope, head: &mut [f32], cosines: &[f32], sines: &[f32
 /// Where one row's keys and values go.
 #[derive(Clone, Copy)]
 pub(super) struct Slot {
-    keys: *mut u16,
-    values: *mut u16,
-    dim: usize,
-    padded: usize,
+    /// The head in its page.
+    head: *mut u8,
+    /// In the page.
+    token: usize,
+    layout: HeadLayout,
 }
 
 impl Slot {
@@ -125,16 +215,11 @@ impl Slot {
         let position = sequence.context as usize + row - sequence.first as usize;
         let page = sequence.pages[position / PAGE_TOKENS] as usize;
         assert!(page < kv.shape.pages);
-        let (token, dim) = (position % PAGE_TOKENS, kv.shape.head_dim);
-        // SAFETY: page, head and token are inside the cache.
-        unsafe {
-            let base = kv.head(layer, head).add(page * kv.page_stride());
-            Self {
-                keys: base.add(token),
-                values: base.add(dim * PAGE_TOKENS + token * kv.padded),
-                dim,
-                padded: kv.padded,
-            }
+        Self {
+            // SAFETY: page and head are inside the cache.
+            head: unsafe { kv.head(layer, head).add(page * kv.page_stride()) },
+            token: position % PAGE_TOKENS,
+            layout: kv.layout,
         }
     }
 }
@@ -147,12 +232,42 @@ kernel! {
 
 #[inline(always)]
 unsafe fn append_lanes<V: Lanes>(slot: Slot, key: *const f32, value: *const f32) {
-    for first in (0..slot.padded).step_by(LANES) {
-        V::load(value.add(first)).store_f16(slot.values.add(first));
-        let mut halves = [0u16; LANES];
-        V::load(key.add(first)).store_f16(halves.as_mut_ptr());
-        for lane in 0..LANES.min(slot.dim - first) {
-            *slot.keys.add((first + lane) * PAGE_TOKENS) = halves[lane];
+    match slot.layout.format {
+        KvFormat::F16 => append_numbers::<V, Halves>(slot, key, value),
+        KvFormat::Int8 => append_numbers::<V, Bytes>(slot, key, value),
+    }
+}
+
+#[inline(always)]
+unsafe fn append_numbers<V: Lanes, N: Numbers>(slot: Slot, key: *const f32, value: *const f32) {
+    let Slot {
+        head,
+        token,
+        layout,
+    } = slot;
+    let padded = layout.padded;
+    let scales = [N::scale::<V>(key, padded), N::scale::<V>(value, padded)];
+    // Below what has an inverse there is nothing.
+    let inverses = scales.map(|scale| match scale < f32::MIN_POSITIVE {
+        true => 0.0,
+        false => 1.0 / scale,
+    });
+    let (of_key, of_value) = (V::splat(inverses[0]), V::splat(inverses[1]));
+    let keys = head.cast::<N::Element>().add(token);
+    let values = head.add(layout.values).cast::<N::Element>();
+    for first in (0..padded).step_by(LANES) {
+        let numbers = V::load(value.add(first)).mul(of_value);
+        N::store(numbers, values.add(token * padded + first));
+        let mut column = [N::Element::default(); LANES];
+        N::store(V::load(key.add(first)).mul(of_key), column.as_mut_ptr());
+        for lane in 0..LANES.min(layout.dim - first) {
+            *keys.add((first + lane) * PAGE_TOKENS) = column[lane];
+        }
+    }
+    if N::HAS_SCALES {
+        let at = [layout.key_scales, layout.value_scales];
+        for (at, scale) in at.into_iter().zip(scales) {
+            *head.add(at).cast::<f32>().add(token) = scale;
         }
     }
 }
@@ -169,10 +284,10 @@ pub(super) struct Tile {
     scale: f32,
     score_cap: Option<f32>,
     pages: *const u32,
-    keys: *const u16,
+    /// The head in page 0.
+    head: *const u8,
     page_stride: usize,
-    dim: usize,
-    padded: usize,
+    layout: HeadLayout,
 }
 
 impl Tile {
@@ -193,10 +308,9 @@ impl Tile {
             scale: step.scale,
             score_cap: step.score_cap,
             pages: pages.as_ptr(),
-            keys: kv.head(layer, head),
+            head: kv.head(layer, head),
             page_stride: kv.page_stride(),
-            dim: kv.shape.head_dim,
-            padded: kv.padded,
+            layout: kv.layout,
         }
     }
 }
@@ -208,33 +322,43 @@ kernel! {
 
 #[inline(always)]
 unsafe fn attend_lanes<V: Lanes>(tile: &Tile) {
+    match tile.layout.format {
+        KvFormat::F16 => attend_tile::<V, Halves>(tile),
+        KvFormat::Int8 => attend_tile::<V, Bytes>(tile),
+    }
+}
+
+#[inline(always)]
+unsafe fn attend_tile<V: Lanes, N: Numbers>(tile: &Tile) {
     let mut first = 0;
     while first < tile.count {
         let left = tile.count - first;
         first += if left >= 8 && V::ROWS >= 8 {
-            attend_queries::<V, 8>(tile, first)
+            attend_queries::<V, N, 8>(tile, first)
         } else if left >= 4 {
-            attend_queries::<V, 4>(tile, first)
+            attend_queries::<V, N, 4>(tile, first)
         } else {
             match left {
-                3 => attend_queries::<V, 3>(tile, first),
-                2 => attend_queries::<V, 2>(tile, first),
-                _ => attend_queries::<V, 1>(tile, first),
+                3 => attend_queries::<V, N, 3>(tile, first),
+                2 => attend_queries::<V, N, 2>(tile, first),
+                _ => attend_queries::<V, N, 1>(tile, first),
             }
         };
     }
 }
 
 #[inline(always)]
-unsafe fn attend_queries<V: Lanes, const Q: usize>(tile: &Tile, first: usize) -> usize {
-    let (dim, padded) = (tile.dim, tile.padded);
+unsafe fn attend_queries<V: Lanes, N: Numbers, const Q: usize>(tile: &Tile, first: usize) -> usize {
+    let layout = tile.layout;
+    let (dim, padded) = (layout.dim, layout.padded);
     let scale = V::splat(tile.scale);
     let cap = tile.score_cap.map(|c| (V::splat(c), V::splat(2.0 / c)));
     let mut sums = MaybeUninit::<[[f32; HEAD_DIM_MAX]; Q]>::uninit();
     let sums = sums.as_mut_ptr().cast::<f32>();
     let mut tops = [UNSEEN; Q];
     let mut weights = [0f32; Q];
-    let mut chances = [[0f32; LANES]; Q];
+    // What each token's value is multiplied by: its chance, and its scale where there is one.
+    let mut factors = [[0f32; LANES]; Q];
     for q in 0..Q {
         for at in (0..padded).step_by(LANES) {
             V::zero().store(sums.add(q * HEAD_DIM_MAX + at));
@@ -242,19 +366,30 @@ unsafe fn attend_queries<V: Lanes, const Q: usize>(tile: &Tile, first: usize) ->
     }
     let seen = tile.limits[first + Q - 1];
     // Queries stand in order of position, so no other's window begins before the first one's.
-    for page in tile.starts[first] / PAGE_TOKENS..seen.div_ceil(PAGE_TOKENS) {
+    let end = seen.div_ceil(PAGE_TOKENS);
+    let page_head = |page: usize| {
+        tile.head
+            .add(*tile.pages.add(page) as usize * tile.page_stride)
+    };
+    for page in tile.starts[first] / PAGE_TOKENS..end {
         let start = page * PAGE_TOKENS;
-        let keys = tile
-            .keys
-            .add(*tile.pages.add(page) as usize * tile.page_stride);
-        let values = keys.add(dim * PAGE_TOKENS);
+        let head = page_head(page);
+        // A few queries wait for memory, and the hardware does not know where the next page lies.
+        if Q <= 4 && page + 1 < end {
+            let next = page_head(page + 1);
+            for line in (0..layout.bytes).step_by(64) {
+                V::prefetch(next.add(line));
+            }
+        }
+        let keys = head.cast::<N::Element>();
+        let values = head.add(layout.values).cast::<N::Element>();
 
         // Two sums a query, so that a few queries alone do not wait for each addition.
         let mut scores = [[V::zero(); 2]; Q];
         let mut d = 0;
         while d + 2 <= dim {
-            let even = V::load_f16(keys.add(d * PAGE_TOKENS));
-            let odd = V::load_f16(keys.add((d + 1) * PAGE_TOKENS));
+            let even = N::load::<V>(keys.add(d * PAGE_TOKENS));
+            let odd = N::load::<V>(keys.add((d + 1) * PAGE_TOKENS));
             for q in 0..Q {
                 let query = tile.queries[first + q].add(d);
                 scores[q][0] = even.fma(V::splat(*query), scores[q][0]);
@@ -263,7 +398,7 @@ unsafe fn attend_queries<V: Lanes, const Q: usize>(tile: &Tile, first: usize) ->
             d += 2;
         }
         if d < dim {
-            let last = V::load_f16(keys.add(d * PAGE_TOKENS));
+            let last = N::load::<V>(keys.add(d * PAGE_TOKENS));
             for q in 0..Q {
                 let value = V::splat(*tile.queries[first + q].add(d));
                 scores[q][0] = last.fma(value, scores[q][0]);
@@ -271,7 +406,11 @@ unsafe fn attend_queries<V: Lanes, const Q: usize>(tile: &Tile, first: usize) ->
         }
 
         for q in 0..Q {
-            let mut score = scores[q][0].add(scores[q][1]).mul(scale);
+            let mut score = scores[q][0].add(scores[q][1]);
+            if N::HAS_SCALES {
+                score = score.mul(V::load(head.add(layout.key_scales).cast()));
+            }
+            score = score.mul(scale);
             if let Some((cap, inverse)) = cap {
                 score = capped(score, cap, inverse);
             }
@@ -279,14 +418,14 @@ unsafe fn attend_queries<V: Lanes, const Q: usize>(tile: &Tile, first: usize) ->
             let hidden = tile.starts[first + q].saturating_sub(start).min(LANES);
             if hidden == LANES {
                 // Before this query's window: seen by others of the tile only.
-                chances[q].fill(0.0);
+                factors[q].fill(0.0);
                 continue;
             }
             if visible < LANES || hidden > 0 {
-                score.store(chances[q].as_mut_ptr());
-                chances[q][..hidden].fill(UNSEEN);
-                chances[q][visible..].fill(UNSEEN);
-                score = V::load(chances[q].as_ptr());
+                score.store(factors[q].as_mut_ptr());
+                factors[q][..hidden].fill(UNSEEN);
+                factors[q][visible..].fill(UNSEEN);
+                score = V::load(factors[q].as_ptr());
             }
             let top = score.largest();
             if top > tops[q] {
@@ -300,10 +439,14 @@ unsafe fn attend_queries<V: Lanes, const Q: usize>(tile: &Tile, first: usize) ->
             }
             let chance = score.sub(V::splat(tops[q])).exp();
             weights[q] += chance.sum();
-            chance.store(chances[q].as_mut_ptr());
+            let mut factor = chance;
+            if N::HAS_SCALES {
+                factor = factor.mul(V::load(head.add(layout.value_scales).cast()));
+            }
+            factor.store(factors[q].as_mut_ptr());
             // Exactly nothing, so that a query's result does not depend on its tile's others.
-            chances[q][..hidden].fill(0.0);
-            chances[q][visible..].fill(0.0);
+            factors[q][..hidden].fill(0.0);
+            factors[q][visible..].fill(0.0);
         }
 
         // Tokens beyond `seen` may hold anything, so they are not even multiplied by zero.
@@ -314,9 +457,9 @@ unsafe fn attend_queries<V: Lanes, const Q: usize>(tile: &Tile, first: usize) ->
                 out[q] = V::load(sums.add(q * HEAD_DIM_MAX + at));
             }
             for token in 0..tokens {
-                let value = V::load_f16(values.add(token * padded + at));
+                let value = N::load::<V>(values.add(token * padded + at));
                 for q in 0..Q {
-                    out[q] = value.fma(V::splat(chances[q][token]), out[q]);
+                    out[q] = value.fma(V::splat(factors[q][token]), out[q]);
                 }
             }
             for q in 0..Q {

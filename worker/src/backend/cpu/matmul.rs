@@ -14,10 +14,11 @@
 
 use super::lanes::{LANES, Lanes, kernel};
 use super::pack::{BLOCK, Format, GROUP_ROWS, TILE};
-use super::quants::{self, Least, Quant, VECTORS};
+use super::quants::{self, Least, Quads, Quant, VECTORS};
 use super::rows::CpuRows;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use trireme_shared::model::ActivationFormat;
 
 /// Rows of one call: their bytes stay in the caches while a prefill walks over the weights.
 pub(super) const ROWS_MAX: usize = 64;
@@ -62,6 +63,7 @@ pub(super) struct Inputs {
     data: *const f32,
     /// The first row's quads; the other rows' follow, `2 * width` apart.
     pub(super) bytes: *const i8,
+    activations: ActivationFormat,
     /// Where in them the first block begins.
     first_column: usize,
     pub(super) scales: *const f32,
@@ -81,6 +83,7 @@ impl Inputs {
             row_blocks: x.width / BLOCK,
             data: x.data[at..].as_ptr(),
             bytes: std::ptr::null(),
+            activations: x.format,
             first_column: 0,
             scales: std::ptr::null(),
             totals: std::ptr::null(),
@@ -174,16 +177,24 @@ unsafe fn by_segment<V: Lanes>(
 #[inline(always)]
 unsafe fn by_format<V: Lanes>(format: Format, w: Weights, x: Inputs, out: *mut f32) {
     match format {
-        Format::Twos => by_rows::<V, Blocks<quants::Twos>>(w, x, out),
-        Format::Threes => by_rows::<V, Blocks<quants::Threes>>(w, x, out),
-        Format::Nibbles => by_rows::<V, Blocks<quants::Nibbles>>(w, x, out),
-        Format::Levels => by_rows::<V, Blocks<quants::Levels>>(w, x, out),
-        Format::Fives => by_rows::<V, Blocks<quants::Fives>>(w, x, out),
-        Format::Sixes => by_rows::<V, Blocks<quants::Sixes>>(w, x, out),
-        Format::Bytes => by_rows::<V, Blocks<quants::Bytes>>(w, x, out),
+        Format::Twos => by_quads::<V, quants::Twos>(w, x, out),
+        Format::Threes => by_quads::<V, quants::Threes>(w, x, out),
+        Format::Nibbles => by_quads::<V, quants::Nibbles>(w, x, out),
+        Format::Levels => by_quads::<V, quants::Levels>(w, x, out),
+        Format::Fives => by_quads::<V, quants::Fives>(w, x, out),
+        Format::Sixes => by_quads::<V, quants::Sixes>(w, x, out),
+        Format::Bytes => by_quads::<V, quants::Bytes>(w, x, out),
         Format::F16 => by_rows::<V, F16>(w, x, out),
         Format::Bf16 => by_rows::<V, Bf16>(w, x, out),
         Format::F32 => by_rows::<V, F32>(w, x, out),
+    }
+}
+
+#[inline(always)]
+unsafe fn by_quads<V: Lanes, Q: Quant>(w: Weights, x: Inputs, out: *mut f32) {
+    match x.activations {
+        ActivationFormat::Int16 => by_rows::<V, Blocks<Q, quants::Words>>(w, x, out),
+        ActivationFormat::Int8 => by_rows::<V, Blocks<Q, quants::Fine>>(w, x, out),
     }
 }
 
@@ -259,9 +270,9 @@ unsafe fn store_sums<V: Lanes, const M: usize, const W: usize>(
 }
 
 /// Of a quantised format.
-struct Blocks<Q>(PhantomData<Q>);
+struct Blocks<Q, A>(PhantomData<(Q, A)>);
 
-impl<Q: Quant> Kernel for Blocks<Q> {
+impl<Q: Quant, A: Quads> Kernel for Blocks<Q, A> {
     #[inline(always)]
     unsafe fn run<V: Lanes, const M: usize, const W: usize>(
         w: Weights,
@@ -279,7 +290,7 @@ impl<Q: Quant> Kernel for Blocks<Q> {
             let base = w.start.add((block * w.tiles + tile) * tile_bytes);
             prefetch::<V, M>(base, W * tile_bytes, w.tiles * w.blocks * tile_bytes);
             for part in 0..shape.parts {
-                let mut accs = [[V::acc(); W]; M];
+                let mut accs = [[A::acc::<V>(); W]; M];
                 // Two vectors a round: those of nibbles lie in the same bytes.
                 for pair in part * part_pairs..(part + 1) * part_pairs {
                     for vector in [2 * pair, 2 * pair + 1] {
@@ -289,8 +300,8 @@ impl<Q: Quant> Kernel for Blocks<Q> {
                             let weights = quants::weights::<V, Q>(from, vector);
                             for m in 0..M {
                                 let at = x.bytes.add(2 * (row + m) * x.width);
-                                let quad = V::quad(at, x.width, column);
-                                accs[m][t] = quants::dot::<V, Q>(accs[m][t], weights, quad);
+                                let quad = A::quad::<V>(at, x.width, column);
+                                accs[m][t] = A::dot::<V, Q>(accs[m][t], weights, quad);
                             }
                         }
                     }
@@ -302,7 +313,7 @@ impl<Q: Quant> Kernel for Blocks<Q> {
                         let at = first + m * x.row_blocks + block;
                         let factor = scale.mul(V::splat(*x.scales.add(at)));
                         // Whole numbers; below 2^24, and so exact, where weights have four bits.
-                        let products = quants::sums::<V, Q>(accs[m][t], *x.totals.add(at));
+                        let products = A::sums::<V, Q>(accs[m][t], *x.totals.add(at));
                         sums[m][t] = products.fma(factor, sums[m][t]);
                         if shape.least != Least::Zero {
                             let total = match shape.parts {

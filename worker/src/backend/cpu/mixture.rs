@@ -241,7 +241,7 @@ impl Cpu {
         inputs.reshape(routes.len(), width);
         if is_quantised {
             self.quantise_rows(x);
-            inputs.reserve_quants();
+            inputs.reserve_quants(self.activations);
         }
         let (x, data, quants) = (&*x, Shared(inputs.data.as_mut_ptr()), inputs.quants_mut());
         self.for_rows(routes.len(), width, &|at| {
@@ -295,7 +295,7 @@ impl Cpu {
                 }
             }
         });
-        gated.is_quantised = quantise;
+        gated.is_quantised = quantise.is_some();
     }
 
     /// `out`, of each row, is the sum of `weight * gated * down^T` over its routes, by expert.

@@ -251,7 +251,7 @@ fn equal_experts_are_taken_in_order_and_experts_nobody_chose_add_nothing() {
 #[test]
 fn weights_that_do_not_fit_are_refused() {
     let mut random = SplitMix(35);
-    let mut cpu = Cpu::new(crate::backend::Isa::Portable, 1).unwrap();
+    let mut cpu = Cpu::new(crate::backend::Isa::Portable, 1, Default::default()).unwrap();
     let files = Files::new(&mut random, DType::F32, 32, mixture(2, 1, true));
     let router = vec![0; 2 * HIDDEN * 4];
     let mut refused = |mixture: Mixture, held: Span, ffns: &[usize]| {

@@ -39,6 +39,7 @@ mod tiles;
 pub(crate) mod timed;
 
 use super::{Backend, BackendError, HeadNorms, Isa, KvShape, MixtureInput, Step, WeightView};
+use crate::model::SequenceSlice;
 use attention::{CpuKv, Slot, TILE_QUERIES, Tile};
 use matmul::{GroupSums, ROWS_MAX};
 use mixture::{CpuMixture, Routing};
@@ -48,7 +49,7 @@ use pool::Pool;
 use rows::{CpuPartial, CpuRows, QuantsMut};
 use std::ops::Range;
 use trireme_shared::limits::HEAD_DIM_MAX;
-use trireme_shared::model::{Activation, Mixture, Span};
+use trireme_shared::model::{Activation, ActivationFormat, Mixture, Span};
 
 /// Fewer values than this are not worth waking a thread for.
 const SERIAL_VALUES_MAX: usize = 8 << 10;
@@ -59,6 +60,7 @@ const TASK_QUERIES_MAX: usize = 32;
 /// See the module's header.
 pub struct Cpu {
     isa: Isa,
+    activations: ActivationFormat,
     multiplier: Multiplier,
     pool: Pool,
     arena: memory::Arena,
@@ -137,14 +139,14 @@ struct GatedRows {
 
 impl GatedRows {
     /// `rows` has its shape; they are to be quantised too, where asked for.
-    fn new(rows: &mut CpuRows, quantise: bool) -> Self {
-        if quantise {
-            rows.reserve_quants();
+    fn new(rows: &mut CpuRows, quantise: Option<ActivationFormat>) -> Self {
+        if let Some(format) = quantise {
+            rows.reserve_quants(format);
         }
         Self {
             width: rows.width,
             data: Shared(rows.data.as_mut_ptr()),
-            quants: quantise.then(|| rows.quants_mut()),
+            quants: quantise.map(|_| rows.quants_mut()),
         }
     }
 }
@@ -175,8 +177,28 @@ pub(super) fn amx_available() -> bool {
 
 /// From how many rows on AMX multiplies faster than VNNI on this machine, which has it; none if it
 /// never does. Measured when first asked for.
-pub(crate) fn amx_rows_min() -> Option<usize> {
-    multiply::tiles_win_from()
+pub(crate) fn amx_rows_min(activations: ActivationFormat) -> Option<usize> {
+    multiply::tiles_win_from(activations)
+}
+
+/// Queries of an attention task. Large tasks read the cache least; small ones keep every thread busy.
+fn task_queries(step: &Step<'_>, heads: usize, threads: usize) -> usize {
+    // To read and widen a page takes about as long as two queries take to meet it.
+    const PAGE_QUERIES: usize = 2;
+    let queries = |s: &SequenceSlice| s.len as usize * step.group;
+    let all: usize = heads * step.sequences.iter().map(queries).sum::<usize>();
+    match all / (4 * threads) {
+        _ if threads == 1 => TASK_QUERIES_MAX,
+        0..TILE_QUERIES => {
+            let time = |size: &usize| {
+                let pieces = step.sequences.iter().map(|s| queries(s).div_ceil(*size));
+                let tasks = heads * pieces.sum::<usize>();
+                tasks.div_ceil(threads) * (PAGE_QUERIES + size)
+            };
+            (1..=TILE_QUERIES).min_by_key(time).unwrap_or(1)
+        }
+        many => (many / TILE_QUERIES * TILE_QUERIES).min(TASK_QUERIES_MAX),
+    }
 }
 
 /// The rows of chunk `chunk`: what one task takes through a group.
@@ -187,7 +209,11 @@ fn chunk_rows(chunk: usize, rows: usize) -> Range<usize> {
 impl Cpu {
     /// # Errors
     /// If `isa` is not one this machine has, or threads cannot be started.
-    pub fn new(isa: Isa, threads: usize) -> Result<Self, BackendError> {
+    pub fn new(
+        isa: Isa,
+        threads: usize,
+        activations: ActivationFormat,
+    ) -> Result<Self, BackendError> {
         if !isa.available() {
             return Err(BackendError::Unsupported(format!(
                 "this machine cannot run {} kernels; use {}",
@@ -197,7 +223,8 @@ impl Cpu {
         }
         Ok(Self {
             isa,
-            multiplier: Multiplier::new(isa),
+            activations,
+            multiplier: Multiplier::new(isa, activations),
             pool: Pool::new(threads).map_err(BackendError::Threads)?,
             arena: memory::Arena::default(),
             quantised: false,
@@ -219,7 +246,7 @@ impl Cpu {
         if x.is_quantised {
             return;
         }
-        x.reserve_quants();
+        x.reserve_quants(self.activations);
         let (to, blocks, isa) = (x.quants_mut(), x.width / BLOCK, self.isa);
         let (data, width) = (&x.data, x.width);
         self.for_rows(x.rows, width, &|row| {
@@ -231,9 +258,9 @@ impl Cpu {
         x.is_quantised = true;
     }
 
-    /// Whether rows of this width are worth quantising where they are made.
-    fn quantises(&self, width: usize) -> bool {
-        self.quantised && width.is_multiple_of(BLOCK)
+    /// How rows of this width are quantised where they are made, if that pays.
+    fn quantises(&self, width: usize) -> Option<ActivationFormat> {
+        (self.quantised && width.is_multiple_of(BLOCK)).then_some(self.activations)
     }
 
     fn note_format(&mut self, packed: &Packed) {
@@ -321,8 +348,8 @@ impl Backend for Cpu {
         assert_eq!(weight.len(), width);
         out.reshape(x.rows, width);
         let quantise = self.quantises(width);
-        if quantise {
-            out.reserve_quants();
+        if let Some(format) = quantise {
+            out.reserve_quants(format);
         }
         let (data, quants) = (Shared(out.data.as_mut_ptr()), out.quants_mut());
         self.for_rows(x.rows, width, &|row| {
@@ -332,12 +359,12 @@ impl Backend for Cpu {
             unsafe {
                 let to = data.slice(row * width, width).as_mut_ptr();
                 pointwise::norm_row(isa, from, weight.as_ptr(), width, eps, to);
-                if quantise {
+                if quantise.is_some() {
                     rows::quantise(isa, to, quants, row, 0, width / BLOCK);
                 }
             }
         });
-        out.is_quantised = quantise;
+        out.is_quantised = quantise.is_some();
     }
 
     fn linear(&mut self, x: &mut CpuRows, outputs: &mut [(&Packed, &mut CpuRows)]) {
@@ -493,13 +520,7 @@ impl Backend for Cpu {
         assert!(window > 0, "a query sees itself");
         assert_eq!(q.width, heads * group * dim);
         out.reshape(q.rows, q.width);
-        let threads = self.pool.threads();
-        // Large tasks read the cache least; small ones keep every thread busy.
-        let size = match q.rows * heads * group / (4 * threads) {
-            _ if threads == 1 => TASK_QUERIES_MAX,
-            few @ 0..TILE_QUERIES => few.max(1),
-            many => (many / TILE_QUERIES * TILE_QUERIES).min(TASK_QUERIES_MAX),
-        };
+        let size = task_queries(step, heads, self.pool.threads());
         let tasks = &mut self.attention_tasks;
         tasks.clear();
         for (sequence, slice) in step.sequences.iter().enumerate() {
@@ -572,7 +593,7 @@ impl Backend for Cpu {
                 }
             }
         });
-        out.is_quantised = quantise;
+        out.is_quantised = quantise.is_some();
     }
 
     fn mixture(

@@ -9,6 +9,7 @@ use crate::backend::Isa;
 use std::ops::Range;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+use trireme_shared::model::ActivationFormat;
 
 /// Chosen once for a backend.
 #[derive(Clone, Copy, Debug)]
@@ -20,10 +21,13 @@ pub(super) struct Multiplier {
 
 impl Multiplier {
     /// The machine has `isa`.
-    pub(super) fn new(isa: Isa) -> Self {
+    pub(super) fn new(isa: Isa, activations: ActivationFormat) -> Self {
         let tile_rows_min = match isa {
-            // Whole chunks at the least: who asks for tiles gets them.
-            Isa::Amx => tiles_win_from().unwrap_or(ROWS_MAX),
+            // Whole chunks at the least: who asks for tiles gets them. Of one byte they do twice what is needed.
+            Isa::Amx => tiles_win_from(activations).unwrap_or(match activations {
+                ActivationFormat::Int16 => ROWS_MAX,
+                ActivationFormat::Int8 => usize::MAX,
+            }),
             _ => usize::MAX,
         };
         Self { isa, tile_rows_min }
@@ -119,9 +123,13 @@ fn operands(w: &Packed, group: usize, x: &CpuRows, rows: Range<usize>) -> (Weigh
 /// From how many rows on tiles are faster than lanes on this machine, if they ever are. Measured
 /// once, in well under a millisecond, on a group of a small model's shape. The machine has
 /// `Isa::Amx`.
-pub(super) fn tiles_win_from() -> Option<usize> {
-    static ROWS: OnceLock<Option<usize>> = OnceLock::new();
-    *ROWS.get_or_init(|| {
+pub(super) fn tiles_win_from(activations: ActivationFormat) -> Option<usize> {
+    static ROWS: [OnceLock<Option<usize>>; 2] = [const { OnceLock::new() }; 2];
+    let rows = match activations {
+        ActivationFormat::Int16 => &ROWS[0],
+        ActivationFormat::Int8 => &ROWS[1],
+    };
+    *rows.get_or_init(|| {
         const COLUMNS: usize = 576;
         const TILES: usize = 2;
         const BLOCKS: usize = COLUMNS / BLOCK;
@@ -134,7 +142,7 @@ pub(super) fn tiles_win_from() -> Option<usize> {
         };
         let mut x = CpuRows::default();
         x.reshape(ROWS_MAX, COLUMNS);
-        x.reserve_quants();
+        x.reserve_quants(activations);
         x.is_quantised = true;
         let mut out = GroupSums::new();
         let mut fastest = |tiles: bool, rows: usize| -> Duration {
@@ -159,6 +167,7 @@ pub(super) fn tiles_win_from() -> Option<usize> {
             .find(|&rows| fastest(true, rows) < fastest(false, rows));
         tracing::debug!(
             ?rows,
+            activations = activations.name(),
             "products of at least so many rows are faster by AMX tiles"
         );
         rows

@@ -6,6 +6,8 @@
 //! row of activations walks a group's memory from one end to the other. Rows past the last are
 //! zero.
 //!
+//! Floats that a deployment wants in blocks become them here, 32 columns at a time: nobody holds the matrix twice.
+//!
 //! A tile's block of a quantised format is as `quants` says; of a float format it is one column's 16
 //! values. Scales and minima are f16: those of the super-block types, which are products of two
 //! numbers in the file, are rounded to that (by 2^-11 of themselves at most, or by 2^-25 where that
@@ -19,7 +21,7 @@ use super::quants::{
 use crate::backend::{BackendError, WeightView};
 use half::{bf16, f16};
 use trireme_shared::model::DType;
-use trireme_shared::model::blocks::{LEVELS, PIECE, Piece};
+use trireme_shared::model::blocks::{self, LEVELS, PIECE, Piece};
 
 /// Rows of a tile.
 pub(super) const TILE: usize = 16;
@@ -129,13 +131,13 @@ struct Layout {
 
 impl Layout {
     fn of(view: &WeightView<'_>) -> Result<Self, BackendError> {
-        let format = Format::of(view.dtype);
+        let format = Format::of(view.packed);
         let uneven = |columns: &&usize| !columns.is_multiple_of(format.block_columns());
         if let Some(columns) = [view.skip, view.columns].iter().find(uneven) {
             return Err(BackendError::Unsupported(format!(
                 "a {:?} matrix was cut at column {columns}, which is not a multiple of {BLOCK}: \
                  choose a split with fewer ranks",
-                view.dtype
+                view.packed
             )));
         }
         let tiles = view.rows.div_ceil(TILE);
@@ -225,6 +227,7 @@ impl Packed {
                     for lane in 0..TILE.min(packed.rows - first_row) {
                         let row = Row {
                             dtype: view.dtype,
+                            packed: view.packed,
                             shape: shape.as_ref(),
                             bytes: view.row(first_row + lane),
                         };
@@ -301,6 +304,7 @@ fn get_half(from: &[u8], at: usize) -> f16 {
 /// A file's row, to be packed.
 struct Row<'a> {
     dtype: DType,
+    packed: DType,
     /// Of a quantised format.
     shape: Option<&'a Shape>,
     bytes: &'a [u8],
@@ -310,14 +314,16 @@ impl Row<'_> {
     /// Puts the block that begins at `column` into a zeroed lane of a tile.
     fn pack_block(&self, column: usize, lane: usize, tile: &mut [u8]) {
         let (elements, bytes) = (self.dtype.block_elements(), self.dtype.block_bytes());
-        let from = &self.bytes[column / elements * bytes..][..bytes];
-        match self.shape {
-            Some(shape) => {
-                let piece = Piece::of(self.dtype, from, column % elements / PIECE);
-                pack_piece(&piece, shape, lane, tile);
-            }
-            None => tile[bytes * lane..][..bytes].copy_from_slice(from),
-        }
+        let from = &self.bytes[column / elements * bytes..];
+        let Some(shape) = self.shape else {
+            return tile[bytes * lane..][..bytes].copy_from_slice(&from[..bytes]);
+        };
+        let piece = if self.dtype == self.packed {
+            Piece::of(self.dtype, &from[..bytes], column % elements / PIECE)
+        } else {
+            Piece::nearest(self.packed, &blocks::floats(self.dtype, from))
+        };
+        pack_piece(&piece, shape, lane, tile);
     }
 }
 
@@ -357,7 +363,7 @@ fn unpack_block(format: Format, tile: &[u8], lane: usize, out: &mut [f64]) {
         let scale = get_half(tile, shape.scales_at() + at).to_f32();
         let quant = shape.get(tile, lane, column);
         let value = match shape.product {
-            Product::Seven => scale * f32::from(quant),
+            Product::Four | Product::Seven => scale * f32::from(quant),
             Product::Eight => scale * f32::from((quant ^ 0x80) as i8),
             Product::Level => scale * f32::from(LEVELS[usize::from(quant)]),
         };

@@ -7,9 +7,11 @@
 )]
 
 use super::lanes::{LANES, Lanes, kernel};
+use super::quants::{self, Nibbles, Quads};
 use crate::backend::Isa;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
+use trireme_shared::model::ActivationFormat;
 
 /// Rounds between two looks at the clock.
 const ROUNDS: usize = 20_000;
@@ -17,25 +19,34 @@ const ROUNDS: usize = 20_000;
 const MEASURED: Duration = Duration::from_millis(200);
 
 kernel! {
-    /// Vectors of four weights times one quad; `made` becomes how many products that were.
-    fn whole(made: *mut u64) = whole_lanes
+    /// Vectors of four weights of four bits times one quad; `made` becomes how many products that were.
+    fn whole(activations: ActivationFormat, made: *mut u64) = whole_lanes
 }
 
 #[inline(always)]
-unsafe fn whole_lanes<V: Lanes>(made: *mut u64) {
+unsafe fn whole_lanes<V: Lanes>(activations: ActivationFormat, made: *mut u64) {
+    match activations {
+        ActivationFormat::Int16 => whole_quads::<V, quants::Words>(made),
+        ActivationFormat::Int8 => whole_quads::<V, quants::Fine>(made),
+    }
+}
+
+#[inline(always)]
+unsafe fn whole_quads<V: Lanes, A: Quads>(made: *mut u64) {
     // Independent sums: enough to hide an instruction's latency, few enough to stay in registers.
     const SUMS: usize = 5;
     let weights = black_box([3u8; 64]);
     let weights = V::bytes(weights.as_ptr());
-    let mut sums = [V::acc(); SUMS];
+    let mut sums = [A::acc::<V>(); SUMS];
     for _ in 0..ROUNDS {
         // Not known beforehand and not alike, so that every product is made.
-        let quads = black_box([[0x0101_0101; 2]; SUMS]);
-        for (sum, quad) in sums.iter_mut().zip(quads) {
-            *sum = V::dot7(*sum, weights, quad);
+        let quads = black_box([[1i8; 8]; SUMS]);
+        for (sum, quad) in sums.iter_mut().zip(&quads) {
+            let quad = A::quad::<V>(quad.as_ptr(), 4, 0);
+            *sum = A::dot::<V, Nibbles>(*sum, weights, quad);
         }
     }
-    black_box(sums.map(|sum| V::acc7_f32(sum).sum()));
+    black_box(sums.map(|sum| A::sums::<V, Nibbles>(sum, [0; 2]).sum()));
     *made = (ROUNDS * SUMS * 4 * LANES) as u64;
 }
 
@@ -67,11 +78,13 @@ unsafe fn float_sums<V: Lanes, const SUMS: usize>(made: *mut u64) {
     *made = (ROUNDS * SUMS * LANES) as u64;
 }
 
-/// Products a second of `threads` threads together: of a weight of at most 8 bits and an activation
-/// of two bytes, as this instruction set's kernels do them. This machine has `isa`.
-pub(crate) fn products_per_second(isa: Isa, threads: usize) -> f64 {
+/// Products a second of `threads` threads together: of a weight of four bits and an activation, as
+/// this instruction set's kernels do them. This machine has `isa`.
+pub(crate) fn products_per_second(isa: Isa, activations: ActivationFormat, threads: usize) -> f64 {
     // SAFETY: the caller says that the instruction set is there.
-    per_second(threads, move |made| unsafe { whole(isa, made) })
+    per_second(threads, move |made| unsafe {
+        whole(isa, activations, made)
+    })
 }
 
 /// Multiplications of f32 a second, with an addition each.

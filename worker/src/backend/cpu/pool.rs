@@ -265,6 +265,31 @@ mod tests {
         }
     }
 
+    /// Yields until `happened`.
+    fn wait(happened: impl Fn() -> bool) {
+        let begun = std::time::Instant::now();
+        while !happened() {
+            assert!(begun.elapsed().as_secs() < 60, "it never happened");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Each region has a task for each thread, and none ends before all have begun.
+    #[test]
+    fn workers_without_work_park_and_the_next_region_wakes_them() {
+        let mut pool = Pool::new(3).unwrap();
+        for _ in 0..20 {
+            let shared = pool.shared.clone();
+            wait(|| shared.parked.iter().all(|p| p.load(Ordering::SeqCst)));
+            let begun = AtomicUsize::new(0);
+            pool.run(3, &|range| {
+                assert_eq!(range.len(), 1);
+                begun.fetch_add(1, Ordering::SeqCst);
+                wait(|| begun.load(Ordering::SeqCst) == 3);
+            });
+        }
+    }
+
     #[test]
     fn a_panicking_task_panics_the_caller_and_nothing_hangs() {
         let mut pool = Pool::new(3).unwrap();

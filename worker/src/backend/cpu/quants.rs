@@ -46,6 +46,8 @@ pub(super) enum Least {
 /// How bytes meet activations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Product {
+    /// Below 16.
+    Four,
     /// Below 128.
     Seven,
     /// Signed, stored as value + 128.
@@ -148,13 +150,13 @@ macro_rules! quants {
 }
 
 quants! {
-    Nibbles: Shape::plain(4, Least::Stored, Product::Seven);
+    Nibbles: Shape::plain(4, Least::Stored, Product::Four);
     Levels: Shape::plain(4, Least::Zero, Product::Level);
     Bytes: Shape::plain(8, Least::Zero, Product::Eight);
     Fives: Shape { high: 1, ..Shape::plain(4, Least::Stored, Product::Seven) };
     Sixes: Shape { high: 2, parts: 2, ..Shape::plain(4, Least::Scales(-32.0), Product::Seven) };
-    Threes: Shape { high: 1, parts: 2, ..Shape::plain(2, Least::Scales(-4.0), Product::Seven) };
-    Twos: Shape { parts: 2, ..Shape::plain(2, Least::Stored, Product::Seven) };
+    Threes: Shape { high: 1, parts: 2, ..Shape::plain(2, Least::Scales(-4.0), Product::Four) };
+    Twos: Shape { parts: 2, ..Shape::plain(2, Least::Stored, Product::Four) };
 }
 
 /// [`LEVELS`] plus 128.
@@ -178,7 +180,7 @@ unsafe fn plane<V: Lanes>(plane: *const u8, width: usize, vector: usize) -> V::B
     }
 }
 
-/// One vector of a tile's block, as [`dot`] takes it.
+/// One vector of a tile's block, as [`Quads::dot`] takes it.
 #[inline(always)]
 pub(super) unsafe fn weights<V: Lanes, Q: Quant>(tile: *const u8, vector: usize) -> V::Bytes {
     let shape = Q::SHAPE;
@@ -193,26 +195,86 @@ pub(super) unsafe fn weights<V: Lanes, Q: Quant>(tile: *const u8, vector: usize)
     V::join(low, high, shape.low as u32)
 }
 
-/// Adds four columns of products.
-#[inline(always)]
-pub(super) unsafe fn dot<V: Lanes, Q: Quant>(
-    acc: V::Acc,
-    weights: V::Bytes,
-    quad: [i32; 2],
-) -> V::Acc {
-    match Q::SHAPE.product {
-        Product::Seven => V::dot7(acc, weights, quad),
-        Product::Eight | Product::Level => V::dot8(acc, weights, quad),
+/// What of an activation meets weights: see `rows`.
+pub(super) trait Quads {
+    type Acc<V: Lanes>: Copy;
+    type Quad: Copy;
+
+    unsafe fn acc<V: Lanes>() -> Self::Acc<V>;
+    /// The quad from `column` on, a multiple of four.
+    unsafe fn quad<V: Lanes>(row: *const i8, width: usize, column: usize) -> Self::Quad;
+    /// Adds four columns of products; of a block's at most.
+    unsafe fn dot<V: Lanes, Q: Quant>(
+        acc: Self::Acc<V>,
+        weights: V::Bytes,
+        quad: Self::Quad,
+    ) -> Self::Acc<V>;
+    /// The sums of a block's or a part's products. `totals` are the sums of the block's activation
+    /// bytes.
+    unsafe fn sums<V: Lanes, Q: Quant>(acc: Self::Acc<V>, totals: [i32; 2]) -> V;
+}
+
+/// Both bytes.
+pub(super) struct Words;
+
+impl Quads for Words {
+    type Acc<V: Lanes> = V::Acc;
+    type Quad = [i32; 2];
+
+    #[inline(always)]
+    unsafe fn acc<V: Lanes>() -> V::Acc {
+        V::acc()
+    }
+    #[inline(always)]
+    unsafe fn quad<V: Lanes>(row: *const i8, width: usize, column: usize) -> [i32; 2] {
+        V::quad(row, width, column)
+    }
+    #[inline(always)]
+    unsafe fn dot<V: Lanes, Q: Quant>(acc: V::Acc, weights: V::Bytes, quad: [i32; 2]) -> V::Acc {
+        match Q::SHAPE.product {
+            Product::Four | Product::Seven => V::dot7(acc, weights, quad),
+            Product::Eight | Product::Level => V::dot8(acc, weights, quad),
+        }
+    }
+    #[inline(always)]
+    unsafe fn sums<V: Lanes, Q: Quant>(acc: V::Acc, totals: [i32; 2]) -> V {
+        match Q::SHAPE.product {
+            Product::Four | Product::Seven => V::acc7_f32(acc),
+            Product::Eight | Product::Level => V::acc8_f32(acc, totals),
+        }
     }
 }
 
-/// The sums of a block's or a part's products. `totals` are the sums of the block's activation
-/// bytes.
-#[inline(always)]
-pub(super) unsafe fn sums<V: Lanes, Q: Quant>(acc: V::Acc, totals: [i32; 2]) -> V {
-    match Q::SHAPE.product {
-        Product::Seven => V::acc7_f32(acc),
-        Product::Eight | Product::Level => V::acc8_f32(acc, totals),
+/// The fine byte alone.
+pub(super) struct Fine;
+
+impl Quads for Fine {
+    type Acc<V: Lanes> = V::ByteAcc;
+    type Quad = i32;
+
+    #[inline(always)]
+    unsafe fn acc<V: Lanes>() -> V::ByteAcc {
+        V::byte_acc()
+    }
+    #[inline(always)]
+    unsafe fn quad<V: Lanes>(row: *const i8, width: usize, column: usize) -> i32 {
+        row.add(width + column).cast::<i32>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn dot<V: Lanes, Q: Quant>(acc: V::ByteAcc, weights: V::Bytes, quad: i32) -> V::ByteAcc {
+        match Q::SHAPE.product {
+            Product::Four => V::byte_dot4(acc, weights, quad),
+            Product::Seven => V::byte_dot7(acc, weights, quad),
+            Product::Eight | Product::Level => V::byte_dot8(acc, weights, quad),
+        }
+    }
+    #[inline(always)]
+    unsafe fn sums<V: Lanes, Q: Quant>(acc: V::ByteAcc, totals: [i32; 2]) -> V {
+        match Q::SHAPE.product {
+            Product::Four => V::byte_acc4_f32(acc),
+            Product::Seven => V::byte_acc7_f32(acc),
+            Product::Eight | Product::Level => V::byte_acc8_f32(acc, totals[1]),
+        }
     }
 }
 

@@ -3,12 +3,15 @@
 //!
 //! A block of 32 values x is stored as q = round(x / d), d = max|x| / 32,384, in two signed bytes:
 //! q = 254 * coarse + fine, both within -127..=127, so that the kernels' byte products apply to
-//! each (or in one word, where the kernels multiply words: AVX2). With q go d, the sums of the coarse and of the fine bytes, and d times the sum of q (which
-//! a weight's minimum multiplies), of the block and of each half of it.
+//! each (or in one word, where the kernels multiply words: AVX2). With q go d, the sums of the coarse
+//! and of the fine bytes, and d times the sum of q (which a weight's minimum multiplies), of the
+//! block and of each half of it.
 //!
-//! One byte a value (as llama.cpp has) would halve the products, but its rounding moves logprobs by
-//! 0.04 on SmolLM2 and turns tokens whose lead is 0.25; with two it is 0.0005. All five matrices of
-//! a layer and the output contribute alike, so none can be spared.
+//! One byte a value (`ActivationFormat::Int8`; llama.cpp has that) halves the products, but its
+//! rounding moves logprobs by 0.04 on SmolLM2 and turns tokens whose lead is 0.25; with two it is
+//! 0.0005. All five matrices of a layer and the output contribute alike, so none can be spared. It
+//! is the same form with d = max|x| / 127 and coarse bytes that are zero: kernels that do not know
+//! (tiles) get the same sums from it as those that leave these out.
 
 #![allow(
     unsafe_op_in_unsafe_fn,
@@ -20,11 +23,14 @@
 
 use super::lanes::{LANES, Lanes, kernel};
 use super::pack::BLOCK;
+use trireme_shared::model::ActivationFormat;
 
 /// What one step of the coarse byte is worth.
 pub(super) const COARSE: f32 = 254.0;
 /// The largest magnitude of a quantised value. One more, and the coarse byte would round to 128.
 const QUANT_MAX: f32 = COARSE * 127.0 + 126.0;
+/// The same of one byte.
+const BYTE_MAX: f32 = 127.0;
 
 /// Quantised rows are kept in so many, whatever is past the last: a tile takes all of them.
 pub(super) const STRIP_ROWS: usize = 8;
@@ -44,6 +50,7 @@ pub struct CpuRows {
     /// words (`Lanes::store_quads`). The buffers may be longer than the rows are.
     pub(super) bytes: Vec<BlockBytes>,
     pub(super) scales: Vec<f32>,
+    pub(super) format: ActivationFormat,
     /// Sums of a block's coarse and fine bytes.
     pub(super) totals: Vec<[i32; 2]>,
     pub(super) scaled_totals: Vec<f32>,
@@ -62,7 +69,8 @@ impl CpuRows {
     }
 
     /// Makes room for the quantised form. The width is a multiple of 32.
-    pub(super) fn reserve_quants(&mut self) {
+    pub(super) fn reserve_quants(&mut self, format: ActivationFormat) {
+        self.format = format;
         assert_eq!(self.width % BLOCK, 0, "rows of {} columns", self.width);
         let blocks = self.rows.next_multiple_of(STRIP_ROWS) * (self.width / BLOCK);
         if self.scales.len() < blocks {
@@ -76,6 +84,7 @@ impl CpuRows {
 
     pub(super) fn quants_mut(&mut self) -> QuantsMut {
         QuantsMut {
+            format: self.format,
             row_blocks: self.width / BLOCK,
             bytes: self.bytes.as_mut_ptr().cast(),
             scales: self.scales.as_mut_ptr(),
@@ -106,6 +115,7 @@ impl CpuPartial {
 /// Where quantised blocks go, for several threads at once.
 #[derive(Clone, Copy)]
 pub(super) struct QuantsMut {
+    format: ActivationFormat,
     row_blocks: usize,
     bytes: *mut i8,
     scales: *mut f32,
@@ -159,10 +169,14 @@ unsafe fn quantise_blocks<V: Lanes>(
 ) {
     let width = to.row_blocks * BLOCK;
     let quads = to.bytes.add(2 * row * width);
+    let quant_max = match to.format {
+        ActivationFormat::Int16 => QUANT_MAX,
+        ActivationFormat::Int8 => BYTE_MAX,
+    };
     for block in 0..blocks {
         let x = from.add(block * BLOCK);
         let (a, b) = (V::load(x), V::load(x.add(LANES)));
-        let scale = a.abs().max(b.abs()).largest() / QUANT_MAX;
+        let scale = a.abs().max(b.abs()).largest() / quant_max;
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         // A block of denormals: 1 / scale overflows, and the block counts as zero.
         let inverse = V::splat(if inverse.is_finite() { inverse } else { 0.0 });
@@ -172,10 +186,18 @@ unsafe fn quantise_blocks<V: Lanes>(
         for (half, x) in [a, b].into_iter().enumerate() {
             let column = (first + block) * BLOCK + half * LANES;
             let q = x.mul(inverse).round();
-            let coarse = q.mul(V::splat(1.0 / COARSE)).round();
-            let fine = coarse.fma(V::splat(-COARSE), q);
-            V::store_quads(q, coarse, fine, quads, width, column);
-            coarse_sum = coarse_sum.add(coarse);
+            match to.format {
+                ActivationFormat::Int16 => {
+                    let coarse = q.mul(V::splat(1.0 / COARSE)).round();
+                    let fine = coarse.fma(V::splat(-COARSE), q);
+                    V::store_quads(q, coarse, fine, quads, width, column);
+                    coarse_sum = coarse_sum.add(coarse);
+                }
+                ActivationFormat::Int8 => {
+                    V::zero().store_i8(quads.add(column));
+                    q.store_i8(quads.add(width + column));
+                }
+            }
             half_sums[half] = q.sum();
         }
         let (coarse, whole) = (coarse_sum.sum(), half_sums[0] + half_sums[1]);

@@ -3,16 +3,23 @@
 use super::*;
 use crate::backend::cpu::pack::Format;
 use crate::backend::cpu::rows::BlockBytes;
-use crate::model::SequenceSlice;
 use half::{bf16, f16};
 use trireme_shared::limits::PAGE_TOKENS;
 use trireme_shared::model::random::SplitMix;
-use trireme_shared::model::{Activation, DType, Rope, RopeScaling, RopeStyle, blocks};
+use trireme_shared::model::{
+    Activation, ActivationFormat, DType, KvFormat, Rope, RopeScaling, RopeStyle, blocks,
+};
+
+const ACTIVATIONS: [ActivationFormat; 2] = [ActivationFormat::Int16, ActivationFormat::Int8];
 
 pub(super) fn backends() -> impl Iterator<Item = Cpu> {
+    backends_with(ActivationFormat::Int16)
+}
+
+fn backends_with(activations: ActivationFormat) -> impl Iterator<Item = Cpu> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.available());
-    isas.map(|isa| {
-        let mut cpu = Cpu::new(isa, 2).unwrap();
+    isas.map(move |isa| {
+        let mut cpu = Cpu::new(isa, 2, activations).unwrap();
         if isa == Isa::Amx {
             cpu.multiplier.tile_rows_min = 1;
         }
@@ -72,6 +79,7 @@ pub(super) fn file_bytes(random: &mut SplitMix, dtype: DType, elements: usize) -
 pub(super) fn view(dtype: DType, rows: usize, columns: usize, bytes: &[u8]) -> WeightView<'_> {
     WeightView {
         dtype,
+        packed: dtype,
         rows,
         columns,
         skip: 0,
@@ -94,11 +102,19 @@ pub(super) fn product(w: &WeightView<'_>, x: &[f32]) -> Vec<f64> {
         .collect()
 }
 
-/// What the int8 form of the rows stands for.
+/// What the quantised form of the rows stands for.
 pub(super) fn quantised(x: &[f32]) -> Vec<f32> {
+    quantised_to(ActivationFormat::Int16, x)
+}
+
+fn quantised_to(activations: ActivationFormat, x: &[f32]) -> Vec<f32> {
+    let most = match activations {
+        ActivationFormat::Int16 => 32_384.0,
+        ActivationFormat::Int8 => 127.0,
+    };
     x.chunks(BLOCK)
         .flat_map(|block| {
-            let scale = block.iter().fold(0f32, |a, v| a.max(v.abs())) / 32_384.0;
+            let scale = block.iter().fold(0f32, |a, v| a.max(v.abs())) / most;
             block
                 .iter()
                 .map(move |v| scale * (v * (1.0 / scale)).round_ties_even())
@@ -118,7 +134,7 @@ pub(super) fn assert_near(got: &[f32], want: &[f64], tolerance: f64, what: &str)
 #[test]
 fn products_of_every_format_shape_and_row_count() {
     let mut random = SplitMix(1);
-    for mut cpu in backends() {
+    for mut cpu in ACTIVATIONS.into_iter().flat_map(backends_with) {
         for dtype in DType::ALL {
             // Below a tile, one odd tile, odd groups, and enough tiles for wide groups.
             for (outputs, blocks) in [(3, 1), (17, 3), (100, 2), (1_553, 1)] {
@@ -132,11 +148,14 @@ fn products_of_every_format_shape_and_row_count() {
                     cpu.upload(&values, columns, &mut x);
                     cpu.linear(&mut x, &mut [(&matrix, &mut out)]);
                     let seen = if matrix.format.is_quantised() {
-                        quantised(&values)
+                        quantised_to(cpu.activations, &values)
                     } else {
                         values
                     };
-                    let what = format!("{:?} {dtype:?} {rows} x {columns} -> {outputs}", cpu.isa);
+                    let what = format!(
+                        "{:?} {:?} {dtype:?} {rows} x {columns} -> {outputs}",
+                        cpu.isa, cpu.activations
+                    );
                     let want = product(&w, &seen);
                     assert_near(&out.data, &want, 2e-6, &what);
                     // In segments of two blocks, the last of which may be short.
@@ -152,7 +171,7 @@ fn products_of_every_format_shape_and_row_count() {
 
 #[test]
 fn the_largest_products_do_not_saturate() {
-    for mut cpu in backends() {
+    for mut cpu in ACTIVATIONS.into_iter().flat_map(backends_with) {
         for dtype in DType::ALL.into_iter().filter(|d| d.block_elements() > 1) {
             let columns = 2 * dtype.block_elements();
             for fill in [0x00, 0x80, 0x7f, 0xff] {
@@ -168,7 +187,8 @@ fn the_largest_products_do_not_saturate() {
                     let (mut x, mut out) = (CpuRows::default(), CpuRows::default());
                     cpu.upload(&values, columns, &mut x);
                     cpu.linear(&mut x, &mut [(&matrix, &mut out)]);
-                    let what = format!("{:?} {dtype:?} of {fill:#x}", cpu.isa);
+                    let what =
+                        format!("{:?} {:?} {dtype:?} of {fill:#x}", cpu.isa, cpu.activations);
                     assert_near(&out.data, &product(&w, &values), 1e-6, &what);
                 }
             }
@@ -237,7 +257,7 @@ fn scales_of_super_blocks_are_rounded_by_no_more_than_an_f16() {
         .into_iter()
         .filter(|d| d.block_elements() > BLOCK)
     {
-        let mut cpu = Cpu::new(Isa::Portable, 1).unwrap();
+        let mut cpu = Cpu::new(Isa::Portable, 1, ActivationFormat::Int16).unwrap();
         let mut bytes = Vec::new();
         blocks::encode(dtype, &uniform(&mut random, 20 * 512), &mut bytes);
         let w = view(dtype, 20, 512, &bytes);
@@ -304,7 +324,7 @@ fn several_matrices_of_one_input_and_columns_cut_out_of_rows() {
 fn embedding_rows_come_back_as_the_file_has_them() {
     let mut random = SplitMix(3);
     for dtype in DType::ALL {
-        let mut cpu = Cpu::new(Isa::Portable, 1).unwrap();
+        let mut cpu = Cpu::new(Isa::Portable, 1, ActivationFormat::Int16).unwrap();
         let width = 3 * dtype.block_elements().max(BLOCK);
         let bytes = file_bytes(&mut random, dtype, 53 * width);
         let w = view(dtype, 53, width, &bytes);
@@ -420,6 +440,17 @@ fn odd_widths_and_zero_or_tiny_rows_are_harmless() {
     }
 }
 
+/// What placement counts on, where heads fill whole vectors.
+#[test]
+fn pages_are_as_large_as_their_format_says() {
+    for format in [KvFormat::F16, KvFormat::Int8] {
+        for dim in [16, 64, 256] {
+            let bytes = PAGE_TOKENS as u64 * format.token_bytes(dim);
+            assert_eq!(attention::head_bytes(format, dim as usize) as u64, bytes);
+        }
+    }
+}
+
 /// Rotation and attention, one query at a time, in f64.
 struct Reference {
     rope: Rope,
@@ -431,6 +462,8 @@ struct Reference {
     window: Option<usize>,
     /// Weights of the norms of query and key heads.
     norms: Option<[Vec<f32>; 2]>,
+    /// How keys and values are rounded, if they are.
+    kept: Option<KvFormat>,
 }
 
 impl Reference {
@@ -456,9 +489,23 @@ impl Reference {
         out
     }
 
+    /// A key or a value as the cache holds it.
+    fn kept(&self, numbers: Vec<f64>) -> Vec<f64> {
+        let Some(format) = self.kept else {
+            return numbers;
+        };
+        let most = numbers.iter().fold(0f64, |a, v| a.max(v.abs()));
+        let numbers = numbers.into_iter();
+        match format {
+            KvFormat::F16 => numbers.map(|v| f16::from_f64(v).to_f32().into()).collect(),
+            KvFormat::Int8 => numbers
+                .map(|v| (v * 127.0 / most).round() * most / 127.0)
+                .collect(),
+        }
+    }
+
     /// Output of the last of `rows` rows of q, k and v, which stand at positions 0, 1, ...
     fn last(&self, q: &[f32], k: &[f32], v: &[f32], rows: usize) -> Vec<f64> {
-        let half = |v: f64| f64::from(f16::from_f64(v).to_f32());
         let (kv_width, q_width) = (self.heads * self.dim, self.heads * self.group * self.dim);
         let mut out = Vec::new();
         for head in 0..self.heads * self.group {
@@ -472,19 +519,21 @@ impl Reference {
                         return 0.0;
                     }
                     let key = self.rotated(&k[place(row)..place(row) + self.dim], 1, row);
-                    let dot: f64 = query.iter().zip(&key).map(|(q, &k)| q * half(k)).sum();
+                    let key = self.kept(key);
+                    let dot: f64 = query.iter().zip(&key).map(|(q, k)| q * k).sum();
                     let score = dot * f64::from(self.scale);
                     let cap = self.score_cap.map(f64::from);
                     cap.map_or(score, |cap| cap * (score / cap).tanh()).exp()
                 })
                 .collect();
             let sum: f64 = scores.iter().sum();
+            let values: Vec<Vec<f64>> = (0..rows)
+                .map(|row| v[place(row)..place(row) + self.dim].iter())
+                .map(|value| self.kept(value.map(|&v| v.into()).collect()))
+                .collect();
             out.extend((0..self.dim).map(|d| {
-                let weighted = scores.iter().enumerate();
-                weighted
-                    .map(|(row, s)| s * half(f64::from(v[place(row) + d])))
-                    .sum::<f64>()
-                    / sum
+                let weighted = scores.iter().zip(&values);
+                weighted.map(|(s, value)| s * value[d]).sum::<f64>() / sum
             }));
         }
         out
@@ -495,6 +544,20 @@ const HEAD_NORM_EPS: f32 = 1e-5;
 
 #[test]
 fn attention_over_pages_of_long_short_and_resumed_sequences() {
+    attention_over_pages(KvFormat::F16, 1e-3, 2e-3);
+}
+
+/// Of keys and values rounded to 254 steps of their heads' ranges, the output is off by 5 % of its
+/// range at most (scores of some units make it so much), and by no more than f16 would add to that rounding.
+#[test]
+fn attention_over_pages_of_bytes() {
+    attention_over_pages(KvFormat::Int8, 1e-3, 5e-2);
+}
+
+/// `kernels` is how far the output may be from exact sums of what the cache holds, `all` from those of what
+/// it was given.
+fn attention_over_pages(format: KvFormat, kernels: f64, all: f64) {
+    let tolerances = [(Some(format), kernels), (None, all)];
     let mut random = SplitMix(5);
     for mut cpu in backends() {
         use RopeStyle::{Halves, Interleaved};
@@ -515,7 +578,7 @@ fn attention_over_pages_of_long_short_and_resumed_sequences() {
                 scaling: RopeScaling::None,
             };
             let norms = [0, 1].map(|_| uniform(&mut random, dim));
-            let reference = Reference {
+            let mut reference = Reference {
                 rope,
                 heads,
                 group,
@@ -525,12 +588,14 @@ fn attention_over_pages_of_long_short_and_resumed_sequences() {
                 score_cap,
                 window,
                 norms: has_norms.then_some(norms),
+                kept: None,
             };
             let shape = KvShape {
                 layers: 2,
                 pages: 16,
                 heads,
                 head_dim: dim,
+                format,
             };
             let mut kv = cpu.kv(shape).unwrap();
             let (q_width, kv_width) = (heads * group * dim, heads * dim);
@@ -538,11 +603,13 @@ fn attention_over_pages_of_long_short_and_resumed_sequences() {
             let lengths = [53usize, 19];
             let all: Vec<[Vec<f32>; 3]> = lengths
                 .map(|n| {
-                    // Large values make the softmax sharp and its running maximum move.
+                    // Large values make the softmax sharp and its running maximum move. No token is as
+                    // large as the next.
                     let mut large = |width: usize| -> Vec<f32> {
                         uniform(&mut random, n * width)
-                            .iter()
-                            .map(|v| v * 3.0)
+                            .chunks(width)
+                            .zip([3.0, 0.7, 1.6].into_iter().cycle())
+                            .flat_map(|(row, size)| row.iter().map(move |v| v * size))
                             .collect()
                     };
                     [large(q_width), large(kv_width), large(kv_width)]
@@ -599,9 +666,13 @@ fn attention_over_pages_of_long_short_and_resumed_sequences() {
                 for (s, range) in range.iter().enumerate() {
                     for position in range.clone() {
                         let [q, k, v] = &all[s];
-                        let want = reference.last(q, k, v, position + 1);
-                        let what = format!("{:?} dim {dim} seq {s} pos {position}", cpu.isa);
-                        assert_near(got.next().unwrap(), &want, 1e-3, &what);
+                        let got = got.next().unwrap();
+                        for (kept, tolerance) in tolerances {
+                            reference.kept = kept;
+                            let want = reference.last(q, k, v, position + 1);
+                            let what = format!("{:?} dim {dim} seq {s} pos {position}", cpu.isa);
+                            assert_near(got, &want, tolerance, &format!("{what} {kept:?}"));
+                        }
                     }
                 }
             }
@@ -611,12 +682,19 @@ fn attention_over_pages_of_long_short_and_resumed_sequences() {
 
 #[test]
 fn tokens_a_query_may_not_see_never_matter() {
-    let mut cpu = Cpu::new(Isa::detect(), 1).unwrap();
+    for format in [KvFormat::F16, KvFormat::Int8] {
+        unseen_tokens_do_not_matter(format);
+    }
+}
+
+fn unseen_tokens_do_not_matter(format: KvFormat) {
+    let mut cpu = Cpu::new(Isa::detect(), 1, ActivationFormat::Int16).unwrap();
     let shape = KvShape {
         layers: 1,
         pages: 1,
         heads: 1,
         head_dim: 16,
+        format,
     };
     let mut kv = cpu.kv(shape).unwrap();
     let rope = Rope {
@@ -654,7 +732,7 @@ fn tokens_a_query_may_not_see_never_matter() {
     };
     // A page full of a former owner's infinities.
     run(&[f32::INFINITY; PAGE_TOKENS]);
-    assert_eq!(run(&[0.5]), [0.5; 16]);
+    assert_near(&run(&[0.5]), &[0.5; 16], 1e-7, "alone");
     // The next token, in the same tile of queries, seen by the second query only.
     assert_eq!(run(&[0.0, 6e4]), [0.0; 16]);
 }
@@ -667,13 +745,14 @@ fn a_windowed_query_is_alone_in_its_tile_or_not() {
     let [q, k, v] = [0, 1, 2].map(|_| uniform(&mut random, tokens * dim));
     let (ones, zeroes) = (vec![1.0; tokens], vec![0.0; tokens]);
     for mut cpu in backends() {
-        let mut run = |chunk: usize| {
+        let mut run = |chunk: usize, format: KvFormat| {
             let mut kv = cpu
                 .kv(KvShape {
                     layers: 1,
                     pages: 8,
                     heads: 1,
                     head_dim: dim,
+                    format,
                 })
                 .unwrap();
             let mut all = Vec::new();
@@ -711,9 +790,11 @@ fn a_windowed_query_is_alone_in_its_tile_or_not() {
             }
             all
         };
-        let alone = run(1);
-        for chunk in [3, 8, 30, tokens] {
-            assert_eq!(run(chunk), alone, "{chunk}");
+        for format in [KvFormat::F16, KvFormat::Int8] {
+            let alone = run(1, format);
+            for chunk in [3, 8, 30, tokens] {
+                assert_eq!(run(chunk, format), alone, "{chunk} {format:?}");
+            }
         }
     }
 }
@@ -752,4 +833,39 @@ fn biases_scales_sums_and_soft_caps() {
             assert_near(&x.data, &capped, 1e-6, &format!("{:?} {width}", cpu.isa));
         }
     }
+}
+
+#[test]
+fn attention_tasks_share_pages_between_queries_and_leave_no_thread_idle() {
+    let size = |lens: &[u32], heads: usize, group: usize, threads: usize| {
+        let sequences = lens.iter().map(|&len| SequenceSlice {
+            first: 0,
+            len,
+            context: 0,
+            pages: Vec::new(),
+        });
+        let sequences: Vec<_> = sequences.collect();
+        let step = Step {
+            sequences: &sequences,
+            cosines: &[],
+            sines: &[],
+            rope: Rope {
+                theta: 1.0,
+                dims: 2,
+                style: RopeStyle::Halves,
+                scaling: RopeScaling::None,
+            },
+            group,
+            scale: 1.0,
+            score_cap: None,
+            window: None,
+        };
+        task_queries(&step, heads, threads)
+    };
+    // A head's queries together, though of three heads one thread has two.
+    assert_eq!(size(&[1], 3, 3, 2), 3);
+    // One head's, apart.
+    assert_eq!(size(&[1], 1, 8, 2), 4);
+    assert_eq!(size(&[1], 3, 3, 8), 2);
+    assert_eq!(size(&[512], 3, 3, 2), TASK_QUERIES_MAX);
 }

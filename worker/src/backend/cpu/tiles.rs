@@ -279,8 +279,8 @@ mod tests {
     use crate::backend::cpu::pool::Pool;
     use crate::backend::cpu::rows::{self, CpuRows};
     use crate::backend::cpu::tests::{file_bytes, uniform, view};
-    use trireme_shared::model::DType;
     use trireme_shared::model::random::SplitMix;
+    use trireme_shared::model::{ActivationFormat, DType};
 
     /// What the instructions are defined to do (Intel SDM volume 2, `TDPBSSD`), in plain loops.
     struct Written;
@@ -307,11 +307,16 @@ mod tests {
         }
     }
 
-    fn quantised(random: &mut SplitMix, rows: usize, columns: usize) -> CpuRows {
+    fn quantised(
+        random: &mut SplitMix,
+        format: ActivationFormat,
+        rows: usize,
+        columns: usize,
+    ) -> CpuRows {
         let mut x = CpuRows::default();
         x.reshape(rows, columns);
         x.data = uniform(random, rows * columns);
-        x.reserve_quants();
+        x.reserve_quants(format);
         let to = x.quants_mut();
         for row in 0..rows {
             let from = x.data[row * columns..].as_ptr();
@@ -337,10 +342,14 @@ mod tests {
         let tiles = TileConfig::load();
         let (mut got, mut want) = (GroupSums::<f32>::new(), GroupSums::<f32>::new());
         let (mut got_wide, mut want_wide) = (GroupSums::<f64>::new(), GroupSums::<f64>::new());
-        for rows in (1..=40).chain([63, ROWS_MAX]) {
-            let input = quantised(&mut random, rows, columns);
+        let formats = [ActivationFormat::Int16, ActivationFormat::Int8].into_iter();
+        let inputs = formats.flat_map(|f| (1..=40).chain([63, ROWS_MAX]).map(move |r| (f, r)));
+        for (activations, rows) in inputs {
+            let input = quantised(&mut random, activations, rows, columns);
             for group in 0..packed.groups() {
-                let what = format!("{dtype:?} {rows} x {columns} -> {outputs}, group {group}");
+                let what = format!(
+                    "{dtype:?} {activations:?} {rows} x {columns} -> {outputs}, group {group}"
+                );
                 let w = Weights {
                     start: packed.group(group),
                     tiles: packed.group_tiles(group),

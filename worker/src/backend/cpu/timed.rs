@@ -45,7 +45,7 @@ pub(crate) struct Tally {
     pub(crate) time: Duration,
     /// Read at least once: packed weights, cached keys and values.
     pub(crate) bytes: u64,
-    /// Weights times activations of two bytes.
+    /// Quantised weights times activations.
     pub(crate) products: u64,
     /// Float multiplications with an addition each.
     pub(crate) float_products: u64,
@@ -110,9 +110,10 @@ fn attention(step: &Step<'_>, shape: KvShape) -> Tally {
     for slice in step.sequences {
         let (context, len) = (slice.context as usize, slice.len as usize);
         let seen: usize = (context + 1..=context + len).map(|n| n.min(window)).sum();
-        let per_token = 2 * shape.heads * shape.head_dim;
-        work.float_products += (seen * step.group * per_token) as u64;
-        work.bytes += ((context + len).min(window + len) * per_token * size_of::<u16>()) as u64;
+        work.float_products += (seen * step.group * 2 * shape.heads * shape.head_dim) as u64;
+        let head_bytes = shape.format.token_bytes(shape.head_dim as u32);
+        let tokens = (context + len).min(window.saturating_add(len));
+        work.bytes += (tokens * shape.heads) as u64 * head_bytes;
     }
     work
 }

@@ -29,6 +29,11 @@ unsafe fn max8(v: __m256) -> f32 {
 }
 
 #[inline(always)]
+unsafe fn widen_i8(from: *const i8) -> __m256 {
+    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())))
+}
+
+#[inline(always)]
 unsafe fn widen_bf16(from: *const u16) -> __m256 {
     let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
@@ -48,9 +53,17 @@ unsafe fn dot_words(acc: __m256i, words: [__m256i; 2], quad: [i32; 2]) -> __m256
     _mm256_add_epi32(_mm256_add_epi32(acc, even), odd)
 }
 
+/// Adds words that stand side by side.
+#[inline(always)]
+unsafe fn add_pairs(words: __m256i) -> __m256i {
+    _mm256_madd_epi16(words, _mm256_set1_epi16(1))
+}
+
 impl Lanes for Avx2 {
     const ROWS: usize = 4;
     type Acc = Pair;
+    /// Of weights below 16, words: a block adds up to 8 x 2 x 15 x 127 at most. Of others, whole sums.
+    type ByteAcc = Pair;
     type Bytes = Pair;
 
     #[inline(always)]
@@ -77,6 +90,10 @@ impl Lanes for Avx2 {
             _mm256_cvtepi32_ps(_mm256_loadu_si256(from)),
             _mm256_cvtepi32_ps(_mm256_loadu_si256(from.add(1))),
         )
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        Self(widen_i8(from), widen_i8(from.add(8)))
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
@@ -168,6 +185,16 @@ impl Lanes for Avx2 {
         max8(_mm256_max_ps(self.0, self.1))
     }
     #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8) {
+        let (a, b) = (_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
+        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
+        let (low, high) = (
+            _mm256_castsi256_si128(words),
+            _mm256_extracti128_si256::<1>(words),
+        );
+        _mm_storeu_si128(to.cast(), _mm_packs_epi16(low, high));
+    }
+    #[inline(always)]
     unsafe fn store_quads(q: Self, _: Self, _: Self, row: *mut i8, _: usize, column: usize) {
         let (a, b) = (_mm256_cvtps_epi32(q.0), _mm256_cvtps_epi32(q.1));
         // Packing leaves four columns of `a` and four of `b` in each half of the register.
@@ -248,6 +275,55 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn acc8_f32(acc: Pair, _: [i32; 2]) -> Self {
+        Self::acc7_f32(acc)
+    }
+
+    #[inline(always)]
+    unsafe fn byte_acc() -> Pair {
+        Self::acc()
+    }
+    #[inline(always)]
+    unsafe fn byte_dot4(acc: Pair, weights: Pair, quad: i32) -> Pair {
+        let quad = _mm256_set1_epi32(quad);
+        (
+            _mm256_add_epi16(acc.0, _mm256_maddubs_epi16(weights.0, quad)),
+            _mm256_add_epi16(acc.1, _mm256_maddubs_epi16(weights.1, quad)),
+        )
+    }
+    #[inline(always)]
+    unsafe fn byte_acc4_f32(acc: Pair) -> Self {
+        Self::acc7_f32((add_pairs(acc.0), add_pairs(acc.1)))
+    }
+    #[inline(always)]
+    unsafe fn byte_dot7(acc: Pair, weights: Pair, quad: i32) -> Pair {
+        // Two products are below 2^15: nothing saturates.
+        let quad = _mm256_set1_epi32(quad);
+        let sums = |weights| add_pairs(_mm256_maddubs_epi16(weights, quad));
+        (
+            _mm256_add_epi32(acc.0, sums(weights.0)),
+            _mm256_add_epi32(acc.1, sums(weights.1)),
+        )
+    }
+    #[inline(always)]
+    unsafe fn byte_acc7_f32(acc: Pair) -> Self {
+        Self::acc7_f32(acc)
+    }
+    #[inline(always)]
+    unsafe fn byte_dot8(acc: Pair, weights: Pair, quad: i32) -> Pair {
+        // The instruction takes one side without signs: they go to the other.
+        let (flip, quad) = (_mm256_set1_epi8(-128), _mm256_set1_epi32(quad));
+        let sums = |weights| {
+            let signed = _mm256_xor_si256(weights, flip);
+            let quad = _mm256_sign_epi8(quad, signed);
+            add_pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(signed), quad))
+        };
+        (
+            _mm256_add_epi32(acc.0, sums(weights.0)),
+            _mm256_add_epi32(acc.1, sums(weights.1)),
+        )
+    }
+    #[inline(always)]
+    unsafe fn byte_acc8_f32(acc: Pair, _: i32) -> Self {
         Self::acc7_f32(acc)
     }
 

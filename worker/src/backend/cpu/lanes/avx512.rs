@@ -6,16 +6,11 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(in super::super) struct Avx512(__m512);
 
-/// Rounds to nearest; values lie in -127..=127.
-#[inline(always)]
-unsafe fn store_bytes(v: Avx512, to: *mut i8) {
-    _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.0)));
-}
-
 impl Lanes for Avx512 {
     const ROWS: usize = 8;
     /// Of coarse and of fine bytes.
     type Acc = [__m512i; 2];
+    type ByteAcc = __m512i;
     type Bytes = __m512i;
 
     #[inline(always)]
@@ -37,6 +32,11 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn load_i32(from: *const i32) -> Self {
         Self(_mm512_cvtepi32_ps(_mm512_loadu_si512(from.cast())))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        let wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()));
+        Self(_mm512_cvtepi32_ps(wide))
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
@@ -114,6 +114,11 @@ impl Lanes for Avx512 {
         _mm512_reduce_max_ps(self.0)
     }
     #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8) {
+        let whole = _mm512_cvtps_epi32(self.0);
+        _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(whole));
+    }
+    #[inline(always)]
     unsafe fn store_quads(
         _: Self,
         coarse: Self,
@@ -122,8 +127,8 @@ impl Lanes for Avx512 {
         width: usize,
         column: usize,
     ) {
-        store_bytes(coarse, row.add(column));
-        store_bytes(fine, row.add(width + column));
+        coarse.store_i8(row.add(column));
+        fine.store_i8(row.add(width + column));
     }
     #[inline(always)]
     unsafe fn quad(row: *const i8, width: usize, column: usize) -> [i32; 2] {
@@ -179,6 +184,36 @@ impl Lanes for Avx512 {
             _mm512_sub_epi32(acc[0], excess(totals[0])),
             _mm512_sub_epi32(acc[1], excess(totals[1])),
         ])
+    }
+
+    #[inline(always)]
+    unsafe fn byte_acc() -> __m512i {
+        _mm512_setzero_si512()
+    }
+    #[inline(always)]
+    unsafe fn byte_dot4(acc: __m512i, weights: __m512i, quad: i32) -> __m512i {
+        Self::byte_dot7(acc, weights, quad)
+    }
+    #[inline(always)]
+    unsafe fn byte_acc4_f32(acc: __m512i) -> Self {
+        Self::byte_acc7_f32(acc)
+    }
+    #[inline(always)]
+    unsafe fn byte_dot7(acc: __m512i, weights: __m512i, quad: i32) -> __m512i {
+        _mm512_dpbusd_epi32(acc, weights, _mm512_set1_epi32(quad))
+    }
+    #[inline(always)]
+    unsafe fn byte_acc7_f32(acc: __m512i) -> Self {
+        Self(_mm512_cvtepi32_ps(acc))
+    }
+    #[inline(always)]
+    unsafe fn byte_dot8(acc: __m512i, weights: __m512i, quad: i32) -> __m512i {
+        Self::byte_dot7(acc, weights, quad)
+    }
+    #[inline(always)]
+    unsafe fn byte_acc8_f32(acc: __m512i, total: i32) -> Self {
+        // As in `acc8_f32`.
+        Self::byte_acc7_f32(_mm512_sub_epi32(acc, _mm512_set1_epi32(128 * total)))
     }
 
     #[inline(always)]

@@ -43,6 +43,8 @@ pub(super) trait Lanes: Copy {
     /// Sums over a block of at most 32 columns. All of its products come from one of `dot7` and
     /// `dot8`, and `acc7_f32` or `acc8_f32` ends it.
     type Acc: Copy;
+    /// The same of activations of one byte.
+    type ByteAcc: Copy;
     /// 64 weight bytes.
     type Bytes: Copy;
 
@@ -52,6 +54,7 @@ pub(super) trait Lanes: Copy {
     unsafe fn store(self, to: *mut f32);
     /// Whole numbers, exact below 2^24.
     unsafe fn load_i32(from: *const i32) -> Self;
+    unsafe fn load_i8(from: *const i8) -> Self;
     unsafe fn load_f16(from: *const u16) -> Self;
     unsafe fn load_bf16(from: *const u16) -> Self;
     /// Rounds to nearest even.
@@ -72,6 +75,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn add_to_f64(self, to: *mut f64);
     unsafe fn sum(self) -> f32;
     unsafe fn largest(self) -> f32;
+    /// Rounds to nearest even and stores as bytes; values lie in -127..=127.
+    unsafe fn store_i8(self, to: *mut i8);
     /// Stores the whole numbers q = 254 * coarse + fine of sixteen columns from `column` on, a
     /// multiple of four, in the row's `2 * width` bytes: as bytes, coarse ones and `width` further
     /// fine ones, or as words, as suits the products.
@@ -103,6 +108,17 @@ pub(super) trait Lanes: Copy {
     unsafe fn dot8(acc: Self::Acc, weights: Self::Bytes, quad: [i32; 2]) -> Self::Acc;
     /// Rounded once; `totals` are the sums of the block's coarse and of its fine bytes.
     unsafe fn acc8_f32(acc: Self::Acc, totals: [i32; 2]) -> Self;
+
+    unsafe fn byte_acc() -> Self::ByteAcc;
+    /// Of weights below 16 and activations in -127..=127, as those below.
+    unsafe fn byte_dot4(acc: Self::ByteAcc, weights: Self::Bytes, quad: i32) -> Self::ByteAcc;
+    unsafe fn byte_acc4_f32(acc: Self::ByteAcc) -> Self;
+    /// Of weights below 128.
+    unsafe fn byte_dot7(acc: Self::ByteAcc, weights: Self::Bytes, quad: i32) -> Self::ByteAcc;
+    unsafe fn byte_acc7_f32(acc: Self::ByteAcc) -> Self;
+    /// Weights are stored as value + 128.
+    unsafe fn byte_dot8(acc: Self::ByteAcc, weights: Self::Bytes, quad: i32) -> Self::ByteAcc;
+    unsafe fn byte_acc8_f32(acc: Self::ByteAcc, total: i32) -> Self;
 
     /// Asks for the cache line of `at`, into the first-level cache; any address is allowed.
     unsafe fn prefetch(at: *const u8);

@@ -20,6 +20,7 @@ impl Lanes for Portable {
     const ROWS: usize = 4;
     /// Of coarse and of fine bytes.
     type Acc = [[i32; LANES]; 2];
+    type ByteAcc = [i32; LANES];
     type Bytes = [u8; 64];
 
     #[inline(always)]
@@ -42,6 +43,11 @@ impl Lanes for Portable {
     unsafe fn load_i32(from: *const i32) -> Self {
         let whole = from.cast::<[i32; LANES]>().read_unaligned();
         Self(whole.map(|v| v as f32))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        let whole = from.cast::<[i8; LANES]>().read_unaligned();
+        Self(whole.map(f32::from))
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
@@ -120,6 +126,11 @@ impl Lanes for Portable {
         self.0.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
     }
     #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8) {
+        let bytes = self.0.map(|v| v.round_ties_even() as i8);
+        to.cast::<[i8; LANES]>().write_unaligned(bytes);
+    }
+    #[inline(always)]
     unsafe fn store_quads(
         _: Self,
         coarse: Self,
@@ -128,10 +139,8 @@ impl Lanes for Portable {
         width: usize,
         column: usize,
     ) {
-        for (from, to) in [(coarse, row.add(column)), (fine, row.add(width + column))] {
-            let bytes = from.0.map(|v| v.round_ties_even() as i8);
-            to.cast::<[i8; LANES]>().write_unaligned(bytes);
-        }
+        coarse.store_i8(row.add(column));
+        fine.store_i8(row.add(width + column));
     }
     #[inline(always)]
     unsafe fn quad(row: *const i8, width: usize, column: usize) -> [i32; 2] {
@@ -169,19 +178,13 @@ impl Lanes for Portable {
         quad: [i32; 2],
     ) -> [[i32; LANES]; 2] {
         for (acc, quad) in acc.iter_mut().zip(quad) {
-            let a = quad.to_ne_bytes().map(|b| i32::from(b as i8));
-            for (row, sum) in acc.iter_mut().enumerate() {
-                for (column, a) in a.iter().enumerate() {
-                    *sum += i32::from(weights[row * 4 + column]) * a;
-                }
-            }
+            *acc = Self::byte_dot7(*acc, weights, quad);
         }
         acc
     }
     #[inline(always)]
     unsafe fn acc7_f32(acc: [[i32; LANES]; 2]) -> Self {
-        let [coarse, fine] = acc.map(|sums| Self(sums.map(|v| v as f32)));
-        joined(coarse, fine)
+        joined(Self::byte_acc7_f32(acc[0]), Self::byte_acc7_f32(acc[1]))
     }
     #[inline(always)]
     unsafe fn dot8(acc: [[i32; LANES]; 2], weights: [u8; 64], quad: [i32; 2]) -> [[i32; LANES]; 2] {
@@ -193,6 +196,41 @@ impl Lanes for Portable {
             acc.iter_mut().for_each(|v| *v -= 128 * total);
         }
         Self::acc7_f32(acc)
+    }
+
+    #[inline(always)]
+    unsafe fn byte_acc() -> [i32; LANES] {
+        [0; LANES]
+    }
+    #[inline(always)]
+    unsafe fn byte_dot4(acc: [i32; LANES], weights: [u8; 64], quad: i32) -> [i32; LANES] {
+        Self::byte_dot7(acc, weights, quad)
+    }
+    #[inline(always)]
+    unsafe fn byte_acc4_f32(acc: [i32; LANES]) -> Self {
+        Self::byte_acc7_f32(acc)
+    }
+    #[inline(always)]
+    unsafe fn byte_dot7(mut acc: [i32; LANES], weights: [u8; 64], quad: i32) -> [i32; LANES] {
+        let a = quad.to_ne_bytes().map(|b| i32::from(b as i8));
+        for (row, sum) in acc.iter_mut().enumerate() {
+            for (column, a) in a.iter().enumerate() {
+                *sum += i32::from(weights[row * 4 + column]) * a;
+            }
+        }
+        acc
+    }
+    #[inline(always)]
+    unsafe fn byte_acc7_f32(acc: [i32; LANES]) -> Self {
+        Self(acc.map(|v| v as f32))
+    }
+    #[inline(always)]
+    unsafe fn byte_dot8(acc: [i32; LANES], weights: [u8; 64], quad: i32) -> [i32; LANES] {
+        Self::byte_dot7(acc, weights, quad)
+    }
+    #[inline(always)]
+    unsafe fn byte_acc8_f32(acc: [i32; LANES], total: i32) -> Self {
+        Self::byte_acc7_f32(acc.map(|v| v - 128 * total))
     }
 
     #[inline(always)]
