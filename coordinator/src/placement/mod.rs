@@ -9,6 +9,7 @@ mod choose;
 mod memory;
 
 use choose::Seat;
+use std::borrow::Cow;
 use trireme_shared::ids::{DeploymentId, Epoch, Replica, WorkerId};
 use trireme_shared::limits;
 use trireme_shared::model::{Manifest, RankShare};
@@ -64,8 +65,11 @@ pub enum PlanError {
 }
 
 /// The model as the deployment's ranks hold it: what is split, balanced and counted.
-fn as_held(manifest: &Manifest, spec: &DeploymentSpec) -> Manifest {
-    manifest.clone().quantised(spec.precision.quantize)
+fn as_held<'a>(manifest: &'a Manifest, spec: &DeploymentSpec) -> Cow<'a, Manifest> {
+    match spec.precision.quantize {
+        None => Cow::Borrowed(manifest),
+        quantize => Cow::Owned(manifest.clone().quantised(quantize)),
+    }
 }
 
 /// Checks that the model can be split as the spec asks, whoever runs it.
