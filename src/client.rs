@@ -94,6 +94,16 @@ impl Client {
     /// `urls` are bases such as `http://127.0.0.1:8080`; a missing scheme is `http://`, a trailing
     /// `/v1` is taken off.
     pub fn new(urls: &[String], key: Option<String>) -> Self {
+        Self::with_kept_connections(urls, key, limits::BENCH_CONCURRENCY_MAX)
+    }
+
+    /// The same, but each request opens a connection: servers differ in when they close one that is
+    /// kept, and a request that meets the closing fails.
+    pub fn without_kept_connections(urls: &[String], key: Option<String>) -> Self {
+        Self::with_kept_connections(urls, key, 0)
+    }
+
+    fn with_kept_connections(urls: &[String], key: Option<String>, kept: usize) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             // The server is often on this machine; a proxy from the environment would be wrong.
@@ -101,7 +111,7 @@ impl Client {
             .timeout_connect(Some(limits::CONNECT_DEADLINE))
             .timeout_per_read(Some(limits::CLIENT_STREAM_SILENCE_MAX))
             .timeout_recv_response(Some(limits::CLIENT_DEPLOY_DEADLINE))
-            .max_idle_connections_per_host(limits::BENCH_CONCURRENCY_MAX)
+            .max_idle_connections_per_host(kept)
             .user_agent(concat!("cluster/", env!("CARGO_PKG_VERSION")))
             .build();
         Self {

@@ -49,7 +49,7 @@ pub struct ServeArgs {
 impl ServeArgs {
     pub fn run(self) -> Result<()> {
         let (url, key) = self.server.find()?;
-        let client = Client::new(&[url], key);
+        let client = Client::without_kept_connections(&[url], key);
         let model = match &self.model {
             Some(model) => model.clone(),
             None => first_model(&client)?,

@@ -7,7 +7,8 @@
 //! one of chances, once a page, and not the numbers one by one.
 //!
 //! Softmax is online (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"): a
-//! page is read once, for up to eight queries.
+//! page is read once, for up to [`TILE_QUERIES`] queries. Where those are more than registers hold
+//! sums for, the page is widened to f32 first, once for all of them.
 
 #![allow(
     unsafe_op_in_unsafe_fn,
@@ -21,6 +22,7 @@ use super::lanes::{LANES, Lanes, kernel};
 use super::memory::Mapping;
 use super::pointwise::capped;
 use crate::backend::{BackendError, KvShape, Step};
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use trireme_shared::limits::{HEAD_DIM_MAX, PAGE_TOKENS};
 use trireme_shared::model::{KvFormat, Rope, RopeStyle};
@@ -28,20 +30,27 @@ use trireme_shared::model::{KvFormat, Rope, RopeStyle};
 const _: () = assert!(PAGE_TOKENS == LANES);
 
 /// Queries of one tile.
-pub(super) const TILE_QUERIES: usize = 8;
+pub(super) const TILE_QUERIES: usize = 32;
+
+/// So many take less time over a page than memory does to bring it.
+const FEW_QUERIES: usize = 8;
 
 /// The score of a token a query may not see: below any other, and finite.
 const UNSEEN: f32 = -1e30;
 
-/// How pages hold numbers.
+/// What keys and values are read as.
 trait Numbers {
     type Element: Copy + Default;
     /// Whether a token's key and value have a scale each.
     const HAS_SCALES: bool;
 
+    unsafe fn load<V: Lanes>(from: *const Self::Element) -> V;
+}
+
+/// How pages hold them.
+trait Stored: Numbers {
     /// What the `padded` numbers of a key or a value are divided by.
     unsafe fn scale<V: Lanes>(numbers: *const f32, padded: usize) -> f32;
-    unsafe fn load<V: Lanes>(from: *const Self::Element) -> V;
     unsafe fn store<V: Lanes>(numbers: V, to: *mut Self::Element);
 }
 
@@ -52,12 +61,15 @@ impl Numbers for Halves {
     const HAS_SCALES: bool = false;
 
     #[inline(always)]
-    unsafe fn scale<V: Lanes>(_: *const f32, _: usize) -> f32 {
-        1.0
-    }
-    #[inline(always)]
     unsafe fn load<V: Lanes>(from: *const u16) -> V {
         V::load_f16(from)
+    }
+}
+
+impl Stored for Halves {
+    #[inline(always)]
+    unsafe fn scale<V: Lanes>(_: *const f32, _: usize) -> f32 {
+        1.0
     }
     #[inline(always)]
     unsafe fn store<V: Lanes>(numbers: V, to: *mut u16) {
@@ -72,6 +84,13 @@ impl Numbers for Bytes {
     const HAS_SCALES: bool = true;
 
     #[inline(always)]
+    unsafe fn load<V: Lanes>(from: *const i8) -> V {
+        V::load_i8(from)
+    }
+}
+
+impl Stored for Bytes {
+    #[inline(always)]
     unsafe fn scale<V: Lanes>(numbers: *const f32, padded: usize) -> f32 {
         let mut most = V::zero();
         for first in (0..padded).step_by(LANES) {
@@ -80,12 +99,21 @@ impl Numbers for Bytes {
         most.largest() / 127.0
     }
     #[inline(always)]
-    unsafe fn load<V: Lanes>(from: *const i8) -> V {
-        V::load_i8(from)
-    }
-    #[inline(always)]
     unsafe fn store<V: Lanes>(numbers: V, to: *mut i8) {
         numbers.store_i8(to)
+    }
+}
+
+/// Numbers of `N` that were widened.
+struct Widened<N>(PhantomData<N>);
+
+impl<N: Numbers> Numbers for Widened<N> {
+    type Element = f32;
+    const HAS_SCALES: bool = N::HAS_SCALES;
+
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(from: *const f32) -> V {
+        V::load(from)
     }
 }
 
@@ -239,7 +267,7 @@ unsafe fn append_lanes<V: Lanes>(slot: Slot, key: *const f32, value: *const f32)
 }
 
 #[inline(always)]
-unsafe fn append_numbers<V: Lanes, N: Numbers>(slot: Slot, key: *const f32, value: *const f32) {
+unsafe fn append_numbers<V: Lanes, N: Stored>(slot: Slot, key: *const f32, value: *const f32) {
     let Slot {
         head,
         token,
@@ -330,150 +358,226 @@ unsafe fn attend_lanes<V: Lanes>(tile: &Tile) {
 
 #[inline(always)]
 unsafe fn attend_tile<V: Lanes, N: Numbers>(tile: &Tile) {
-    let mut first = 0;
-    while first < tile.count {
-        let left = tile.count - first;
-        first += if left >= 8 && V::ROWS >= 8 {
-            attend_queries::<V, N, 8>(tile, first)
-        } else if left >= 4 {
-            attend_queries::<V, N, 4>(tile, first)
-        } else {
-            match left {
-                3 => attend_queries::<V, N, 3>(tile, first),
-                2 => attend_queries::<V, N, 2>(tile, first),
-                _ => attend_queries::<V, N, 1>(tile, first),
-            }
-        };
-    }
-}
-
-#[inline(always)]
-unsafe fn attend_queries<V: Lanes, N: Numbers, const Q: usize>(tile: &Tile, first: usize) -> usize {
-    let layout = tile.layout;
-    let (dim, padded) = (layout.dim, layout.padded);
-    let scale = V::splat(tile.scale);
-    let cap = tile.score_cap.map(|c| (V::splat(c), V::splat(2.0 / c)));
-    let mut sums = MaybeUninit::<[[f32; HEAD_DIM_MAX]; Q]>::uninit();
-    let sums = sums.as_mut_ptr().cast::<f32>();
-    let mut tops = [UNSEEN; Q];
-    let mut weights = [0f32; Q];
-    // What each token's value is multiplied by: its chance, and its scale where there is one.
-    let mut factors = [[0f32; LANES]; Q];
-    for q in 0..Q {
-        for at in (0..padded).step_by(LANES) {
-            V::zero().store(sums.add(q * HEAD_DIM_MAX + at));
-        }
-    }
-    let seen = tile.limits[first + Q - 1];
-    // Queries stand in order of position, so no other's window begins before the first one's.
-    let end = seen.div_ceil(PAGE_TOKENS);
-    let page_head = |page: usize| {
-        tile.head
-            .add(*tile.pages.add(page) as usize * tile.page_stride)
+    let (layout, count) = (tile.layout, tile.count);
+    let mut sums = MaybeUninit::<[f32; TILE_QUERIES * HEAD_DIM_MAX]>::uninit();
+    let mut progress = Progress {
+        tops: [UNSEEN; TILE_QUERIES],
+        weights: [0.0; TILE_QUERIES],
+        sums: sums.as_mut_ptr().cast(),
     };
-    for page in tile.starts[first] / PAGE_TOKENS..end {
-        let start = page * PAGE_TOKENS;
+    for at in (0..count * layout.padded).step_by(LANES) {
+        V::zero().store(progress.sums.add(at));
+    }
+    // Queries stand in order of position, so no window begins before the first one's, and none ends
+    // after the last one's.
+    let end = tile.limits[count - 1].div_ceil(PAGE_TOKENS);
+    let page_head = |page: usize| {
+        let page = *tile.pages.add(page) as usize;
+        tile.head.add(page * tile.page_stride)
+    };
+    let is_one_group = count <= group_queries::<V>(count);
+    let mut wide = MaybeUninit::<[[f32; HEAD_DIM_MAX * PAGE_TOKENS]; 2]>::uninit();
+    let wide = wide.as_mut_ptr().cast::<f32>();
+    for page in tile.starts[0] / PAGE_TOKENS..end {
         let head = page_head(page);
+        let keys = head.cast::<N::Element>();
+        let values = head.add(layout.values).cast::<N::Element>();
         // A few queries wait for memory, and the hardware does not know where the next page lies.
-        if Q <= 4 && page + 1 < end {
+        if count <= FEW_QUERIES && page + 1 < end {
             let next = page_head(page + 1);
             for line in (0..layout.bytes).step_by(64) {
                 V::prefetch(next.add(line));
             }
         }
-        let keys = head.cast::<N::Element>();
-        let values = head.add(layout.values).cast::<N::Element>();
-
-        // Two sums a query, so that a few queries alone do not wait for each addition.
-        let mut scores = [[V::zero(); 2]; Q];
-        let mut d = 0;
-        while d + 2 <= dim {
-            let even = N::load::<V>(keys.add(d * PAGE_TOKENS));
-            let odd = N::load::<V>(keys.add((d + 1) * PAGE_TOKENS));
-            for q in 0..Q {
-                let query = tile.queries[first + q].add(d);
-                scores[q][0] = even.fma(V::splat(*query), scores[q][0]);
-                scores[q][1] = odd.fma(V::splat(*query.add(1)), scores[q][1]);
+        if is_one_group {
+            meet_page::<V, N>(tile, page, head, keys, values, &mut progress);
+        } else {
+            let (wide_keys, wide_values) = (wide, wide.add(HEAD_DIM_MAX * PAGE_TOKENS));
+            for at in (0..layout.dim * PAGE_TOKENS).step_by(LANES) {
+                N::load::<V>(keys.add(at)).store(wide_keys.add(at));
             }
-            d += 2;
-        }
-        if d < dim {
-            let last = N::load::<V>(keys.add(d * PAGE_TOKENS));
-            for q in 0..Q {
-                let value = V::splat(*tile.queries[first + q].add(d));
-                scores[q][0] = last.fma(value, scores[q][0]);
+            for at in (0..layout.padded * PAGE_TOKENS).step_by(LANES) {
+                N::load::<V>(values.add(at)).store(wide_values.add(at));
             }
-        }
-
-        for q in 0..Q {
-            let mut score = scores[q][0].add(scores[q][1]);
-            if N::HAS_SCALES {
-                score = score.mul(V::load(head.add(layout.key_scales).cast()));
-            }
-            score = score.mul(scale);
-            if let Some((cap, inverse)) = cap {
-                score = capped(score, cap, inverse);
-            }
-            let visible = tile.limits[first + q].saturating_sub(start).min(LANES);
-            let hidden = tile.starts[first + q].saturating_sub(start).min(LANES);
-            if hidden == LANES {
-                // Before this query's window: seen by others of the tile only.
-                factors[q].fill(0.0);
-                continue;
-            }
-            if visible < LANES || hidden > 0 {
-                score.store(factors[q].as_mut_ptr());
-                factors[q][..hidden].fill(UNSEEN);
-                factors[q][visible..].fill(UNSEEN);
-                score = V::load(factors[q].as_ptr());
-            }
-            let top = score.largest();
-            if top > tops[q] {
-                let shrink = (tops[q] - top).exp();
-                tops[q] = top;
-                weights[q] *= shrink;
-                for at in (0..padded).step_by(LANES) {
-                    let sum = sums.add(q * HEAD_DIM_MAX + at);
-                    V::load(sum).mul(V::splat(shrink)).store(sum);
-                }
-            }
-            let chance = score.sub(V::splat(tops[q])).exp();
-            weights[q] += chance.sum();
-            let mut factor = chance;
-            if N::HAS_SCALES {
-                factor = factor.mul(V::load(head.add(layout.value_scales).cast()));
-            }
-            factor.store(factors[q].as_mut_ptr());
-            // Exactly nothing, so that a query's result does not depend on its tile's others.
-            factors[q][..hidden].fill(0.0);
-            factors[q][visible..].fill(0.0);
-        }
-
-        // Tokens beyond `seen` may hold anything, so they are not even multiplied by zero.
-        let tokens = PAGE_TOKENS.min(seen - start);
-        for at in (0..padded).step_by(LANES) {
-            let mut out = [V::zero(); Q];
-            for q in 0..Q {
-                out[q] = V::load(sums.add(q * HEAD_DIM_MAX + at));
-            }
-            for token in 0..tokens {
-                let value = N::load::<V>(values.add(token * padded + at));
-                for q in 0..Q {
-                    out[q] = value.fma(V::splat(factors[q][token]), out[q]);
-                }
-            }
-            for q in 0..Q {
-                out[q].store(sums.add(q * HEAD_DIM_MAX + at));
-            }
+            meet_page::<V, Widened<N>>(tile, page, head, wide_keys, wide_values, &mut progress);
         }
     }
-    for q in 0..Q {
-        let (sum, out) = (sums.add(q * HEAD_DIM_MAX), tile.outputs[first + q]);
-        let inverse = V::splat(1.0 / weights[q]);
-        for at in (0..padded).step_by(LANES) {
+    for query in 0..count {
+        let sum = progress.sums.add(query * layout.padded);
+        let inverse = V::splat(1.0 / progress.weights[query]);
+        for at in (0..layout.padded).step_by(LANES) {
             V::load(sum.add(at)).mul(inverse).store(sum.add(at));
         }
-        std::ptr::copy_nonoverlapping(sum, out, dim);
+        std::ptr::copy_nonoverlapping(sum, tile.outputs[query], layout.dim);
     }
-    Q
+}
+
+/// What is known of each query of a tile after some pages.
+struct Progress {
+    /// The largest score, which all chances so far are relative to.
+    tops: [f32; TILE_QUERIES],
+    /// Sum of chances.
+    weights: [f32; TILE_QUERIES],
+    /// Sums of values by chances, `padded` each.
+    sums: *mut f32,
+}
+
+/// Of `left` queries, how many are taken at once: as many as registers hold sums for.
+#[inline(always)]
+fn group_queries<V: Lanes>(left: usize) -> usize {
+    match left {
+        8.. if V::ROWS >= 8 => 8,
+        4.. => 4,
+        few => few,
+    }
+}
+
+/// All queries of a tile that see tokens of a page, whose numbers lie at `keys` and `values`, and
+/// the rest of it in `head`.
+#[inline(always)]
+unsafe fn meet_page<V: Lanes, N: Numbers>(
+    tile: &Tile,
+    page: usize,
+    head: *const u8,
+    keys: *const N::Element,
+    values: *const N::Element,
+    progress: &mut Progress,
+) {
+    let start = page * PAGE_TOKENS;
+    let mut first = 0;
+    while first < tile.count {
+        let count = group_queries::<V>(tile.count - first);
+        let is_seen =
+            start < tile.limits[first + count - 1] && tile.starts[first] / PAGE_TOKENS <= page;
+        if is_seen {
+            match count {
+                8 if V::ROWS >= 8 => {
+                    meet::<V, N, 8>(tile, first, start, head, keys, values, progress)
+                }
+                4 => meet::<V, N, 4>(tile, first, start, head, keys, values, progress),
+                3 => meet::<V, N, 3>(tile, first, start, head, keys, values, progress),
+                2 => meet::<V, N, 2>(tile, first, start, head, keys, values, progress),
+                _ => meet::<V, N, 1>(tile, first, start, head, keys, values, progress),
+            }
+        }
+        first += count;
+    }
+}
+
+/// Queries `first..first + Q` and the page whose first token is `start`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "those of `meet_page`")]
+unsafe fn meet<V: Lanes, N: Numbers, const Q: usize>(
+    tile: &Tile,
+    first: usize,
+    start: usize,
+    head: *const u8,
+    keys: *const N::Element,
+    values: *const N::Element,
+    progress: &mut Progress,
+) {
+    let layout = tile.layout;
+    let (dim, padded) = (layout.dim, layout.padded);
+    let scale = V::splat(tile.scale);
+    let cap = tile.score_cap.map(|c| (V::splat(c), V::splat(2.0 / c)));
+    let seen = tile.limits[first + Q - 1];
+    let sums = progress.sums.add(first * padded);
+    // What each token's value is multiplied by: its chance, and its scale where there is one.
+    let mut factors = [[0f32; LANES]; Q];
+
+    // Two sums a query, of even and of odd columns, so that a few queries alone do not wait for each
+    // addition; one after the other, where registers are too few for both.
+    let mut scores = [[V::zero(); 2]; Q];
+    let key = |d: usize| N::load::<V>(keys.add(d * PAGE_TOKENS));
+    let query = |q: usize, d: usize| V::splat(*tile.queries[first + q].add(d));
+    if V::ROWS < 8 && Q >= 4 {
+        for parity in 0..2 {
+            let mut sums = [V::zero(); Q];
+            for d in (parity..dim).step_by(2) {
+                let key = key(d);
+                for q in 0..Q {
+                    sums[q] = key.fma(query(q, d), sums[q]);
+                }
+            }
+            for q in 0..Q {
+                scores[q][parity] = sums[q];
+            }
+        }
+    } else {
+        for d in (0..dim - dim % 2).step_by(2) {
+            let (even, odd) = (key(d), key(d + 1));
+            for q in 0..Q {
+                scores[q][0] = even.fma(query(q, d), scores[q][0]);
+                scores[q][1] = odd.fma(query(q, d + 1), scores[q][1]);
+            }
+        }
+        if dim % 2 == 1 {
+            let last = key(dim - 1);
+            for q in 0..Q {
+                scores[q][0] = last.fma(query(q, dim - 1), scores[q][0]);
+            }
+        }
+    }
+
+    for q in 0..Q {
+        let at = first + q;
+        let mut score = scores[q][0].add(scores[q][1]);
+        if N::HAS_SCALES {
+            score = score.mul(V::load(head.add(layout.key_scales).cast()));
+        }
+        score = score.mul(scale);
+        if let Some((cap, inverse)) = cap {
+            score = capped(score, cap, inverse);
+        }
+        let visible = tile.limits[at].saturating_sub(start).min(LANES);
+        let hidden = tile.starts[at].saturating_sub(start).min(LANES);
+        if hidden == LANES {
+            // Before this query's window: seen by others of the tile only.
+            continue;
+        }
+        if visible < LANES || hidden > 0 {
+            score.store(factors[q].as_mut_ptr());
+            factors[q][..hidden].fill(UNSEEN);
+            factors[q][visible..].fill(UNSEEN);
+            score = V::load(factors[q].as_ptr());
+        }
+        let top = score.largest();
+        if top > progress.tops[at] {
+            let shrink = (progress.tops[at] - top).exp();
+            progress.tops[at] = top;
+            progress.weights[at] *= shrink;
+            for value in (0..padded).step_by(LANES) {
+                let sum = sums.add(q * padded + value);
+                V::load(sum).mul(V::splat(shrink)).store(sum);
+            }
+        }
+        let chance = score.sub(V::splat(progress.tops[at])).exp();
+        progress.weights[at] += chance.sum();
+        let mut factor = chance;
+        if N::HAS_SCALES {
+            factor = factor.mul(V::load(head.add(layout.value_scales).cast()));
+        }
+        factor.store(factors[q].as_mut_ptr());
+        // Exactly nothing, so that a query's result does not depend on its tile's others.
+        factors[q][..hidden].fill(0.0);
+        factors[q][visible..].fill(0.0);
+    }
+
+    // Tokens beyond `seen` may hold anything, so they are not even multiplied by zero.
+    let tokens = PAGE_TOKENS.min(seen - start);
+    for at in (0..padded).step_by(LANES) {
+        let mut out = [V::zero(); Q];
+        for q in 0..Q {
+            out[q] = V::load(sums.add(q * padded + at));
+        }
+        for token in 0..tokens {
+            let value = N::load::<V>(values.add(token * padded + at));
+            for q in 0..Q {
+                out[q] = value.fma(V::splat(factors[q][token]), out[q]);
+            }
+        }
+        for q in 0..Q {
+            out[q].store(sums.add(q * padded + at));
+        }
+    }
 }

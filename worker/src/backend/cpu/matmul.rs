@@ -1,7 +1,7 @@
 //! Up to [`ROWS_MAX`] rows of activations times one group of packed weights.
 //!
-//! With one row, all tiles of a group advance together and memory is read once, front to back,
-//! with software prefetch: the speed of memory is the limit. With more, each tile's weights are
+//! With one row, the tiles of a group are read once, front to back, block by block, with software
+//! prefetch: the speed of memory is the limit. With more, each tile's weights are
 //! unpacked once for several rows, whose sums stay in registers.
 
 #![allow(
@@ -16,6 +16,7 @@ use super::lanes::{LANES, Lanes, kernel};
 use super::pack::{BLOCK, Format, GROUP_ROWS, TILE};
 use super::quants::{self, Least, Quads, Quant, VECTORS};
 use super::rows::CpuRows;
+use std::hint::black_box;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use trireme_shared::model::ActivationFormat;
@@ -283,37 +284,41 @@ impl<Q: Quant, A: Quads> Kernel for Blocks<Q, A> {
     ) {
         let shape = const { Q::SHAPE };
         let tile_bytes = const { Q::SHAPE.tile_bytes() };
-        let part_pairs = VECTORS / 2 / shape.parts;
+        let mut part_pairs = const { VECTORS / 2 / Q::SHAPE.parts };
+        if V::ROWS < 8 {
+            // Of a count it knows the compiler makes one stretch, unpacks a whole block at its
+            // start, and has no registers for that: each row reads it back from the stack.
+            part_pairs = black_box(part_pairs);
+        }
         let first = row * x.row_blocks;
         let mut sums = [[V::zero(); W]; M];
         for block in 0..w.blocks {
             let base = w.start.add((block * w.tiles + tile) * tile_bytes);
             prefetch::<V, M>(base, W * tile_bytes, w.tiles * w.blocks * tile_bytes);
-            for part in 0..shape.parts {
-                let mut accs = [[A::acc::<V>(); W]; M];
-                // Two vectors a round: those of nibbles lie in the same bytes.
-                for pair in part * part_pairs..(part + 1) * part_pairs {
-                    for vector in [2 * pair, 2 * pair + 1] {
-                        let column = x.first_column + block * BLOCK + vector * 4;
-                        for t in 0..W {
-                            let from = base.add(t * tile_bytes);
+            // Tile by tile, as they lie in memory: the hardware asks ahead along one line of addresses,
+            // and hardly along four.
+            for t in 0..W {
+                let from = base.add(t * tile_bytes);
+                for part in 0..shape.parts {
+                    let mut accs = [A::acc::<V>(); M];
+                    // Two vectors a round: those of nibbles lie in the same bytes.
+                    for pair in part * part_pairs..(part + 1) * part_pairs {
+                        for vector in [2 * pair, 2 * pair + 1] {
+                            let column = x.first_column + block * BLOCK + vector * 4;
                             let weights = quants::weights::<V, Q>(from, vector);
                             for m in 0..M {
                                 let at = x.bytes.add(2 * (row + m) * x.width);
                                 let quad = A::quad::<V>(at, x.width, column);
-                                accs[m][t] = A::dot::<V, Q>(accs[m][t], weights, quad);
+                                accs[m] = A::dot::<V, Q>(accs[m], weights, quad);
                             }
                         }
                     }
-                }
-                for t in 0..W {
-                    let from = base.add(t * tile_bytes);
                     let (scale, least) = quants::scale_and_least::<V, Q>(from, part);
                     for m in 0..M {
                         let at = first + m * x.row_blocks + block;
                         let factor = scale.mul(V::splat(*x.scales.add(at)));
                         // Whole numbers; below 2^24, and so exact, where weights have four bits.
-                        let products = A::sums::<V, Q>(accs[m][t], *x.totals.add(at));
+                        let products = A::sums::<V, Q>(accs[m], *x.totals.add(at));
                         sums[m][t] = products.fma(factor, sums[m][t]);
                         if shape.least != Least::Zero {
                             let total = match shape.parts {

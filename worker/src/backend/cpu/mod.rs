@@ -54,8 +54,10 @@ use trireme_shared::model::{Activation, ActivationFormat, Mixture, Span};
 /// Fewer values than this are not worth waking a thread for.
 const SERIAL_VALUES_MAX: usize = 8 << 10;
 
-/// Most queries of one attention task; a long prompt makes many tasks.
-const TASK_QUERIES_MAX: usize = 32;
+/// Queries of one attention task: what registers hold, so that small steps are cut no finer than
+/// that, and at most a tile.
+const TASK_QUERIES: usize = 8;
+const TASK_QUERIES_MAX: usize = TILE_QUERIES;
 
 /// See the module's header.
 pub struct Cpu {
@@ -189,15 +191,15 @@ fn task_queries(step: &Step<'_>, heads: usize, threads: usize) -> usize {
     let all: usize = heads * step.sequences.iter().map(queries).sum::<usize>();
     match all / (4 * threads) {
         _ if threads == 1 => TASK_QUERIES_MAX,
-        0..TILE_QUERIES => {
+        0..TASK_QUERIES => {
             let time = |size: &usize| {
                 let pieces = step.sequences.iter().map(|s| queries(s).div_ceil(*size));
                 let tasks = heads * pieces.sum::<usize>();
                 tasks.div_ceil(threads) * (PAGE_QUERIES + size)
             };
-            (1..=TILE_QUERIES).min_by_key(time).unwrap_or(1)
+            (1..=TASK_QUERIES).min_by_key(time).unwrap_or(1)
         }
-        many => (many / TILE_QUERIES * TILE_QUERIES).min(TASK_QUERIES_MAX),
+        many => (many / TASK_QUERIES * TASK_QUERIES).min(TASK_QUERIES_MAX),
     }
 }
 
@@ -541,25 +543,21 @@ impl Backend for Cpu {
         self.pool.run(tasks.len(), &|range| {
             for task in &tasks[range] {
                 let slice = &step.sequences[task.sequence];
-                let mut first = task.queries.start;
-                while first < task.queries.end {
-                    let mut tile = Tile::new(kv, step, layer, task.head, &slice.pages);
-                    for query in first..(first + TILE_QUERIES).min(task.queries.end) {
-                        let row = slice.first as usize + query / group;
-                        let at = row * width + (task.head * group + query % group) * dim;
-                        tile.queries[tile.count] = q.data[at..at + dim].as_ptr();
-                        // SAFETY: each query's output is its own.
-                        tile.outputs[tile.count] = unsafe { to.slice(at, dim) }.as_mut_ptr();
-                        let seen = slice.context as usize + query / group + 1;
-                        tile.limits[tile.count] = seen;
-                        tile.starts[tile.count] = seen.saturating_sub(window);
-                        tile.count += 1;
-                    }
-                    first += tile.count;
-                    // SAFETY: pointers and pages are as the tile says (the model checked that
-                    // pages cover the limits and lie in the cache); the instruction set is checked.
-                    unsafe { attention::attend(isa, &tile) }
+                let mut tile = Tile::new(kv, step, layer, task.head, &slice.pages);
+                for query in task.queries.clone() {
+                    let row = slice.first as usize + query / group;
+                    let at = row * width + (task.head * group + query % group) * dim;
+                    tile.queries[tile.count] = q.data[at..at + dim].as_ptr();
+                    // SAFETY: each query's output is its own.
+                    tile.outputs[tile.count] = unsafe { to.slice(at, dim) }.as_mut_ptr();
+                    let seen = slice.context as usize + query / group + 1;
+                    tile.limits[tile.count] = seen;
+                    tile.starts[tile.count] = seen.saturating_sub(window);
+                    tile.count += 1;
                 }
+                // SAFETY: pointers and pages are as the tile says (the model checked that pages
+                // cover the limits and lie in the cache); the instruction set is checked.
+                unsafe { attention::attend(isa, &tile) }
             }
         });
     }

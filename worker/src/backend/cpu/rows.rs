@@ -3,7 +3,7 @@
 //!
 //! A block of 32 values x is stored as q = round(x / d), d = max|x| / 32,384, in two signed bytes:
 //! q = 254 * coarse + fine, both within -127..=127, so that the kernels' byte products apply to
-//! each (or in one word, where the kernels multiply words: AVX2). With q go d, the sums of the coarse
+//! each (or in one word, where the kernels multiply words: AVX2 and plain code). With q go d, the sums of the coarse
 //! and of the fine bytes, and d times the sum of q (which a weight's minimum multiplies), of the
 //! block and of each half of it.
 //!

@@ -691,7 +691,7 @@ fn unseen_tokens_do_not_matter(format: KvFormat) {
     let mut cpu = Cpu::new(Isa::detect(), 1, ActivationFormat::Int16).unwrap();
     let shape = KvShape {
         layers: 1,
-        pages: 1,
+        pages: 2,
         heads: 1,
         head_dim: 16,
         format,
@@ -710,7 +710,7 @@ fn unseen_tokens_do_not_matter(format: KvFormat) {
             first: 0,
             len: tokens as u32,
             context: 0,
-            pages: vec![0],
+            pages: vec![0, 1],
         }];
         let (ones, zeroes) = (vec![1.0; tokens], vec![0.0; tokens]);
         let step = Step {
@@ -730,11 +730,14 @@ fn unseen_tokens_do_not_matter(format: KvFormat) {
         cpu.attention(&step, &q, &kv, 0, &mut out);
         out.data[..16].to_vec()
     };
-    // A page full of a former owner's infinities.
-    run(&[f32::INFINITY; PAGE_TOKENS]);
+    // Pages full of a former owner's infinities.
+    run(&[f32::INFINITY; 2 * PAGE_TOKENS]);
     assert_near(&run(&[0.5]), &[0.5; 16], 1e-7, "alone");
     // The next token, in the same tile of queries, seen by the second query only.
     assert_eq!(run(&[0.0, 6e4]), [0.0; 16]);
+    // A page that only the last queries of a tile see, and that they do not fill.
+    let tile = run(&[0.5; PAGE_TOKENS + 4]);
+    assert_near(&tile, &[0.5; 16], 1e-7, "first of a tile");
 }
 
 /// To the last bit, what a query in a window gets does not depend on the queries beside it.

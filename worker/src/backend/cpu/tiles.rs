@@ -21,7 +21,7 @@ use super::lanes::{LANES, Lanes};
 use super::matmul::{GroupSums, Inputs, ROWS_MAX, Weights};
 use super::pack::{BLOCK, Format, GROUP_ROWS, TILE};
 use super::quants::{self, Least, Product, Quant, VECTORS};
-use super::rows::{COARSE, STRIP_ROWS};
+use super::rows::STRIP_ROWS;
 use std::mem::MaybeUninit;
 
 /// Weight bytes of a tile's block as signed bytes.
@@ -237,9 +237,8 @@ unsafe fn strip<V: Lanes, T: Tiles, Q: Quant, const W: usize>(
             let whole = products.add(at % 2 * W + t).cast::<i32>();
             for m in 0..STRIP_ROWS {
                 let factor = scale.mul(V::splat(*scales.add(m * x.row_blocks + block)));
-                let coarse = V::load_i32(whole.add(2 * m * TILE));
-                let fine = V::load_i32(whole.add((2 * m + 1) * TILE));
-                let products = coarse.fma(V::splat(COARSE), fine);
+                let (coarse, fine) = (2 * m * TILE, (2 * m + 1) * TILE);
+                let products = V::load_sums(whole.add(coarse), whole.add(fine));
                 sums[m][t] = products.fma(factor, sums[m][t]);
                 if Q::SHAPE.least != Least::Zero {
                     let total = V::splat(*scaled_totals.add(m * x.row_blocks + block));
@@ -277,7 +276,7 @@ mod tests {
     use crate::backend::cpu::memory::Arena;
     use crate::backend::cpu::pack::Packed;
     use crate::backend::cpu::pool::Pool;
-    use crate::backend::cpu::rows::{self, CpuRows};
+    use crate::backend::cpu::rows::{self, COARSE, CpuRows};
     use crate::backend::cpu::tests::{file_bytes, uniform, view};
     use trireme_shared::model::random::SplitMix;
     use trireme_shared::model::{ActivationFormat, DType};
@@ -307,15 +306,10 @@ mod tests {
         }
     }
 
-    fn quantised(
-        random: &mut SplitMix,
-        format: ActivationFormat,
-        rows: usize,
-        columns: usize,
-    ) -> CpuRows {
+    fn quantised(format: ActivationFormat, values: &[f32], rows: usize, columns: usize) -> CpuRows {
         let mut x = CpuRows::default();
         x.reshape(rows, columns);
-        x.data = uniform(random, rows * columns);
+        x.data.copy_from_slice(values);
         x.reserve_quants(format);
         let to = x.quants_mut();
         for row in 0..rows {
@@ -324,6 +318,25 @@ mod tests {
         }
         x.is_quantised = true;
         x
+    }
+
+    /// Words, as the portable lanes leave them, into what tiles take: coarse bytes, then fine ones.
+    fn words_to_bytes(x: &mut CpuRows) {
+        if x.format == ActivationFormat::Int8 {
+            return;
+        }
+        for row in x.bytes.chunks_exact_mut(2 * x.width / BLOCK) {
+            let bytes: Vec<u8> = row.iter().flat_map(|b| b.0.map(|b| b as u8)).collect();
+            let words = bytes
+                .chunks_exact(2)
+                .map(|w| i16::from_le_bytes([w[0], w[1]]));
+            for (column, word) in words.enumerate() {
+                let coarse = (f32::from(word) * (1.0 / COARSE)).round_ties_even();
+                let fine = f32::from(word) - COARSE * coarse;
+                row[column / BLOCK].0[column % BLOCK] = coarse as i8;
+                row[(x.width + column) / BLOCK].0[column % BLOCK] = fine as i8;
+            }
+        }
     }
 
     fn bits<T: Copy>(sums: &mut GroupSums<T>, x: Inputs, w: Weights) -> Vec<T> {
@@ -345,7 +358,10 @@ mod tests {
         let formats = [ActivationFormat::Int16, ActivationFormat::Int8].into_iter();
         let inputs = formats.flat_map(|f| (1..=40).chain([63, ROWS_MAX]).map(move |r| (f, r)));
         for (activations, rows) in inputs {
-            let input = quantised(&mut random, activations, rows, columns);
+            let values = uniform(&mut random, rows * columns);
+            let in_words = quantised(activations, &values, rows, columns);
+            let mut in_bytes = quantised(activations, &values, rows, columns);
+            words_to_bytes(&mut in_bytes);
             for group in 0..packed.groups() {
                 let what = format!(
                     "{dtype:?} {activations:?} {rows} x {columns} -> {outputs}, group {group}"
@@ -355,11 +371,12 @@ mod tests {
                     tiles: packed.group_tiles(group),
                     blocks: packed.blocks,
                 };
-                let x = Inputs::new(&input, 0, rows);
+                let words = Inputs::new(&in_words, 0, rows);
+                let x = Inputs::new(&in_bytes, 0, rows);
                 let format = packed.format;
                 let (to, reference) = (got.as_mut_ptr(), want.as_mut_ptr());
                 unsafe {
-                    group_matmul(Isa::Portable, format, w, x, reference);
+                    group_matmul(Isa::Portable, format, w, words, reference);
                     multiply::<Portable, Written>(format, w, x, to);
                 }
                 assert!(bits(&mut got, x, w) == bits(&mut want, x, w), "{what}");
@@ -374,7 +391,7 @@ mod tests {
                 for &segment in segments {
                     let what = format!("{what}, segments of {segment}");
                     unsafe {
-                        group_matmul_wide(Isa::Portable, format, w, x, segment, reference);
+                        group_matmul_wide(Isa::Portable, format, w, words, segment, reference);
                         multiply_wide::<Portable, Written>(format, w, x, segment, to);
                     }
                     let (got, want) = (&mut got_wide, &mut want_wide);

@@ -1,10 +1,25 @@
 //! [`Lanes`] in one 512-bit register, byte products by VNNI.
 
-use super::{Lanes, joined, quad_of_bytes};
+use super::super::rows::COARSE;
+use super::Lanes;
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
 pub(in super::super) struct Avx512(__m512);
+
+/// The quad of a row that holds bytes.
+#[inline(always)]
+unsafe fn quad_of_bytes(row: *const i8, width: usize, column: usize) -> [i32; 2] {
+    let coarse = row.add(column).cast::<i32>();
+    let fine = row.add(width + column).cast::<i32>();
+    [coarse.read_unaligned(), fine.read_unaligned()]
+}
+
+/// `254 * coarse + fine`: rounded once, where the two are below 2^24.
+#[inline(always)]
+unsafe fn joined(coarse: Avx512, fine: Avx512) -> Avx512 {
+    coarse.fma(Avx512::splat(COARSE), fine)
+}
 
 impl Lanes for Avx512 {
     const ROWS: usize = 8;
@@ -30,8 +45,9 @@ impl Lanes for Avx512 {
         _mm512_storeu_ps(to, self.0)
     }
     #[inline(always)]
-    unsafe fn load_i32(from: *const i32) -> Self {
-        Self(_mm512_cvtepi32_ps(_mm512_loadu_si512(from.cast())))
+    unsafe fn load_sums(coarse: *const i32, fine: *const i32) -> Self {
+        let load = |from: *const i32| _mm512_loadu_si512(from.cast());
+        Self::acc7_f32([load(coarse), load(fine)])
     }
     #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {

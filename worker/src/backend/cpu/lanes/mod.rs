@@ -23,7 +23,6 @@ mod avx2;
 mod avx512;
 mod portable;
 
-use super::rows::COARSE;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
@@ -52,8 +51,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
-    /// Whole numbers, exact below 2^24.
-    unsafe fn load_i32(from: *const i32) -> Self;
+    /// `254 * coarse + fine` of sixteen sums each, below 2^24 themselves: rounded once.
+    unsafe fn load_sums(coarse: *const i32, fine: *const i32) -> Self;
     unsafe fn load_i8(from: *const i8) -> Self;
     unsafe fn load_f16(from: *const u16) -> Self;
     unsafe fn load_bf16(from: *const u16) -> Self;
@@ -144,20 +143,6 @@ pub(super) trait Lanes: Copy {
         p = p.fma(r, Self::splat(1.0));
         p.scale2(n)
     }
-}
-
-/// The quad of a row that holds bytes.
-#[inline(always)]
-unsafe fn quad_of_bytes(row: *const i8, width: usize, column: usize) -> [i32; 2] {
-    let coarse = row.add(column).cast::<i32>();
-    let fine = row.add(width + column).cast::<i32>();
-    [coarse.read_unaligned(), fine.read_unaligned()]
-}
-
-/// `254 * coarse + fine`: rounded once, where the two are below 2^24.
-#[inline(always)]
-unsafe fn joined<V: Lanes>(coarse: V, fine: V) -> V {
-    coarse.fma(V::splat(COARSE), fine)
 }
 
 /// Compiles a function generic over [`Lanes`] once per instruction set and dispatches on an `Isa`.

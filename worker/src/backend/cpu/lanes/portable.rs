@@ -1,10 +1,72 @@
 //! [`Lanes`] in plain Rust: loops over arrays that the compiler vectorises for its target.
 
-use super::{LANES, Lanes, joined, quad_of_bytes};
+use super::super::rows::COARSE;
+use super::{LANES, Lanes};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
 pub(in super::super) struct Portable([f32; LANES]);
+
+/// Of each row the products of its even and of its odd columns.
+type Sums = [i32; 2 * LANES];
+
+/// Four words, as they lie in memory.
+#[inline(always)]
+fn words_of(quad: [i32; 2]) -> [u8; 8] {
+    let [a, b] = quad.map(i32::to_ne_bytes);
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
+}
+
+/// The same of four bytes.
+#[inline(always)]
+fn bytes_of(quad: i32) -> [u8; 8] {
+    let words = quad
+        .to_ne_bytes()
+        .map(|byte| i16::from(byte as i8).to_ne_bytes());
+    let [a, b, c, d] = words;
+    [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]
+}
+
+/// Two products of words and their sum, side by side: an instruction of its own on most machines
+/// (`pmaddwd`; `smull` and `smlal2`), which compilers find in this form, and only where it is not
+/// taken apart first: hence functions that are called.
+#[inline(always)]
+fn add_products(acc: &mut Sums, words: &[i16; 64], quad: [u8; 8]) {
+    // SAFETY: plain bytes of the same size. Put there one by one, they could not be read together
+    // before all are written.
+    let quads: [i16; 64] = unsafe { std::mem::transmute([quad; 16]) };
+    for (at, sum) in acc.iter_mut().enumerate() {
+        let product = |at: usize| i32::from(words[at]) * i32::from(quads[at]);
+        *sum += product(2 * at) + product(2 * at + 1);
+    }
+}
+
+#[inline(never)]
+fn add_whole(acc: &mut Sums, weights: &[u8; 64], quad: [u8; 8]) {
+    let mut words = [0; 64];
+    for (word, weight) in words.iter_mut().zip(weights) {
+        *word = i16::from(*weight);
+    }
+    add_products(acc, &words, quad);
+}
+
+#[inline(never)]
+fn add_signed(acc: &mut Sums, weights: &[u8; 64], quad: [u8; 8]) {
+    let mut words = [0; 64];
+    for (word, weight) in words.iter_mut().zip(weights) {
+        *word = i16::from((*weight ^ 0x80) as i8);
+    }
+    add_products(acc, &words, quad);
+}
+
+#[inline(never)]
+fn picked(bytes: &[u8; 64], from: u32, mask: u8) -> [u8; 64] {
+    let mut picked = [0; 64];
+    for at in 0..64 {
+        picked[at] = (bytes[at] >> from) & mask;
+    }
+    picked
+}
 
 macro_rules! lanewise {
     ($a:expr, $b:expr, $op:expr) => {{
@@ -18,9 +80,8 @@ macro_rules! lanewise {
 
 impl Lanes for Portable {
     const ROWS: usize = 4;
-    /// Of coarse and of fine bytes.
-    type Acc = [[i32; LANES]; 2];
-    type ByteAcc = [i32; LANES];
+    type Acc = Sums;
+    type ByteAcc = Sums;
     type Bytes = [u8; 64];
 
     #[inline(always)]
@@ -40,9 +101,12 @@ impl Lanes for Portable {
         to.cast::<[f32; LANES]>().write_unaligned(self.0)
     }
     #[inline(always)]
-    unsafe fn load_i32(from: *const i32) -> Self {
-        let whole = from.cast::<[i32; LANES]>().read_unaligned();
-        Self(whole.map(|v| v as f32))
+    unsafe fn load_sums(coarse: *const i32, fine: *const i32) -> Self {
+        let mut sums = fine.cast::<[i32; LANES]>().read_unaligned();
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            *sum += COARSE as i32 * *coarse.add(lane);
+        }
+        Self(sums.map(|v| v as f32))
     }
     #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
@@ -131,25 +195,20 @@ impl Lanes for Portable {
         to.cast::<[i8; LANES]>().write_unaligned(bytes);
     }
     #[inline(always)]
-    unsafe fn store_quads(
-        _: Self,
-        coarse: Self,
-        fine: Self,
-        row: *mut i8,
-        width: usize,
-        column: usize,
-    ) {
-        coarse.store_i8(row.add(column));
-        fine.store_i8(row.add(width + column));
+    unsafe fn store_quads(q: Self, _: Self, _: Self, row: *mut i8, _: usize, column: usize) {
+        let words = q.0.map(|v| v as i16);
+        row.add(2 * column)
+            .cast::<[i16; LANES]>()
+            .write_unaligned(words);
     }
     #[inline(always)]
-    unsafe fn quad(row: *const i8, width: usize, column: usize) -> [i32; 2] {
-        quad_of_bytes(row, width, column)
+    unsafe fn quad(row: *const i8, _: usize, column: usize) -> [i32; 2] {
+        row.add(2 * column).cast::<[i32; 2]>().read_unaligned()
     }
 
     #[inline(always)]
-    unsafe fn acc() -> [[i32; LANES]; 2] {
-        [[0; LANES]; 2]
+    unsafe fn acc() -> Sums {
+        [0; 2 * LANES]
     }
     #[inline(always)]
     unsafe fn bytes(from: *const u8) -> [u8; 64] {
@@ -158,7 +217,7 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn pick(bytes: [u8; 64], from: u32, width: u32) -> [u8; 64] {
         let mask = ((1u16 << width) - 1) as u8;
-        bytes.map(|b| (b >> from) & mask)
+        picked(&bytes, from, mask)
     }
     #[inline(always)]
     unsafe fn join(mut low: [u8; 64], high: [u8; 64], by: u32) -> [u8; 64] {
@@ -172,65 +231,55 @@ impl Lanes for Portable {
         indices.map(|i| table[usize::from(i & 15)])
     }
     #[inline(always)]
-    unsafe fn dot7(
-        mut acc: [[i32; LANES]; 2],
-        weights: [u8; 64],
-        quad: [i32; 2],
-    ) -> [[i32; LANES]; 2] {
-        for (acc, quad) in acc.iter_mut().zip(quad) {
-            *acc = Self::byte_dot7(*acc, weights, quad);
-        }
+    unsafe fn dot7(mut acc: Sums, weights: [u8; 64], quad: [i32; 2]) -> Sums {
+        add_whole(&mut acc, &weights, words_of(quad));
         acc
     }
     #[inline(always)]
-    unsafe fn acc7_f32(acc: [[i32; LANES]; 2]) -> Self {
-        joined(Self::byte_acc7_f32(acc[0]), Self::byte_acc7_f32(acc[1]))
+    unsafe fn acc7_f32(acc: Sums) -> Self {
+        Self(std::array::from_fn(|lane| {
+            (acc[2 * lane] + acc[2 * lane + 1]) as f32
+        }))
     }
     #[inline(always)]
-    unsafe fn dot8(acc: [[i32; LANES]; 2], weights: [u8; 64], quad: [i32; 2]) -> [[i32; LANES]; 2] {
-        Self::dot7(acc, weights, quad)
+    unsafe fn dot8(mut acc: Sums, weights: [u8; 64], quad: [i32; 2]) -> Sums {
+        add_signed(&mut acc, &weights, words_of(quad));
+        acc
     }
     #[inline(always)]
-    unsafe fn acc8_f32(mut acc: [[i32; LANES]; 2], totals: [i32; 2]) -> Self {
-        for (acc, total) in acc.iter_mut().zip(totals) {
-            acc.iter_mut().for_each(|v| *v -= 128 * total);
-        }
+    unsafe fn acc8_f32(acc: Sums, _: [i32; 2]) -> Self {
         Self::acc7_f32(acc)
     }
 
     #[inline(always)]
-    unsafe fn byte_acc() -> [i32; LANES] {
-        [0; LANES]
+    unsafe fn byte_acc() -> Sums {
+        Self::acc()
     }
     #[inline(always)]
-    unsafe fn byte_dot4(acc: [i32; LANES], weights: [u8; 64], quad: i32) -> [i32; LANES] {
+    unsafe fn byte_dot4(acc: Sums, weights: [u8; 64], quad: i32) -> Sums {
         Self::byte_dot7(acc, weights, quad)
     }
     #[inline(always)]
-    unsafe fn byte_acc4_f32(acc: [i32; LANES]) -> Self {
-        Self::byte_acc7_f32(acc)
+    unsafe fn byte_acc4_f32(acc: Sums) -> Self {
+        Self::acc7_f32(acc)
     }
     #[inline(always)]
-    unsafe fn byte_dot7(mut acc: [i32; LANES], weights: [u8; 64], quad: i32) -> [i32; LANES] {
-        let a = quad.to_ne_bytes().map(|b| i32::from(b as i8));
-        for (row, sum) in acc.iter_mut().enumerate() {
-            for (column, a) in a.iter().enumerate() {
-                *sum += i32::from(weights[row * 4 + column]) * a;
-            }
-        }
+    unsafe fn byte_dot7(mut acc: Sums, weights: [u8; 64], quad: i32) -> Sums {
+        add_whole(&mut acc, &weights, bytes_of(quad));
         acc
     }
     #[inline(always)]
-    unsafe fn byte_acc7_f32(acc: [i32; LANES]) -> Self {
-        Self(acc.map(|v| v as f32))
+    unsafe fn byte_acc7_f32(acc: Sums) -> Self {
+        Self::acc7_f32(acc)
     }
     #[inline(always)]
-    unsafe fn byte_dot8(acc: [i32; LANES], weights: [u8; 64], quad: i32) -> [i32; LANES] {
-        Self::byte_dot7(acc, weights, quad)
+    unsafe fn byte_dot8(mut acc: Sums, weights: [u8; 64], quad: i32) -> Sums {
+        add_signed(&mut acc, &weights, bytes_of(quad));
+        acc
     }
     #[inline(always)]
-    unsafe fn byte_acc8_f32(acc: [i32; LANES], total: i32) -> Self {
-        Self::byte_acc7_f32(acc.map(|v| v - 128 * total))
+    unsafe fn byte_acc8_f32(acc: Sums, _: i32) -> Self {
+        Self::acc7_f32(acc)
     }
 
     #[inline(always)]
