@@ -4,15 +4,15 @@ use super::ClientArgs;
 use crate::failure::Failure;
 use crate::{size, term};
 use anyhow::{Context, Result};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use trireme_shared::model::ModelConfig;
 use trireme_shared::model::random::RandomModel;
+use trireme_shared::model::{DType, ModelConfig};
 use trireme_shared::source::{self, Progress, ResolveOptions, ResolvedModel, SourceError};
 
 /// Exit code after a Ctrl-C, as shells give it.
@@ -50,13 +50,16 @@ enum ModelCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Write a small model of random weights: it says nothing sensible, and costs next to nothing to run
+    /// Write a model of random weights, for tests and benches: it says nothing sensible
     #[command(
         after_help = "Example:\n  cluster model random tiny.gguf\n  cluster up --model tiny.gguf"
     )]
     Random {
         /// The GGUF file to write; there must be none yet
         file: PathBuf,
+        /// How large it is
+        #[arg(long, value_enum, default_value_t)]
+        shape: RandomShape,
         /// The same seed gives the same weights
         #[arg(long, value_name = "N", default_value_t = 1)]
         seed: u64,
@@ -74,6 +77,39 @@ enum ModelCommand {
     },
 }
 
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum RandomShape {
+    /// Some 200,000 weights in F32: costs next to nothing to run
+    #[default]
+    Tiny,
+    /// 1.1 billion in Q4_0 (620 MB), of TinyLlama's shape: what one stream waits for is memory
+    #[value(name = "1.1b")]
+    Billion,
+}
+
+impl RandomShape {
+    fn model(self, seed: u64) -> RandomModel {
+        let tiny = RandomModel::tiny(seed);
+        match self {
+            Self::Tiny => tiny,
+            Self::Billion => RandomModel {
+                layers: 22,
+                hidden: 2_048,
+                heads: 32,
+                kv_heads: 4,
+                head_dim: 64,
+                ffn: 5_632,
+                vocab: 32_000,
+                context: 2_048,
+                tied_embeddings: false,
+                dtype: DType::Q4_0,
+                embedding_dtype: DType::Q4_0,
+                ..tiny
+            },
+        }
+    }
+}
+
 impl ModelArgs {
     pub fn run(self) -> Result<()> {
         match self.command {
@@ -83,7 +119,7 @@ impl ModelArgs {
                 sha256,
                 json,
             } => pull(&source, sha256, json),
-            ModelCommand::Random { file, seed } => random(&file, seed),
+            ModelCommand::Random { file, shape, seed } => random(&file, shape, seed),
             ModelCommand::Inspect { source, json } => inspect(&source, json),
         }
     }
@@ -162,7 +198,7 @@ fn pull(source: &str, sha256: Option<String>, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-fn random(file: &Path, seed: u64) -> Result<()> {
+fn random(file: &Path, shape: RandomShape, seed: u64) -> Result<()> {
     if file.exists() {
         return Err(Failure::usage(
             format!("{} is there already", file.display()),
@@ -170,7 +206,10 @@ fn random(file: &Path, seed: u64) -> Result<()> {
         )
         .into());
     }
-    RandomModel::tiny(seed).write_gguf(file).map_err(|error| {
+    let spinner = super::bench::spinner().with_message("making weights up");
+    let written = shape.model(seed).write_gguf(file);
+    spinner.finish_and_clear();
+    written.map_err(|error| {
         Failure::new(
             format!("cannot write {}", file.display()),
             "see that its folder is there and can be written",

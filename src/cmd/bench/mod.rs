@@ -89,8 +89,8 @@ impl Drop for NewFolder {
     }
 }
 
-/// Tells what is measured, on a terminal.
-fn spinner() -> ProgressBar {
+/// Tells what is done meanwhile, on a terminal.
+pub(super) fn spinner() -> ProgressBar {
     let spinner = match std::io::stderr().is_terminal() {
         true => ProgressBar::new_spinner(),
         false => ProgressBar::hidden(),

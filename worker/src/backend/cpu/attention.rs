@@ -32,9 +32,6 @@ const _: () = assert!(PAGE_TOKENS == LANES);
 /// Queries of one tile.
 pub(super) const TILE_QUERIES: usize = 32;
 
-/// So many take less time over a page than memory does to bring it.
-const FEW_QUERIES: usize = 8;
-
 /// The score of a token a query may not see: below any other, and finite.
 const UNSEEN: f32 = -1e30;
 
@@ -43,6 +40,8 @@ trait Numbers {
     type Element: Copy + Default;
     /// Whether a token's key and value have a scale each.
     const HAS_SCALES: bool;
+    /// Whether they are read where a page has them.
+    const IS_IN_PAGE: bool = true;
 
     unsafe fn load<V: Lanes>(from: *const Self::Element) -> V;
 }
@@ -110,6 +109,7 @@ struct Widened<N>(PhantomData<N>);
 impl<N: Numbers> Numbers for Widened<N> {
     type Element = f32;
     const HAS_SCALES: bool = N::HAS_SCALES;
+    const IS_IN_PAGE: bool = false;
 
     #[inline(always)]
     unsafe fn load<V: Lanes>(from: *const f32) -> V {
@@ -378,29 +378,30 @@ unsafe fn attend_tile<V: Lanes, N: Numbers>(tile: &Tile) {
     let is_one_group = count <= group_queries::<V>(count);
     let mut wide = MaybeUninit::<[[f32; HEAD_DIM_MAX * PAGE_TOKENS]; 2]>::uninit();
     let wide = wide.as_mut_ptr().cast::<f32>();
-    for page in tile.starts[0] / PAGE_TOKENS..end {
-        let head = page_head(page);
-        let keys = head.cast::<N::Element>();
-        let values = head.add(layout.values).cast::<N::Element>();
-        // A few queries wait for memory, and the hardware does not know where the next page lies.
-        if count <= FEW_QUERIES && page + 1 < end {
-            let next = page_head(page + 1);
-            for line in (0..layout.bytes).step_by(64) {
-                V::prefetch(next.add(line));
-            }
-        }
+    for number in tile.starts[0] / PAGE_TOKENS..end {
+        let head = page_head(number);
+        let page = Page::<N> {
+            start: number * PAGE_TOKENS,
+            head,
+            keys: head.cast(),
+            values: head.add(layout.values).cast(),
+            next: page_head((number + 1).min(end - 1)),
+        };
         if is_one_group {
-            meet_page::<V, N>(tile, page, head, keys, values, &mut progress);
-        } else {
-            let (wide_keys, wide_values) = (wide, wide.add(HEAD_DIM_MAX * PAGE_TOKENS));
-            for at in (0..layout.dim * PAGE_TOKENS).step_by(LANES) {
-                N::load::<V>(keys.add(at)).store(wide_keys.add(at));
-            }
-            for at in (0..layout.padded * PAGE_TOKENS).step_by(LANES) {
-                N::load::<V>(values.add(at)).store(wide_values.add(at));
-            }
-            meet_page::<V, Widened<N>>(tile, page, head, wide_keys, wide_values, &mut progress);
+            meet_page::<V, N>(tile, &page, &mut progress);
+            continue;
         }
+        let (keys, values) = (wide, wide.add(HEAD_DIM_MAX * PAGE_TOKENS));
+        page.widen::<V>(page.keys, layout.dim * PAGE_TOKENS, keys);
+        page.widen::<V>(page.values, layout.padded * PAGE_TOKENS, values);
+        let page = Page::<Widened<N>> {
+            start: page.start,
+            head,
+            keys,
+            values,
+            next: head,
+        };
+        meet_page::<V, Widened<N>>(tile, &page, &mut progress);
     }
     for query in 0..count {
         let sum = progress.sums.add(query * layout.padded);
@@ -432,50 +433,76 @@ fn group_queries<V: Lanes>(left: usize) -> usize {
     }
 }
 
-/// All queries of a tile that see tokens of a page, whose numbers lie at `keys` and `values`, and
-/// the rest of it in `head`.
-#[inline(always)]
-unsafe fn meet_page<V: Lanes, N: Numbers>(
-    tile: &Tile,
-    page: usize,
+/// One head of a page, as queries read it.
+struct Page<N: Numbers> {
+    /// Position of its first token.
+    start: usize,
     head: *const u8,
+    /// In `head`, or widened.
     keys: *const N::Element,
     values: *const N::Element,
-    progress: &mut Progress,
-) {
-    let start = page * PAGE_TOKENS;
+    /// The head that is read after it; this one, if none is.
+    next: *const u8,
+}
+
+impl<N: Numbers> Page<N> {
+    /// Asks for the place in the next page that `at` is in this one: the hardware does not know
+    /// where that lies, and a few queries wait for it. Line by line, as this page is read: more at
+    /// once than a core can wait for would hold up what comes after.
+    #[inline(always)]
+    unsafe fn ask_ahead<V: Lanes>(&self, at: *const N::Element) {
+        if N::IS_IN_PAGE {
+            V::prefetch(self.next.add(at.byte_offset_from_unsigned(self.head)));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen<V: Lanes>(&self, from: *const N::Element, count: usize, to: *mut f32) {
+        for at in (0..count).step_by(LANES) {
+            if at % (2 * LANES) == 0 {
+                self.ask_ahead::<V>(from.add(at));
+            }
+            N::load::<V>(from.add(at)).store(to.add(at));
+        }
+    }
+}
+
+/// All queries of a tile that see tokens of a page.
+#[inline(always)]
+unsafe fn meet_page<V: Lanes, N: Numbers>(tile: &Tile, page: &Page<N>, progress: &mut Progress) {
     let mut first = 0;
     while first < tile.count {
         let count = group_queries::<V>(tile.count - first);
-        let is_seen =
-            start < tile.limits[first + count - 1] && tile.starts[first] / PAGE_TOKENS <= page;
+        let is_seen = page.start < tile.limits[first + count - 1]
+            && tile.starts[first] < page.start + PAGE_TOKENS;
         if is_seen {
             match count {
-                8 if V::ROWS >= 8 => {
-                    meet::<V, N, 8>(tile, first, start, head, keys, values, progress)
-                }
-                4 => meet::<V, N, 4>(tile, first, start, head, keys, values, progress),
-                3 => meet::<V, N, 3>(tile, first, start, head, keys, values, progress),
-                2 => meet::<V, N, 2>(tile, first, start, head, keys, values, progress),
-                _ => meet::<V, N, 1>(tile, first, start, head, keys, values, progress),
+                8 if V::ROWS >= 8 => meet::<V, N, 8>(tile, first, page, progress),
+                4 => meet::<V, N, 4>(tile, first, page, progress),
+                3 => meet::<V, N, 3>(tile, first, page, progress),
+                2 => meet::<V, N, 2>(tile, first, page, progress),
+                _ => meet::<V, N, 1>(tile, first, page, progress),
             }
         }
         first += count;
     }
 }
 
-/// Queries `first..first + Q` and the page whose first token is `start`.
+/// Queries `first..first + Q` and a page.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "those of `meet_page`")]
 unsafe fn meet<V: Lanes, N: Numbers, const Q: usize>(
     tile: &Tile,
     first: usize,
-    start: usize,
-    head: *const u8,
-    keys: *const N::Element,
-    values: *const N::Element,
+    page: &Page<N>,
     progress: &mut Progress,
 ) {
+    let &Page {
+        start,
+        head,
+        keys,
+        values,
+        ..
+    } = page;
     let layout = tile.layout;
     let (dim, padded) = (layout.dim, layout.padded);
     let scale = V::splat(tile.scale);
@@ -489,11 +516,15 @@ unsafe fn meet<V: Lanes, N: Numbers, const Q: usize>(
     // addition; one after the other, where registers are too few for both.
     let mut scores = [[V::zero(); 2]; Q];
     let key = |d: usize| N::load::<V>(keys.add(d * PAGE_TOKENS));
+    let ask_ahead_of_key = |d: usize| page.ask_ahead::<V>(keys.add(d * PAGE_TOKENS));
     let query = |q: usize, d: usize| V::splat(*tile.queries[first + q].add(d));
     if V::ROWS < 8 && Q >= 4 {
         for parity in 0..2 {
             let mut sums = [V::zero(); Q];
             for d in (parity..dim).step_by(2) {
+                if parity == 0 {
+                    ask_ahead_of_key(d);
+                }
                 let key = key(d);
                 for q in 0..Q {
                     sums[q] = key.fma(query(q, d), sums[q]);
@@ -505,6 +536,7 @@ unsafe fn meet<V: Lanes, N: Numbers, const Q: usize>(
         }
     } else {
         for d in (0..dim - dim % 2).step_by(2) {
+            ask_ahead_of_key(d);
             let (even, odd) = (key(d), key(d + 1));
             for q in 0..Q {
                 scores[q][0] = even.fma(query(q, d), scores[q][0]);
@@ -571,7 +603,11 @@ unsafe fn meet<V: Lanes, N: Numbers, const Q: usize>(
             out[q] = V::load(sums.add(q * padded + at));
         }
         for token in 0..tokens {
-            let value = N::load::<V>(values.add(token * padded + at));
+            let value = values.add(token * padded + at);
+            if at % (2 * LANES) == 0 {
+                page.ask_ahead::<V>(value);
+            }
+            let value = N::load::<V>(value);
             for q in 0..Q {
                 out[q] = value.fma(V::splat(factors[q][token]), out[q]);
             }
