@@ -10,7 +10,8 @@ llama.cpp's figures is the better one of flash attention on and off. Of us there
 bytes, as by default, and of one, which is what llama.cpp multiplies.
 
 `serve` asks servers that are already running, and stops all (SIGSTOP) but the one it asks where their process ids are
-given (`trireme=URL=KEY=PID,PID`): idle servers, too, may spin.
+given (`trireme=URL=KEY=PID,PID`): idle servers, too, may spin. Each round asks the same prompts, so a server that keeps
+prefixes must be started anew and asked for one round.
 """
 
 import argparse
