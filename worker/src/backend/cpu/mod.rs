@@ -54,8 +54,8 @@ use trireme_shared::model::{Activation, ActivationFormat, Mixture, Span};
 /// Fewer values than this are not worth waking a thread for.
 const SERIAL_VALUES_MAX: usize = 8 << 10;
 
-/// Queries of one attention task: what registers hold, so that small steps are cut no finer than
-/// that, and at most a tile.
+/// Queries of one attention task: at most so many in a small step, multiples of it in a large one.
+/// A task is one tile.
 const TASK_QUERIES: usize = 8;
 const TASK_QUERIES_MAX: usize = TILE_QUERIES;
 
