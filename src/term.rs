@@ -3,8 +3,10 @@
 //! A closed pipe (`cluster status | head`) ends output quietly. Colours only on a terminal.
 
 use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
+use indicatif::ProgressBar;
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 /// One line of the answer.
 pub fn out(line: impl Display) {
@@ -55,6 +57,16 @@ fn styled(text: &str, code: &str) -> String {
     } else {
         text.to_owned()
     }
+}
+
+/// Tells what is done meanwhile, on a terminal.
+pub fn spinner() -> ProgressBar {
+    let spinner = match std::io::stderr().is_terminal() {
+        true => ProgressBar::new_spinner(),
+        false => ProgressBar::hidden(),
+    };
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
 }
 
 /// A plain, aligned table. Columns whose header starts with `>` hold numbers and align right.

@@ -206,7 +206,7 @@ fn random(file: &Path, shape: RandomShape, seed: u64) -> Result<()> {
         )
         .into());
     }
-    let spinner = super::bench::spinner().with_message("making weights up");
+    let spinner = term::spinner().with_message("making weights up");
     let written = shape.model(seed).write_gguf(file);
     spinner.finish_and_clear();
     written.map_err(|error| {

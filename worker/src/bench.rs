@@ -95,7 +95,8 @@ impl EngineBench {
     pub fn run(&self, progress: &dyn Fn(&str)) -> Result<EngineBenchReport, BenchError> {
         self.validate()?;
         let manifest = Manifest::open(&self.model)?.quantised(self.precision.quantize);
-        let share = whole(&manifest.config);
+        let config = &manifest.config;
+        let share = whole(config);
         let pages_each = (self.context_tokens + self.gen_tokens).div_ceil(PAGE_TOKENS);
         let batch_max = self.batches.iter().copied().max().unwrap_or(0);
         let prompt_pages = self.prompt_tokens.div_ceil(PAGE_TOKENS);
@@ -146,9 +147,11 @@ impl EngineBench {
             precision: self.precision,
             weight_bytes,
             token_bytes: token_bytes(&manifest, weight_bytes),
-            kv_bytes: (kv_pages * PAGE_TOKENS) as u64
-                * u64::from(manifest.config.layers * manifest.config.kv_heads)
-                * self.precision.kv.token_bytes(manifest.config.head_dim),
+            kv_bytes: kv_pages as u64
+                * self
+                    .precision
+                    .kv
+                    .page_bytes(config.head_dim, config.layers, config.kv_heads),
             peak_resident_bytes,
             read_bytes_per_second,
             prefill_tokens_per_second: self.prompt_tokens as f64 / prefill,

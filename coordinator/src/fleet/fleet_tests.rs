@@ -456,8 +456,13 @@ fn the_only_replica_is_planned_again_and_its_stream_goes_on() {
         let tokens = collect(&mut world.generate(30)).await.unwrap();
         assert_eq!(tokens.len(), 30);
         let requests = world.plot.requests.lock().unwrap().clone();
-        assert_eq!(requests, [(1, 0), (requests[1].0, 10)]);
-        assert!(requests[1].0 >= 2, "a new epoch");
+        let [(1, 0), (epoch, emitted)] = requests[..] else {
+            panic!("{requests:?}");
+        };
+        assert!(epoch >= 2, "a new epoch");
+        // The worker's report and its tokens come on streams of their own: the last of them may be
+        // in flight when the replica is given up, and are made again.
+        assert!(emitted <= 10, "{requests:?}");
         assert!(world.fleet.deployments()[0].replicas[0].ready);
         assert_eq!(world.fleet.workers().len(), 2);
         assert_eq!(world.fleet.plans()[0].nonce, [0; 16]);

@@ -16,10 +16,7 @@ pub(super) struct Pages {
 
 /// Bytes of one KV page on one rank: keys and values of its layers and heads.
 pub(super) fn page_bytes(config: &ModelConfig, kv: KvFormat, share: &RankShare) -> u64 {
-    limits::PAGE_TOKENS as u64
-        * u64::from(share.layers.len())
-        * u64::from(share.kv_heads.len())
-        * kv.token_bytes(config.head_dim)
+    kv.page_bytes(config.head_dim, share.layers.len(), share.kv_heads.len())
 }
 
 /// Enough for `KV_CONTEXTS_TARGET` full contexts, at most a quarter of the memory of the rank that

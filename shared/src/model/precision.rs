@@ -2,6 +2,7 @@
 
 use super::manifest::TensorEntry;
 use super::{DType, TensorRole};
+use crate::limits::PAGE_TOKENS;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use wincode::{SchemaRead, SchemaWrite};
@@ -112,6 +113,11 @@ impl KvFormat {
                 Self::F16 => 2 * dim,
                 Self::Int8 => dim + 4,
             }
+    }
+
+    /// Bytes of one page of so many layers and KV heads.
+    pub fn page_bytes(self, head_dim: u32, layers: u32, heads: u32) -> u64 {
+        PAGE_TOKENS as u64 * u64::from(layers) * u64::from(heads) * self.token_bytes(head_dim)
     }
 }
 

@@ -59,7 +59,7 @@ impl EngineArgs {
             precision: self.precision.into(),
             isa: self.isa.choose()?,
         };
-        let spinner = super::spinner();
+        let spinner = term::spinner();
         let report = bench.run(&|doing| spinner.set_message(doing.to_owned()));
         spinner.finish_and_clear();
         let report = report.map_err(|error| {

@@ -4,7 +4,7 @@
 //! A closed loop of one tenant's requests is measured alone, and again while another key (or the same) keeps
 //! many streams open. The measured ones begin once every stream of the flood has brought text or was refused.
 
-use super::load::{Api, Load, Measured, ServerArgs, concurrency, first_model, table};
+use super::load::{Api, Load, Measured, ServerArgs, concurrency, first_model, random_seed, table};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::term;
@@ -75,6 +75,7 @@ impl FairArgs {
             None => first_model(&measured)?,
         };
         let load = Load {
+            seed: random_seed()?,
             prompt_tokens: self.prompt_tokens,
             shared_prefix_tokens: 0,
             max_tokens: self.max_tokens,
@@ -88,11 +89,11 @@ impl FairArgs {
             ..load.clone()
         };
         let requests = self.requests as usize;
-        let alone = load.measure(&measured, &model, self.open, requests);
+        let alone = load.measure(&measured, &model, self.open, 0, requests);
         let (beside, flood) = self.beside(
             &flood,
             &flooding,
-            || load.measure(&measured, &model, self.open, requests),
+            || load.measure(&measured, &model, self.open, requests, requests),
             &model,
         )?;
         if self.json {

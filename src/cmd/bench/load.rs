@@ -13,6 +13,8 @@ use crate::{size, term};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +24,9 @@ use trireme_shared::limits;
 /// What every request asks for.
 #[derive(Clone)]
 pub struct Load {
+    /// Of this run's prompts. Two runs share no prompts unless they share it, so that a server which
+    /// keeps what it has computed does not answer the second from the first.
+    pub seed: u64,
     pub prompt_tokens: u32,
     /// How many of them, the first ones, are every prompt's.
     pub shared_prefix_tokens: u32,
@@ -108,12 +113,13 @@ impl ServerArgs {
 }
 
 impl Load {
-    /// Sends `requests`, `concurrency` of them open at a time.
+    /// Sends `requests`, `concurrency` of them open at a time, with the prompts from number `first` on.
     pub fn measure(
         &self,
         client: &Client,
         model: &str,
         concurrency: usize,
+        first: usize,
         requests: usize,
     ) -> Measured {
         let bar = ProgressBar::new(requests as u64);
@@ -132,7 +138,7 @@ impl Load {
                     if number >= requests {
                         return mine;
                     }
-                    mine.push(self.one(client, model, number, || {}));
+                    mine.push(self.one(client, model, first + number, || {}));
                     bar.inc(1);
                 }
             };
@@ -159,10 +165,10 @@ impl Load {
         mut heard: impl FnMut(),
     ) -> Result<Generation> {
         let shared = self.shared_prefix_tokens.min(self.prompt_tokens);
-        let own = prompt(self.prompt_tokens - shared, number);
+        let own = prompt(self.prompt_tokens - shared, self.seed, number);
         let prompt = match shared {
             0 => own,
-            _ => format!("{} {own}", prompt(shared, usize::MAX)),
+            _ => format!("{} {own}", prompt(shared, self.seed, usize::MAX)),
         };
         let mut body = json!({
             "model": model,
@@ -211,25 +217,25 @@ pub fn first_model(client: &Client) -> Result<String> {
         .ok_or_else(|| Failure::new("the server lists no model", "name one with --model").into())
 }
 
+/// A seed that no other run has.
+pub fn random_seed() -> Result<u64> {
+    Ok(getrandom::u64()?)
+}
+
 /// A prompt of about `tokens` tokens: common words, one token each in most vocabularies. Each
 /// `number` begins differently, so that no prompt is another's prefix and no cache helps.
-fn prompt(tokens: u32, number: usize) -> String {
+fn prompt(tokens: u32, seed: u64, number: usize) -> String {
     const WORDS: [&str; 32] = [
         "the", "sea", "was", "calm", "and", "every", "ship", "in", "our", "line", "moved", "with",
         "one", "long", "stroke", "of", "its", "many", "men", "who", "sat", "on", "three", "rows",
         "while", "a", "small", "wind", "from", "north", "began", "to",
     ];
-    // A small linear congruential sequence (Numerical Recipes' constants): any order will do.
-    let mut state = (number as u32).wrapping_mul(2_654_435_761).wrapping_add(1);
-    let mut text = String::new();
-    for place in 0..tokens {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        if place > 0 {
-            text.push(' ');
-        }
-        text.push_str(WORDS[(state >> 27) as usize]);
-    }
-    text
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    random.set_stream(number as u64);
+    let words: Vec<&str> = (0..tokens)
+        .map(|_| WORDS[(random.next_u32() >> 27) as usize])
+        .collect();
+    words.join(" ")
 }
 
 fn summarise(concurrency: usize, seconds: f64, outcomes: &[Result<Generation>]) -> Measured {
@@ -297,10 +303,12 @@ mod tests {
 
     #[test]
     fn prompts_have_the_asked_length_and_differ() {
-        assert_eq!(prompt(100, 0).split(' ').count(), 100);
-        assert_eq!(prompt(100, 7), prompt(100, 7));
-        let starts: std::collections::BTreeSet<String> = (0..16).map(|n| prompt(8, n)).collect();
-        assert_eq!(starts.len(), 16);
+        assert_eq!(prompt(100, 1, 0).split(' ').count(), 100);
+        assert_eq!(prompt(100, 1, 7), prompt(100, 1, 7));
+        let starts: std::collections::BTreeSet<String> = (0..32)
+            .map(|n| prompt(8, 1 + n / 16, n as usize % 16))
+            .collect();
+        assert_eq!(starts.len(), 32);
     }
 
     #[test]
@@ -316,13 +324,14 @@ mod tests {
             ),
         ]);
         let load = Load {
+            seed: 0,
             prompt_tokens: 3,
             shared_prefix_tokens: 0,
             max_tokens: 4,
             api: Api::Completions,
             speculative_tokens: None,
         };
-        let measured = load.measure(&Client::new(&[url], None), "m", 1, 2);
+        let measured = load.measure(&Client::new(&[url], None), "m", 1, 0, 2);
         assert_eq!((measured.requests, measured.failures), (2, 1));
         assert_eq!((measured.output_tokens, measured.prompt_tokens), (4, 5));
         assert!(measured.ttft_p50_ms.is_some() && measured.inter_token_p50_ms.is_some());

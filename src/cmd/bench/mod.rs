@@ -13,10 +13,9 @@ mod serve;
 mod settle;
 
 use crate::failure::Failure;
+use crate::term;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use indicatif::ProgressBar;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -84,19 +83,9 @@ impl NewFolder {
 impl Drop for NewFolder {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            crate::term::out(format!("cannot remove {}: {error}", self.0.display()));
+            term::out(format!("cannot remove {}: {error}", self.0.display()));
         }
     }
-}
-
-/// Tells what is done meanwhile, on a terminal.
-pub(super) fn spinner() -> ProgressBar {
-    let spinner = match std::io::stderr().is_terminal() {
-        true => ProgressBar::new_spinner(),
-        false => ProgressBar::hidden(),
-    };
-    spinner.enable_steady_tick(Duration::from_millis(100));
-    spinner
 }
 
 /// Measures a group in a new folder in `parent`; a spinner tells what it is at.
@@ -105,7 +94,7 @@ fn in_a_new_folder<T>(
     measure: impl AsyncFnOnce(PathBuf, &(dyn Fn(&str) + Sync)) -> Result<T, String>,
 ) -> Result<T> {
     let folder = NewFolder::make(parent)?;
-    let spinner = spinner();
+    let spinner = term::spinner();
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let tell = |doing: &str| spinner.set_message(doing.to_owned());
     let report = runtime.block_on(measure(folder.path().to_owned(), &tell));

@@ -45,7 +45,7 @@ impl RooflineArgs {
             precision: self.precision.into(),
             isa: self.isa.choose()?,
         };
-        let spinner = super::spinner();
+        let spinner = term::spinner();
         let report = bench.run(&|doing| spinner.set_message(doing.to_owned()));
         spinner.finish_and_clear();
         let report = report.map_err(|error| {

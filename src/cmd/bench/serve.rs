@@ -1,6 +1,6 @@
 //! `cluster bench serve`: a closed loop of streamed requests against an OpenAI-compatible server.
 
-use super::load::{Api, Load, ServerArgs, concurrency, first_model, table};
+use super::load::{Api, Load, ServerArgs, concurrency, first_model, random_seed, table};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::term;
@@ -38,6 +38,12 @@ pub struct ServeArgs {
     /// Requests at each concurrency [default: 4 for each open one, at least 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     requests: Option<u32>,
+    /// What prompts are drawn by: runs with the same seed ask the same prompts [default: a new one]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Keep connections open between requests; a server that closes one meanwhile fails a request
+    #[arg(long)]
+    keep_connections: bool,
     /// Which endpoint is asked
     #[arg(long, value_enum, default_value_t)]
     api: Api,
@@ -49,28 +55,38 @@ pub struct ServeArgs {
 impl ServeArgs {
     pub fn run(self) -> Result<()> {
         let (url, key) = self.server.find()?;
-        let client = Client::without_kept_connections(&[url], key);
+        let client = match self.keep_connections {
+            true => Client::new(&[url], key),
+            false => Client::without_kept_connections(&[url], key),
+        };
         let model = match &self.model {
             Some(model) => model.clone(),
             None => first_model(&client)?,
         };
+        let seed = match self.seed {
+            Some(seed) => seed,
+            None => random_seed()?,
+        };
         let load = Load {
+            seed,
             prompt_tokens: self.prompt_tokens,
             shared_prefix_tokens: self.shared_prefix_tokens,
             max_tokens: self.max_tokens,
             api: self.api,
             speculative_tokens: self.speculative_tokens,
         };
-        let mut results = Vec::new();
+        let (mut results, mut asked) = (Vec::new(), 0);
         for &concurrency in &self.concurrency {
             let requests = (4 * concurrency).max(8);
             let requests = self.requests.map_or(requests, |n| n as usize);
-            results.push(load.measure(&client, &model, concurrency, requests));
+            results.push(load.measure(&client, &model, concurrency, asked, requests));
+            asked += requests;
         }
         if self.json {
             term::json(&json!({
                 "url": client.url(),
                 "model": model,
+                "seed": seed,
                 "prompt_tokens": self.prompt_tokens,
                 "max_tokens": self.max_tokens,
                 "results": results,

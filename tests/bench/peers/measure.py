@@ -10,8 +10,8 @@ llama.cpp's figures is the better one of flash attention on and off. Of us there
 bytes, as by default, and of one, which is what llama.cpp multiplies.
 
 `serve` asks servers that are already running, and stops all (SIGSTOP) but the one it asks where their process ids are
-given (`trireme=URL=KEY=PID,PID`): idle servers, too, may spin. Each round asks the same prompts, so a server that keeps
-prefixes must be started anew and asked for one round.
+given (`trireme=URL=KEY=PID,PID`; vLLM's includes its engine's): idle servers, too, may spin. Each round asks prompts of its
+own, the same of each server.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 
 CLUSTER = pathlib.Path("target/release/cluster")
 
@@ -97,7 +98,10 @@ class Server:
 
     def signal(self, which):
         for pid in self.pids:
-            os.kill(pid, which)
+            try:
+                os.kill(pid, which)
+            except ProcessLookupError:
+                sys.exit(f"{self.name}: there is no process {pid}; give those that serve now")
 
 
 def serve(args):
@@ -111,7 +115,7 @@ def serve(args):
                     server.signal(signal.SIGCONT if server is asked else signal.SIGSTOP)
                 command = [args.cluster, "bench", "serve", "--json", "--url", asked.url, "--api-key", asked.key]
                 command += ["--concurrency", args.concurrency, "--prompt-tokens", args.prompt_tokens]
-                command += ["--max-tokens", args.gen, "--requests", args.requests]
+                command += ["--max-tokens", args.gen, "--requests", args.requests, "--seed", args.seed + number]
                 measured = json.loads(run(command))["results"][0]
                 if measured["failures"]:
                     sys.exit(f"{asked.name}: {measured}")
@@ -141,6 +145,7 @@ def main():
     of.add_argument("--concurrency", type=int, default=16)
     of.add_argument("--prompt-tokens", type=int, default=83)
     of.add_argument("--requests", type=int, default=64)
+    of.add_argument("--seed", type=int, default=time.time_ns(), help="of the first round's prompts [default: a new one]")
     of.add_argument(
         "--figures", nargs="+", default=["output_tokens_per_second", "ttft_p50_ms", "inter_token_p99_ms"]
     )

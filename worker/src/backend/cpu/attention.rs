@@ -6,9 +6,9 @@
 //! its value: sixteen f32 behind the keys and behind the values. Those scale a vector of scores and
 //! one of chances, once a page, and not the numbers one by one.
 //!
-//! Softmax is online (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"): a
-//! page is read once, for up to [`TILE_QUERIES`] queries. Where those are more than registers hold
-//! sums for, the page is widened to f32 first, once for all of them.
+//! Softmax is online (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"): pages
+//! are read once, [`BLOCK_PAGES`] after another, for up to [`TILE_QUERIES`] queries. Blocks begin at
+//! fixed positions, so a query's result does not depend on what stands beside it.
 
 #![allow(
     unsafe_op_in_unsafe_fn,
@@ -22,32 +22,29 @@ use super::lanes::{LANES, Lanes, kernel};
 use super::memory::Mapping;
 use super::pointwise::capped;
 use crate::backend::{BackendError, KvShape, Step};
-use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use trireme_shared::limits::{HEAD_DIM_MAX, PAGE_TOKENS};
 use trireme_shared::model::{KvFormat, Rope, RopeStyle};
 
 const _: () = assert!(PAGE_TOKENS == LANES);
 
-/// Queries of one tile.
-pub(super) const TILE_QUERIES: usize = 32;
+/// Queries of one tile: whole groups of six and of eight (`group_queries`).
+pub(super) const TILE_QUERIES: usize = 24;
+
+/// Pages that are met at once: what a query's largest score and its sums are carried over for.
+const BLOCK_PAGES: usize = 2;
+const BLOCK_TOKENS: usize = BLOCK_PAGES * PAGE_TOKENS;
 
 /// The score of a token a query may not see: below any other, and finite.
 const UNSEEN: f32 = -1e30;
 
-/// What keys and values are read as.
+/// How pages hold keys and values.
 trait Numbers {
     type Element: Copy + Default;
     /// Whether a token's key and value have a scale each.
     const HAS_SCALES: bool;
-    /// Whether they are read where a page has them.
-    const IS_IN_PAGE: bool = true;
 
     unsafe fn load<V: Lanes>(from: *const Self::Element) -> V;
-}
-
-/// How pages hold them.
-trait Stored: Numbers {
     /// What the `padded` numbers of a key or a value are divided by.
     unsafe fn scale<V: Lanes>(numbers: *const f32, padded: usize) -> f32;
     unsafe fn store<V: Lanes>(numbers: V, to: *mut Self::Element);
@@ -63,9 +60,6 @@ impl Numbers for Halves {
     unsafe fn load<V: Lanes>(from: *const u16) -> V {
         V::load_f16(from)
     }
-}
-
-impl Stored for Halves {
     #[inline(always)]
     unsafe fn scale<V: Lanes>(_: *const f32, _: usize) -> f32 {
         1.0
@@ -86,9 +80,6 @@ impl Numbers for Bytes {
     unsafe fn load<V: Lanes>(from: *const i8) -> V {
         V::load_i8(from)
     }
-}
-
-impl Stored for Bytes {
     #[inline(always)]
     unsafe fn scale<V: Lanes>(numbers: *const f32, padded: usize) -> f32 {
         let mut most = V::zero();
@@ -100,20 +91,6 @@ impl Stored for Bytes {
     #[inline(always)]
     unsafe fn store<V: Lanes>(numbers: V, to: *mut i8) {
         numbers.store_i8(to)
-    }
-}
-
-/// Numbers of `N` that were widened.
-struct Widened<N>(PhantomData<N>);
-
-impl<N: Numbers> Numbers for Widened<N> {
-    type Element = f32;
-    const HAS_SCALES: bool = N::HAS_SCALES;
-    const IS_IN_PAGE: bool = false;
-
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(from: *const f32) -> V {
-        V::load(from)
     }
 }
 
@@ -267,7 +244,7 @@ unsafe fn append_lanes<V: Lanes>(slot: Slot, key: *const f32, value: *const f32)
 }
 
 #[inline(always)]
-unsafe fn append_numbers<V: Lanes, N: Stored>(slot: Slot, key: *const f32, value: *const f32) {
+unsafe fn append_numbers<V: Lanes, N: Numbers>(slot: Slot, key: *const f32, value: *const f32) {
     let Slot {
         head,
         token,
@@ -370,38 +347,26 @@ unsafe fn attend_tile<V: Lanes, N: Numbers>(tile: &Tile) {
     }
     // Queries stand in order of position, so no window begins before the first one's, and none ends
     // after the last one's.
-    let end = tile.limits[count - 1].div_ceil(PAGE_TOKENS);
-    let page_head = |page: usize| {
-        let page = *tile.pages.add(page) as usize;
-        tile.head.add(page * tile.page_stride)
+    let (begin, end) = (tile.starts[0], tile.limits[count - 1]);
+    let pages = begin / PAGE_TOKENS..end.div_ceil(PAGE_TOKENS);
+    let heads = |block: usize| {
+        std::array::from_fn(|at| {
+            // Of a page that nobody sees, the nearest stands for it.
+            let page = (block * BLOCK_PAGES + at).clamp(pages.start, pages.end - 1);
+            let page = *tile.pages.add(page) as usize;
+            tile.head.add(page * tile.page_stride)
+        })
     };
-    let is_one_group = count <= group_queries::<V>(count);
-    let mut wide = MaybeUninit::<[[f32; HEAD_DIM_MAX * PAGE_TOKENS]; 2]>::uninit();
-    let wide = wide.as_mut_ptr().cast::<f32>();
-    for number in tile.starts[0] / PAGE_TOKENS..end {
-        let head = page_head(number);
-        let page = Page::<N> {
-            start: number * PAGE_TOKENS,
-            head,
-            keys: head.cast(),
-            values: head.add(layout.values).cast(),
-            next: page_head((number + 1).min(end - 1)),
+    let blocks = begin / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS);
+    let mut next = heads(blocks.start);
+    for number in blocks {
+        let block = Block {
+            start: number * BLOCK_TOKENS,
+            heads: next,
+            next: heads(number + 1),
         };
-        if is_one_group {
-            meet_page::<V, N>(tile, &page, &mut progress);
-            continue;
-        }
-        let (keys, values) = (wide, wide.add(HEAD_DIM_MAX * PAGE_TOKENS));
-        page.widen::<V>(page.keys, layout.dim * PAGE_TOKENS, keys);
-        page.widen::<V>(page.values, layout.padded * PAGE_TOKENS, values);
-        let page = Page::<Widened<N>> {
-            start: page.start,
-            head,
-            keys,
-            values,
-            next: head,
-        };
-        meet_page::<V, Widened<N>>(tile, &page, &mut progress);
+        next = block.next;
+        meet_block::<V, N>(tile, &block, &mut progress);
     }
     for query in 0..count {
         let sum = progress.sums.add(query * layout.padded);
@@ -413,7 +378,7 @@ unsafe fn attend_tile<V: Lanes, N: Numbers>(tile: &Tile) {
     }
 }
 
-/// What is known of each query of a tile after some pages.
+/// What is known of each query of a tile after some blocks.
 struct Progress {
     /// The largest score, which all chances so far are relative to.
     tops: [f32; TILE_QUERIES],
@@ -427,189 +392,216 @@ struct Progress {
 #[inline(always)]
 fn group_queries<V: Lanes>(left: usize) -> usize {
     match left {
-        8.. if V::ROWS >= 8 => 8,
+        8.. if V::ROWS == 8 => 8,
+        6.. if V::ROWS == 6 => 6,
         4.. => 4,
         few => few,
     }
 }
 
-/// One head of a page, as queries read it.
-struct Page<N: Numbers> {
+/// One head of the pages of a block.
+struct Block {
     /// Position of its first token.
     start: usize,
-    head: *const u8,
-    /// In `head`, or widened.
-    keys: *const N::Element,
-    values: *const N::Element,
-    /// The head that is read after it; this one, if none is.
-    next: *const u8,
+    heads: [*const u8; BLOCK_PAGES],
+    /// Those of the block that is read after it.
+    next: [*const u8; BLOCK_PAGES],
 }
 
-impl<N: Numbers> Page<N> {
-    /// Asks for the place in the next page that `at` is in this one: the hardware does not know
-    /// where that lies, and a few queries wait for it. Line by line, as this page is read: more at
-    /// once than a core can wait for would hold up what comes after.
-    #[inline(always)]
-    unsafe fn ask_ahead<V: Lanes>(&self, at: *const N::Element) {
-        if N::IS_IN_PAGE {
-            V::prefetch(self.next.add(at.byte_offset_from_unsigned(self.head)));
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn widen<V: Lanes>(&self, from: *const N::Element, count: usize, to: *mut f32) {
-        for at in (0..count).step_by(LANES) {
-            if at % (2 * LANES) == 0 {
-                self.ask_ahead::<V>(from.add(at));
-            }
-            N::load::<V>(from.add(at)).store(to.add(at));
-        }
-    }
-}
-
-/// All queries of a tile that see tokens of a page.
+/// All queries of a tile that see tokens of a block.
 #[inline(always)]
-unsafe fn meet_page<V: Lanes, N: Numbers>(tile: &Tile, page: &Page<N>, progress: &mut Progress) {
+unsafe fn meet_block<V: Lanes, N: Numbers>(tile: &Tile, block: &Block, progress: &mut Progress) {
     let mut first = 0;
     while first < tile.count {
         let count = group_queries::<V>(tile.count - first);
-        let is_seen = page.start < tile.limits[first + count - 1]
-            && tile.starts[first] < page.start + PAGE_TOKENS;
+        let is_seen = block.start < tile.limits[first + count - 1]
+            && tile.starts[first] < block.start + BLOCK_TOKENS;
         if is_seen {
             match count {
-                8 if V::ROWS >= 8 => meet::<V, N, 8>(tile, first, page, progress),
-                4 => meet::<V, N, 4>(tile, first, page, progress),
-                3 => meet::<V, N, 3>(tile, first, page, progress),
-                2 => meet::<V, N, 2>(tile, first, page, progress),
-                _ => meet::<V, N, 1>(tile, first, page, progress),
+                8 if V::ROWS == 8 => meet::<V, N, 8>(tile, first, block, progress),
+                6 if V::ROWS == 6 => meet::<V, N, 6>(tile, first, block, progress),
+                4 => meet::<V, N, 4>(tile, first, block, progress),
+                3 => meet::<V, N, 3>(tile, first, block, progress),
+                2 => meet::<V, N, 2>(tile, first, block, progress),
+                _ => meet::<V, N, 1>(tile, first, block, progress),
             }
         }
         first += count;
     }
 }
 
-/// Queries `first..first + Q` and a page.
+/// Scores of queries `first..first + Q` with the sixteen tokens of a page, before any scale. As keys
+/// are read, the places at the same distances from `ahead` are asked for.
 #[inline(always)]
-unsafe fn meet<V: Lanes, N: Numbers, const Q: usize>(
+unsafe fn scores<V: Lanes, N: Numbers, const Q: usize>(
     tile: &Tile,
     first: usize,
-    page: &Page<N>,
-    progress: &mut Progress,
-) {
-    let &Page {
-        start,
-        head,
-        keys,
-        values,
-        ..
-    } = page;
-    let layout = tile.layout;
-    let (dim, padded) = (layout.dim, layout.padded);
-    let scale = V::splat(tile.scale);
-    let cap = tile.score_cap.map(|c| (V::splat(c), V::splat(2.0 / c)));
-    let seen = tile.limits[first + Q - 1];
-    let sums = progress.sums.add(first * padded);
-    // What each token's value is multiplied by: its chance, and its scale where there is one.
-    let mut factors = [[0f32; LANES]; Q];
-
+    keys: *const N::Element,
+    ahead: *const N::Element,
+) -> [V; Q] {
     // Two sums a query, of even and of odd columns, so that a few queries alone do not wait for each
     // addition; one after the other, where registers are too few for both.
-    let mut scores = [[V::zero(); 2]; Q];
+    let mut sums = [[V::zero(); 2]; Q];
+    let dim = tile.layout.dim;
     let key = |d: usize| N::load::<V>(keys.add(d * PAGE_TOKENS));
-    let ask_ahead_of_key = |d: usize| page.ask_ahead::<V>(keys.add(d * PAGE_TOKENS));
+    let ask_ahead = |d: usize| V::prefetch(ahead.wrapping_add(d * PAGE_TOKENS).cast());
     let query = |q: usize, d: usize| V::splat(*tile.queries[first + q].add(d));
     if V::ROWS < 8 && Q >= 4 {
         for parity in 0..2 {
-            let mut sums = [V::zero(); Q];
+            let mut mine = [V::zero(); Q];
             for d in (parity..dim).step_by(2) {
-                if parity == 0 {
-                    ask_ahead_of_key(d);
-                }
+                ask_ahead(d);
                 let key = key(d);
                 for q in 0..Q {
-                    sums[q] = key.fma(query(q, d), sums[q]);
+                    mine[q] = key.fma(query(q, d), mine[q]);
                 }
             }
             for q in 0..Q {
-                scores[q][parity] = sums[q];
+                sums[q][parity] = mine[q];
             }
         }
     } else {
         for d in (0..dim - dim % 2).step_by(2) {
-            ask_ahead_of_key(d);
+            ask_ahead(d);
             let (even, odd) = (key(d), key(d + 1));
             for q in 0..Q {
-                scores[q][0] = even.fma(query(q, d), scores[q][0]);
-                scores[q][1] = odd.fma(query(q, d + 1), scores[q][1]);
+                sums[q][0] = even.fma(query(q, d), sums[q][0]);
+                sums[q][1] = odd.fma(query(q, d + 1), sums[q][1]);
             }
         }
         if dim % 2 == 1 {
             let last = key(dim - 1);
             for q in 0..Q {
-                scores[q][0] = last.fma(query(q, dim - 1), scores[q][0]);
+                sums[q][0] = last.fma(query(q, dim - 1), sums[q][0]);
             }
         }
     }
+    let mut scores = [V::zero(); Q];
+    for q in 0..Q {
+        scores[q] = sums[q][0].add(sums[q][1]);
+    }
+    scores
+}
 
+/// Queries `first..first + Q` and a block.
+#[inline(always)]
+unsafe fn meet<V: Lanes, N: Numbers, const Q: usize>(
+    tile: &Tile,
+    first: usize,
+    block: &Block,
+    progress: &mut Progress,
+) {
+    let layout = tile.layout;
+    let padded = layout.padded;
+    let scale = V::splat(tile.scale);
+    let cap = tile.score_cap.map(|c| (V::splat(c), V::splat(2.0 / c)));
+    // Tokens of the block, from its start on: those that each sees, and those that any does.
+    let in_block = |position: usize| position.saturating_sub(block.start).min(BLOCK_TOKENS);
+    let (mut starts, mut ends) = ([0; Q], [0; Q]);
+    for q in 0..Q {
+        starts[q] = in_block(tile.starts[first + q]);
+        ends[q] = in_block(tile.limits[first + q]);
+    }
+    let pages = starts[0] / PAGE_TOKENS..ends[Q - 1].div_ceil(PAGE_TOKENS);
+
+    // Scores, then what each token's value is multiplied by: its chance, and its scale where there is
+    // one. Only those pages are written.
+    let mut factors = MaybeUninit::<[[f32; BLOCK_TOKENS]; Q]>::uninit();
+    let factors = factors.as_mut_ptr().cast::<f32>();
+    // Puts a number in place of those of a page that a query does not see; whether there are any.
+    let hide = |q: usize, page: usize, number: f32| {
+        let (seen, tokens) = (
+            starts[q]..ends[q],
+            page * PAGE_TOKENS..(page + 1) * PAGE_TOKENS,
+        );
+        if seen.start <= tokens.start && tokens.end <= seen.end {
+            return false;
+        }
+        for token in tokens.filter(|token| !seen.contains(token)) {
+            *factors.add(q * BLOCK_TOKENS + token) = number;
+        }
+        true
+    };
+    let mut tops = [V::splat(UNSEEN); Q];
+    for page in pages.clone() {
+        let head = block.heads[page];
+        // What lies where the hardware cannot know is asked for line by line as what comes before it is
+        // read: values with the keys of their page, keys with the values of the block before. More at
+        // once than a core can wait for would hold up what comes after.
+        let ahead = head.add(layout.values).cast();
+        let scores = scores::<V, N, Q>(tile, first, head.cast(), ahead);
+        for q in 0..Q {
+            let mut score = scores[q];
+            if N::HAS_SCALES {
+                score = score.mul(V::load(head.add(layout.key_scales).cast()));
+            }
+            score = score.mul(scale);
+            if let Some((cap, inverse)) = cap {
+                score = capped(score, cap, inverse);
+            }
+            let to = factors.add(q * BLOCK_TOKENS + page * PAGE_TOKENS);
+            score.store(to);
+            if hide(q, page, UNSEEN) {
+                score = V::load(to);
+            }
+            tops[q] = tops[q].max(score);
+        }
+    }
+
+    let mut shrinks = [1f32; Q];
     for q in 0..Q {
         let at = first + q;
-        let mut score = scores[q][0].add(scores[q][1]);
-        if N::HAS_SCALES {
-            score = score.mul(V::load(head.add(layout.key_scales).cast()));
-        }
-        score = score.mul(scale);
-        if let Some((cap, inverse)) = cap {
-            score = capped(score, cap, inverse);
-        }
-        let visible = tile.limits[at].saturating_sub(start).min(LANES);
-        let hidden = tile.starts[at].saturating_sub(start).min(LANES);
-        if hidden == LANES {
-            // Before this query's window: seen by others of the tile only.
-            continue;
-        }
-        if visible < LANES || hidden > 0 {
-            score.store(factors[q].as_mut_ptr());
-            factors[q][..hidden].fill(UNSEEN);
-            factors[q][visible..].fill(UNSEEN);
-            score = V::load(factors[q].as_ptr());
-        }
-        let top = score.largest();
-        if top > progress.tops[at] {
-            let shrink = (progress.tops[at] - top).exp();
-            progress.tops[at] = top;
-            progress.weights[at] *= shrink;
-            for value in (0..padded).step_by(LANES) {
-                let sum = sums.add(q * padded + value);
-                V::load(sum).mul(V::splat(shrink)).store(sum);
+        if starts[q] < ends[q] {
+            let top = tops[q].largest();
+            if top > progress.tops[at] {
+                shrinks[q] = match progress.weights[at] {
+                    0.0 => 0.0,
+                    _ => (progress.tops[at] - top).exp(),
+                };
+                progress.tops[at] = top;
             }
+            let top = V::splat(progress.tops[at]);
+            let mut weight = V::zero();
+            // Only pages that it sees itself, so that its sum does not depend on the tile's others.
+            for page in starts[q] / PAGE_TOKENS..ends[q].div_ceil(PAGE_TOKENS) {
+                let scores = factors.add(q * BLOCK_TOKENS + page * PAGE_TOKENS);
+                let chance = V::load(scores).sub(top).exp();
+                weight = weight.add(chance);
+                let mut factor = chance;
+                if N::HAS_SCALES {
+                    let scales = block.heads[page].add(layout.value_scales).cast();
+                    factor = factor.mul(V::load(scales));
+                }
+                factor.store(scores);
+            }
+            progress.weights[at] = progress.weights[at] * shrinks[q] + weight.sum();
         }
-        let chance = score.sub(V::splat(progress.tops[at])).exp();
-        progress.weights[at] += chance.sum();
-        let mut factor = chance;
-        if N::HAS_SCALES {
-            factor = factor.mul(V::load(head.add(layout.value_scales).cast()));
+        for page in pages.clone() {
+            // Exactly nothing, for the same reason.
+            hide(q, page, 0.0);
         }
-        factor.store(factors[q].as_mut_ptr());
-        // Exactly nothing, so that a query's result does not depend on its tile's others.
-        factors[q][..hidden].fill(0.0);
-        factors[q][visible..].fill(0.0);
     }
 
-    // Tokens beyond `seen` may hold anything, so they are not even multiplied by zero.
-    let tokens = PAGE_TOKENS.min(seen - start);
+    let sums = progress.sums.add(first * padded);
     for at in (0..padded).step_by(LANES) {
         let mut out = [V::zero(); Q];
         for q in 0..Q {
-            out[q] = V::load(sums.add(q * padded + at));
+            out[q] = V::load(sums.add(q * padded + at)).mul(V::splat(shrinks[q]));
         }
-        for token in 0..tokens {
-            let value = values.add(token * padded + at);
-            if at % (2 * LANES) == 0 {
-                page.ask_ahead::<V>(value);
-            }
-            let value = N::load::<V>(value);
-            for q in 0..Q {
-                out[q] = value.fma(V::splat(factors[q][token]), out[q]);
+        for page in pages.clone() {
+            let start = page * PAGE_TOKENS;
+            let values = block.heads[page].add(layout.values).cast::<N::Element>();
+            let ahead = block.next[page].cast::<N::Element>();
+            let factors = factors.add(start);
+            // Tokens beyond what is seen may hold anything, so they are not even multiplied by zero.
+            for token in 0..PAGE_TOKENS.min(ends[Q - 1] - start) {
+                let place = token * padded + at;
+                V::prefetch(ahead.add(place).cast());
+                let value = N::load::<V>(values.add(place));
+                for q in 0..Q {
+                    let factor = V::splat(*factors.add(q * BLOCK_TOKENS + token));
+                    out[q] = value.fma(factor, out[q]);
+                }
             }
         }
         for q in 0..Q {

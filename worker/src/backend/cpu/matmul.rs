@@ -13,9 +13,10 @@
 )]
 
 use super::lanes::{LANES, Lanes, kernel};
-use super::pack::{BLOCK, Format, GROUP_ROWS, TILE};
+use super::pack::{BLOCK, Format, GROUP_ROWS, GROUP_TILES, TILE};
 use super::quants::{self, Least, Quads, Quant, VECTORS};
 use super::rows::CpuRows;
+use crate::backend::Isa;
 use std::hint::black_box;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -129,25 +130,89 @@ pub(super) struct Weights {
     pub(super) blocks: usize,
 }
 
-kernel! {
-    /// Sums for every row of `x` and every output of the group. Quantised formats need the
-    /// quantised form of `x`; `blocks` match its width.
-    pub(super) fn group_matmul(format: Format, w: Weights, x: Inputs, out: *mut f32) = by_format
+/// One function each, so that the compiler sees one kernel at a time.
+macro_rules! kernels {
+    ($($name:ident: $kernel:ty;)*) => {$(
+        kernel! {
+            fn $name(w: Weights, x: Inputs, out: *mut f32) = by_rows<$kernel>
+        }
+    )*};
+}
+
+kernels! {
+    twos_words: Blocks<quants::Twos, quants::Words>;
+    threes_words: Blocks<quants::Threes, quants::Words>;
+    nibbles_words: Blocks<quants::Nibbles, quants::Words>;
+    levels_words: Blocks<quants::Levels, quants::Words>;
+    fives_words: Blocks<quants::Fives, quants::Words>;
+    sixes_words: Blocks<quants::Sixes, quants::Words>;
+    bytes_words: Blocks<quants::Bytes, quants::Words>;
+    twos_fine: Blocks<quants::Twos, quants::Fine>;
+    threes_fine: Blocks<quants::Threes, quants::Fine>;
+    nibbles_fine: Blocks<quants::Nibbles, quants::Fine>;
+    levels_fine: Blocks<quants::Levels, quants::Fine>;
+    fives_fine: Blocks<quants::Fives, quants::Fine>;
+    sixes_fine: Blocks<quants::Sixes, quants::Fine>;
+    bytes_fine: Blocks<quants::Bytes, quants::Fine>;
+    f16: F16;
+    bf16: Bf16;
+    f32: F32;
+}
+
+/// Sums for every row of `x` and every output of the group. Quantised formats need the
+/// quantised form of `x`; `blocks` match its width.
+///
+/// # Safety
+/// The machine has `isa`, `w` and `x` are as they say, and `out` has room for the group's sums.
+pub(super) unsafe fn group_matmul(isa: Isa, format: Format, w: Weights, x: Inputs, out: *mut f32) {
+    use ActivationFormat::{Int8, Int16};
+    match (format, x.activations) {
+        (Format::Twos, Int16) => twos_words(isa, w, x, out),
+        (Format::Threes, Int16) => threes_words(isa, w, x, out),
+        (Format::Nibbles, Int16) => nibbles_words(isa, w, x, out),
+        (Format::Levels, Int16) => levels_words(isa, w, x, out),
+        (Format::Fives, Int16) => fives_words(isa, w, x, out),
+        (Format::Sixes, Int16) => sixes_words(isa, w, x, out),
+        (Format::Bytes, Int16) => bytes_words(isa, w, x, out),
+        (Format::Twos, Int8) => twos_fine(isa, w, x, out),
+        (Format::Threes, Int8) => threes_fine(isa, w, x, out),
+        (Format::Nibbles, Int8) => nibbles_fine(isa, w, x, out),
+        (Format::Levels, Int8) => levels_fine(isa, w, x, out),
+        (Format::Fives, Int8) => fives_fine(isa, w, x, out),
+        (Format::Sixes, Int8) => sixes_fine(isa, w, x, out),
+        (Format::Bytes, Int8) => bytes_fine(isa, w, x, out),
+        (Format::F16, _) => f16(isa, w, x, out),
+        (Format::Bf16, _) => bf16(isa, w, x, out),
+        (Format::F32, _) => f32(isa, w, x, out),
+    }
 }
 
 kernel! {
-    /// The same sums in f64: f32 within each segment of `segment` blocks, then f64 over segments.
-    ///
-    /// The order of f32 additions depends on where segments begin and on nothing else, and the f64
-    /// sums over them round far below what f32 shows. So ranks that hold whole segments add up to
-    /// what one rank holding all of them gets.
-    pub(super) fn group_matmul_wide(
-        format: Format, w: Weights, x: Inputs, segment: usize, out: *mut f64,
-    ) = by_segment
+    /// Adds sums of `rows` rows and `columns` columns, whole tiles.
+    fn add_wide(sums: *const f32, rows: usize, columns: usize, out: *mut f64) = add_wide_lanes
 }
 
 #[inline(always)]
-unsafe fn by_segment<V: Lanes>(
+unsafe fn add_wide_lanes<V: Lanes>(sums: *const f32, rows: usize, columns: usize, out: *mut f64) {
+    for row in 0..rows {
+        for column in (0..columns).step_by(LANES) {
+            let at = row * GROUP_ROWS + column;
+            V::load(sums.add(at)).add_to_f64(out.add(at));
+        }
+    }
+}
+
+/// The sums of [`group_matmul`] in f64: f32 within each segment of `segment` blocks, then f64 over
+/// segments.
+///
+/// The order of f32 additions depends on where segments begin and on nothing else, and the f64
+/// sums over them round far below what f32 shows. So ranks that hold whole segments add up to
+/// what one rank holding all of them gets.
+///
+/// # Safety
+/// As [`group_matmul`]'s.
+pub(super) unsafe fn group_matmul_wide(
+    isa: Isa,
     format: Format,
     w: Weights,
     x: Inputs,
@@ -157,45 +222,14 @@ unsafe fn by_segment<V: Lanes>(
     std::ptr::write_bytes(out, 0, x.rows * GROUP_ROWS);
     let mut sums = GroupSums::<f32>::new();
     let sums = sums.as_mut_ptr();
-    let mut block = 0;
-    while block < w.blocks {
+    for block in (0..w.blocks).step_by(segment) {
         let part = Weights {
             start: w.start.add(block * w.tiles * format.tile_bytes()),
             blocks: segment.min(w.blocks - block),
             ..w
         };
-        by_format::<V>(format, part, x.at_block(format, block), sums);
-        for row in 0..x.rows {
-            for tile in 0..w.tiles {
-                let at = row * GROUP_ROWS + tile * TILE;
-                V::load(sums.add(at)).add_to_f64(out.add(at));
-            }
-        }
-        block += segment;
-    }
-}
-
-#[inline(always)]
-unsafe fn by_format<V: Lanes>(format: Format, w: Weights, x: Inputs, out: *mut f32) {
-    match format {
-        Format::Twos => by_quads::<V, quants::Twos>(w, x, out),
-        Format::Threes => by_quads::<V, quants::Threes>(w, x, out),
-        Format::Nibbles => by_quads::<V, quants::Nibbles>(w, x, out),
-        Format::Levels => by_quads::<V, quants::Levels>(w, x, out),
-        Format::Fives => by_quads::<V, quants::Fives>(w, x, out),
-        Format::Sixes => by_quads::<V, quants::Sixes>(w, x, out),
-        Format::Bytes => by_quads::<V, quants::Bytes>(w, x, out),
-        Format::F16 => by_rows::<V, F16>(w, x, out),
-        Format::Bf16 => by_rows::<V, Bf16>(w, x, out),
-        Format::F32 => by_rows::<V, F32>(w, x, out),
-    }
-}
-
-#[inline(always)]
-unsafe fn by_quads<V: Lanes, Q: Quant>(w: Weights, x: Inputs, out: *mut f32) {
-    match x.activations {
-        ActivationFormat::Int16 => by_rows::<V, Blocks<Q, quants::Words>>(w, x, out),
-        ActivationFormat::Int8 => by_rows::<V, Blocks<Q, quants::Fine>>(w, x, out),
+        group_matmul(isa, format, part, x.at_block(format, block), sums);
+        add_wide(isa, sums, x.rows, w.tiles * TILE, out);
     }
 }
 
@@ -205,31 +239,32 @@ unsafe fn by_rows<V: Lanes, K: Kernel>(w: Weights, x: Inputs, out: *mut f32) {
     while row < x.rows {
         let left = x.rows - row;
         let to = out.add(row * GROUP_ROWS);
-        if left >= 8 && V::ROWS >= 8 {
-            for tile in 0..w.tiles {
-                K::run::<V, 8, 1>(w, tile, x, row, to);
+        row += match left {
+            8.. if V::ROWS == 8 => by_tiles::<V, K, 8>(w, x, row, to),
+            6.. if V::ROWS == 6 => by_tiles::<V, K, 6>(w, x, row, to),
+            4.. => by_tiles::<V, K, 4>(w, x, row, to),
+            2.. => by_tiles::<V, K, 2>(w, x, row, to),
+            _ if w.tiles == GROUP_TILES => {
+                K::run::<V, 1, GROUP_TILES>(w, 0, x, row, to);
+                1
             }
-            row += 8;
-        } else if left >= 4 {
-            for tile in 0..w.tiles {
-                K::run::<V, 4, 1>(w, tile, x, row, to);
-            }
-            row += 4;
-        } else if left >= 2 {
-            for tile in 0..w.tiles {
-                K::run::<V, 2, 1>(w, tile, x, row, to);
-            }
-            row += 2;
-        } else {
-            match w.tiles {
-                4 => K::run::<V, 1, 4>(w, 0, x, row, to),
-                3 => K::run::<V, 1, 3>(w, 0, x, row, to),
-                2 => K::run::<V, 1, 2>(w, 0, x, row, to),
-                _ => K::run::<V, 1, 1>(w, 0, x, row, to),
-            }
-            row += 1;
-        }
+            _ => by_tiles::<V, K, 1>(w, x, row, to),
+        };
     }
+}
+
+/// `M` rows from `row`, one tile after another.
+#[inline(always)]
+unsafe fn by_tiles<V: Lanes, K: Kernel, const M: usize>(
+    w: Weights,
+    x: Inputs,
+    row: usize,
+    out: *mut f32,
+) -> usize {
+    for tile in 0..w.tiles {
+        K::run::<V, M, 1>(w, tile, x, row, out);
+    }
+    M
 }
 
 /// `M` rows from `row` times tiles `tile..tile + W`, into `out` at the tiles' columns.
@@ -285,9 +320,10 @@ impl<Q: Quant, A: Quads> Kernel for Blocks<Q, A> {
         let shape = const { Q::SHAPE };
         let tile_bytes = const { Q::SHAPE.tile_bytes() };
         let mut part_pairs = const { VECTORS / 2 / Q::SHAPE.parts };
-        if V::ROWS < 8 {
+        if A::IS_ONE_BYTE && V::ROWS < 8 {
             // Of a count it knows the compiler makes one stretch, unpacks a whole block at its
-            // start, and has no registers for that: each row reads it back from the stack.
+            // start, and has no registers for that: each row reads it back from the stack. With two
+            // bytes it does not.
             part_pairs = black_box(part_pairs);
         }
         let first = row * x.row_blocks;

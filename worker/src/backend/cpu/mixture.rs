@@ -278,7 +278,7 @@ impl Cpu {
         let (width, groups) = (first.rows, first.groups());
         let quantise = self.quantises(width);
         gated.reshape(routes.len(), width);
-        let out = GatedRows::new(gated, quantise);
+        let out = GatedRows::new(gated, quantise.then_some(self.activations));
         let (isa, multiplier) = (self.isa, self.multiplier);
         self.pool.run(pieces.len() * groups, &|tasks| {
             let kernels = multiplier.start(most_rows(pieces));
@@ -295,7 +295,7 @@ impl Cpu {
                 }
             }
         });
-        gated.is_quantised = quantise.is_some();
+        gated.is_quantised = quantise;
     }
 
     /// `out`, of each row, is the sum of `weight * gated * down^T` over its routes, by expert.

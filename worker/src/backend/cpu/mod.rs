@@ -260,9 +260,9 @@ impl Cpu {
         x.is_quantised = true;
     }
 
-    /// How rows of this width are quantised where they are made, if that pays.
-    fn quantises(&self, width: usize) -> Option<ActivationFormat> {
-        (self.quantised && width.is_multiple_of(BLOCK)).then_some(self.activations)
+    /// Whether rows of this width are quantised where they are made.
+    fn quantises(&self, width: usize) -> bool {
+        self.quantised && width.is_multiple_of(BLOCK)
     }
 
     fn note_format(&mut self, packed: &Packed) {
@@ -350,8 +350,8 @@ impl Backend for Cpu {
         assert_eq!(weight.len(), width);
         out.reshape(x.rows, width);
         let quantise = self.quantises(width);
-        if let Some(format) = quantise {
-            out.reserve_quants(format);
+        if quantise {
+            out.reserve_quants(self.activations);
         }
         let (data, quants) = (Shared(out.data.as_mut_ptr()), out.quants_mut());
         self.for_rows(x.rows, width, &|row| {
@@ -361,12 +361,12 @@ impl Backend for Cpu {
             unsafe {
                 let to = data.slice(row * width, width).as_mut_ptr();
                 pointwise::norm_row(isa, from, weight.as_ptr(), width, eps, to);
-                if quantise.is_some() {
+                if quantise {
                     rows::quantise(isa, to, quants, row, 0, width / BLOCK);
                 }
             }
         });
-        out.is_quantised = quantise.is_some();
+        out.is_quantised = quantise;
     }
 
     fn linear(&mut self, x: &mut CpuRows, outputs: &mut [(&Packed, &mut CpuRows)]) {
@@ -577,7 +577,7 @@ impl Backend for Cpu {
         let (width, groups) = (gate.rows, gate.groups());
         let quantise = self.quantises(width);
         out.reshape(x.rows, width);
-        let to = GatedRows::new(out, quantise);
+        let to = GatedRows::new(out, quantise.then_some(self.activations));
         let chunks = x.rows.div_ceil(ROWS_MAX);
         self.pool.run(chunks * groups, &|tasks| {
             let kernels = multiplier.start(x.rows);
@@ -591,7 +591,7 @@ impl Backend for Cpu {
                 }
             }
         });
-        out.is_quantised = quantise.is_some();
+        out.is_quantised = quantise;
     }
 
     fn mixture(

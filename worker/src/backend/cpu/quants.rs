@@ -199,6 +199,7 @@ pub(super) unsafe fn weights<V: Lanes, Q: Quant>(tile: *const u8, vector: usize)
 pub(super) trait Quads {
     type Acc<V: Lanes>: Copy;
     type Quad: Copy;
+    const IS_ONE_BYTE: bool;
 
     unsafe fn acc<V: Lanes>() -> Self::Acc<V>;
     /// The quad from `column` on, a multiple of four.
@@ -220,6 +221,7 @@ pub(super) struct Words;
 impl Quads for Words {
     type Acc<V: Lanes> = V::Acc;
     type Quad = [i32; 2];
+    const IS_ONE_BYTE: bool = false;
 
     #[inline(always)]
     unsafe fn acc<V: Lanes>() -> V::Acc {
@@ -251,6 +253,7 @@ pub(super) struct Fine;
 impl Quads for Fine {
     type Acc<V: Lanes> = V::ByteAcc;
     type Quad = i32;
+    const IS_ONE_BYTE: bool = true;
 
     #[inline(always)]
     unsafe fn acc<V: Lanes>() -> V::ByteAcc {

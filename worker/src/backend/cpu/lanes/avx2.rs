@@ -61,7 +61,7 @@ unsafe fn add_pairs(words: __m256i) -> __m256i {
 }
 
 impl Lanes for Avx2 {
-    const ROWS: usize = 4;
+    const ROWS: usize = 6;
     type Acc = Pair;
     /// Of weights below 16, words: a block adds up to 8 x 2 x 15 x 127 at most. Of others, whole sums.
     type ByteAcc = Pair;

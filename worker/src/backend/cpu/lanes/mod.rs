@@ -145,12 +145,13 @@ pub(super) trait Lanes: Copy {
     }
 }
 
-/// Compiles a function generic over [`Lanes`] once per instruction set and dispatches on an `Isa`.
+/// Compiles a function generic over [`Lanes`] (and over what is named behind it) once per instruction
+/// set and dispatches on an `Isa`.
 ///
 /// The generated function is unsafe: `isa` must be one this machine has, and the pointers must be
 /// as the generic function says.
 macro_rules! kernel {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $generic:ident) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $generic:ident$(<$of:ty>)?) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
         $vis unsafe fn $name(isa: $crate::backend::Isa, $($arg: $ty),*) {
@@ -158,20 +159,20 @@ macro_rules! kernel {
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx512($($arg: $ty),*) {
-                $generic::<$crate::backend::cpu::lanes::Avx512>($($arg),*)
+                $generic::<$crate::backend::cpu::lanes::Avx512$(, $of)?>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx2($($arg: $ty),*) {
-                $generic::<$crate::backend::cpu::lanes::Avx2>($($arg),*)
+                $generic::<$crate::backend::cpu::lanes::Avx2$(, $of)?>($($arg),*)
             }
             match isa {
                 #[cfg(target_arch = "x86_64")]
                 $crate::backend::Isa::Avx512Vnni | $crate::backend::Isa::Amx => avx512($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 $crate::backend::Isa::Avx2 => avx2($($arg),*),
-                _ => $generic::<$crate::backend::cpu::lanes::Portable>($($arg),*),
+                _ => $generic::<$crate::backend::cpu::lanes::Portable$(, $of)?>($($arg),*),
             }
         }
     };
