@@ -494,7 +494,7 @@ pub enum IsaChoice {
     Portable,
     Avx2,
     Avx512Vnni,
-    /// Never seen to run on such a machine yet: only with TRIREME_AMX=1 in the environment
+    /// The same, with tiles for products of several rows
     Amx,
 }
 

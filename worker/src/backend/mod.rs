@@ -12,9 +12,6 @@ pub use weights::WeightView;
 use crate::model::SequenceSlice;
 use trireme_shared::model::{Activation, ActivationFormat, KvFormat, Mixture, Rope, Span};
 
-/// Without this variable in the environment AMX is left alone.
-pub const ASK_FOR_AMX: &str = "TRIREME_AMX";
-
 /// Which CPU kernels run. Detected at start; each can be forced (`--isa`), and tests force each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
@@ -24,7 +21,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F/BW/VL + VNNI.
     Avx512Vnni,
-    /// The same, and AMX int8 tiles for products of several rows.
+    /// The same, and AMX tiles of bf16 for products of several rows.
     Amx,
 }
 
@@ -50,12 +47,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
-            // Only where it is asked for, until it has been seen on such a machine (docs/performance.md).
-            Self::Amx => {
-                Self::Avx512Vnni.available()
-                    && std::env::var_os(ASK_FOR_AMX).is_some()
-                    && cpu::amx_available()
-            }
+            Self::Amx => Self::Avx512Vnni.available() && cpu::amx_available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }

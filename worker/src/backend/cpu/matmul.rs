@@ -15,7 +15,7 @@
 use super::lanes::{LANES, Lanes, kernel};
 use super::pack::{BLOCK, Format, GROUP_ROWS, GROUP_TILES, TILE};
 use super::quants::{self, Least, Quads, Quant, VECTORS};
-use super::rows::CpuRows;
+use super::rows::{CpuRows, Form, Line};
 use crate::backend::Isa;
 use std::hint::black_box;
 use std::marker::PhantomData;
@@ -65,13 +65,17 @@ pub(super) struct Inputs {
     data: *const f32,
     /// The first row's quads; the other rows' follow, `2 * width` apart.
     pub(super) bytes: *const i8,
-    activations: ActivationFormat,
+    /// Instead of quads, where the form says so: the first row's lines; the other rows' follow,
+    /// `pitch` apart.
+    pub(super) lines: *const Line,
+    pub(super) pitch: usize,
+    pub(super) form: Form,
     /// Where in them the first block begins.
     first_column: usize,
     pub(super) scales: *const f32,
     totals: *const [i32; 2],
     pub(super) scaled_totals: *const f32,
-    half_totals: *const [f32; 2],
+    pub(super) half_totals: *const [f32; 2],
 }
 
 impl Inputs {
@@ -85,7 +89,9 @@ impl Inputs {
             row_blocks: x.width / BLOCK,
             data: x.data[at..].as_ptr(),
             bytes: std::ptr::null(),
-            activations: x.format,
+            lines: std::ptr::null(),
+            pitch: x.pitch(),
+            form: x.form,
             first_column: 0,
             scales: std::ptr::null(),
             totals: std::ptr::null(),
@@ -93,7 +99,10 @@ impl Inputs {
             half_totals: std::ptr::null(),
         };
         if x.is_quantised {
-            inputs.bytes = x.bytes[2 * block..].as_ptr().cast();
+            match x.form.in_lines {
+                true => inputs.lines = x.lines[first * x.pitch()..].as_ptr(),
+                false => inputs.bytes = x.bytes[2 * block..].as_ptr().cast(),
+            }
             inputs.scales = x.scales[block..].as_ptr();
             inputs.totals = x.totals[block..].as_ptr();
             inputs.scaled_totals = x.scaled_totals[block..].as_ptr();
@@ -166,7 +175,7 @@ kernels! {
 /// The machine has `isa`, `w` and `x` are as they say, and `out` has room for the group's sums.
 pub(super) unsafe fn group_matmul(isa: Isa, format: Format, w: Weights, x: Inputs, out: *mut f32) {
     use ActivationFormat::{Int8, Int16};
-    match (format, x.activations) {
+    match (format, x.form.activations) {
         (Format::Twos, Int16) => twos_words(isa, w, x, out),
         (Format::Threes, Int16) => threes_words(isa, w, x, out),
         (Format::Nibbles, Int16) => nibbles_words(isa, w, x, out),

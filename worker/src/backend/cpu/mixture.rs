@@ -13,8 +13,8 @@
 
 use super::lanes::{LANES, Lanes, kernel};
 use super::matmul::{GroupSums, ROWS_MAX};
-use super::pack::Packed;
-use super::rows::{CpuPartial, CpuRows};
+use super::pack::{BLOCK, Packed};
+use super::rows::{self, CpuPartial, CpuRows, Form};
 use super::{Cpu, Gated, GatedRows, Shared};
 use crate::backend::{BackendError, MixtureInput, WeightView};
 use std::ops::Range;
@@ -190,7 +190,15 @@ impl Cpu {
         if routing.pieces.is_empty() {
             out.data.fill(0.0);
         } else {
-            self.gather(input.normed, weights, &routing.routes, &mut routing.inputs);
+            // Experts meet few rows each.
+            let form = self.multiplier.form(most_rows(&routing.pieces));
+            self.gather(
+                input.normed,
+                form,
+                weights,
+                &routing.routes,
+                &mut routing.inputs,
+            );
             self.gate_experts(weights, activation, &mut routing);
             self.sum_experts(weights, segment, &routing, out);
         }
@@ -228,7 +236,8 @@ impl Cpu {
     /// `inputs` becomes the rows of `x` that the routes name.
     fn gather(
         &mut self,
-        x: &mut CpuRows,
+        x: &CpuRows,
+        form: Form,
         weights: &CpuMixture,
         routes: &[Route],
         inputs: &mut CpuRows,
@@ -237,23 +246,23 @@ impl Cpu {
         let mut formats = gated.flat_map(|gated| [gated.gate.format, gated.up.format]);
         let is_quantised = formats.clone().any(|f| f.is_quantised());
         let has_floats = formats.any(|f| !f.is_quantised());
-        let width = x.width;
+        let (width, isa) = (x.width, self.isa);
         inputs.reshape(routes.len(), width);
         if is_quantised {
-            self.quantise_rows(x);
-            inputs.reserve_quants(self.activations);
+            inputs.reserve_quants(form);
         }
-        let (x, data, quants) = (&*x, Shared(inputs.data.as_mut_ptr()), inputs.quants_mut());
+        let (data, quants) = (Shared(inputs.data.as_mut_ptr()), inputs.quants_mut());
         self.for_rows(routes.len(), width, &|at| {
             let row = routes[at].row;
-            // SAFETY: each task has rows of its own; where `x` is quantised, room was made.
+            let from = &x.data[row * width..(row + 1) * width];
+            // SAFETY: each task has rows of its own, room was made where they are quantised, and the
+            // instruction set is checked.
             unsafe {
                 if has_floats {
-                    let from = &x.data[row * width..(row + 1) * width];
                     data.slice(at * width, width).copy_from_slice(from);
                 }
                 if is_quantised {
-                    quants.copy_row(at, x, row);
+                    rows::quantise(isa, from.as_ptr(), quants, at, 0, width / BLOCK);
                 }
             }
         });
@@ -278,10 +287,11 @@ impl Cpu {
         let (width, groups) = (first.rows, first.groups());
         let quantise = self.quantises(width);
         gated.reshape(routes.len(), width);
-        let out = GatedRows::new(gated, quantise.then_some(self.activations));
         let (isa, multiplier) = (self.isa, self.multiplier);
+        let form = multiplier.form(most_rows(pieces));
+        let out = GatedRows::new(gated, quantise.then_some(form));
         self.pool.run(pieces.len() * groups, &|tasks| {
-            let kernels = multiplier.start(most_rows(pieces));
+            let kernels = multiplier.start(inputs);
             let mut sums = (GroupSums::new(), GroupSums::new());
             for task in tasks {
                 let (piece, group) = (&pieces[task / groups], task % groups);
@@ -311,7 +321,7 @@ impl Cpu {
         let to = Shared(out.data.as_mut_ptr());
         let multiplier = self.multiplier;
         self.pool.run(weights.experts[0].1.groups(), &|groups| {
-            let kernels = multiplier.start(most_rows(pieces));
+            let kernels = multiplier.start(gated);
             let mut sums = GroupSums::new();
             for group in groups {
                 let columns = weights.experts[0].1.group_rows(group);

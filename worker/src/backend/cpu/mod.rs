@@ -46,7 +46,7 @@ use mixture::{CpuMixture, Routing};
 use multiply::{Kernels, Multiplier};
 use pack::{BLOCK, Packed, TILE};
 use pool::Pool;
-use rows::{CpuPartial, CpuRows, QuantsMut};
+use rows::{CpuPartial, CpuRows, Form, QuantsMut};
 use std::ops::Range;
 use trireme_shared::limits::HEAD_DIM_MAX;
 use trireme_shared::model::{Activation, ActivationFormat, Mixture, Span};
@@ -62,7 +62,6 @@ const TASK_QUERIES_MAX: usize = TILE_QUERIES;
 /// See the module's header.
 pub struct Cpu {
     isa: Isa,
-    activations: ActivationFormat,
     multiplier: Multiplier,
     pool: Pool,
     arena: memory::Arena,
@@ -141,9 +140,9 @@ struct GatedRows {
 
 impl GatedRows {
     /// `rows` has its shape; they are to be quantised too, where asked for.
-    fn new(rows: &mut CpuRows, quantise: Option<ActivationFormat>) -> Self {
-        if let Some(format) = quantise {
-            rows.reserve_quants(format);
+    fn new(rows: &mut CpuRows, quantise: Option<Form>) -> Self {
+        if let Some(form) = quantise {
+            rows.reserve_quants(form);
         }
         Self {
             width: rows.width,
@@ -225,7 +224,6 @@ impl Cpu {
         }
         Ok(Self {
             isa,
-            activations,
             multiplier: Multiplier::new(isa, activations),
             pool: Pool::new(threads).map_err(BackendError::Threads)?,
             arena: memory::Arena::default(),
@@ -248,7 +246,7 @@ impl Cpu {
         if x.is_quantised {
             return;
         }
-        x.reserve_quants(self.activations);
+        x.reserve_quants(self.multiplier.form(x.rows));
         let (to, blocks, isa) = (x.quants_mut(), x.width / BLOCK, self.isa);
         let (data, width) = (&x.data, x.width);
         self.for_rows(x.rows, width, &|row| {
@@ -351,7 +349,7 @@ impl Backend for Cpu {
         out.reshape(x.rows, width);
         let quantise = self.quantises(width);
         if quantise {
-            out.reserve_quants(self.activations);
+            out.reserve_quants(self.multiplier.form(x.rows));
         }
         let (data, quants) = (Shared(out.data.as_mut_ptr()), out.quants_mut());
         self.for_rows(x.rows, width, &|row| {
@@ -385,7 +383,7 @@ impl Backend for Cpu {
             .collect();
         let chunks = x.rows.div_ceil(ROWS_MAX);
         self.pool.run(chunks * groups, &|tasks| {
-            let kernels = multiplier.start(x.rows);
+            let kernels = multiplier.start(x);
             let mut sums = GroupSums::new();
             for task in tasks {
                 let (chunk, index) = (task / groups, task % groups);
@@ -423,7 +421,7 @@ impl Backend for Cpu {
         let to = Shared(out.data.as_mut_ptr());
         let chunks = x.rows.div_ceil(ROWS_MAX);
         self.pool.run(chunks * groups, &|tasks| {
-            let kernels = multiplier.start(x.rows);
+            let kernels = multiplier.start(x);
             let mut sums = GroupSums::new();
             for task in tasks {
                 let (chunk, group) = (task / groups, task % groups);
@@ -577,10 +575,10 @@ impl Backend for Cpu {
         let (width, groups) = (gate.rows, gate.groups());
         let quantise = self.quantises(width);
         out.reshape(x.rows, width);
-        let to = GatedRows::new(out, quantise.then_some(self.activations));
+        let to = GatedRows::new(out, quantise.then(|| multiplier.form(x.rows)));
         let chunks = x.rows.div_ceil(ROWS_MAX);
         self.pool.run(chunks * groups, &|tasks| {
-            let kernels = multiplier.start(x.rows);
+            let kernels = multiplier.start(x);
             let mut sums = (GroupSums::new(), GroupSums::new());
             for task in tasks {
                 let (chunk, group) = (task / groups, task % groups);

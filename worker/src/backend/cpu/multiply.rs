@@ -4,7 +4,7 @@
 use super::amx::{self, TileConfig};
 use super::matmul::{self, GroupSums, Inputs, ROWS_MAX, Weights};
 use super::pack::{BLOCK, Format, Packed};
-use super::rows::CpuRows;
+use super::rows::{CpuRows, Form};
 use crate::backend::Isa;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -15,6 +15,7 @@ use trireme_shared::model::ActivationFormat;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Multiplier {
     isa: Isa,
+    pub(super) activations: ActivationFormat,
     /// Products of at least so many rows go by tiles.
     pub(super) tile_rows_min: usize,
 }
@@ -23,19 +24,28 @@ impl Multiplier {
     /// The machine has `isa`.
     pub(super) fn new(isa: Isa, activations: ActivationFormat) -> Self {
         let tile_rows_min = match isa {
-            // Whole chunks at the least: who asks for tiles gets them. Of one byte they do twice what is needed.
-            Isa::Amx => tiles_win_from(activations).unwrap_or(match activations {
-                ActivationFormat::Int16 => ROWS_MAX,
-                ActivationFormat::Int8 => usize::MAX,
-            }),
+            // Whole chunks at the least: who asks for tiles gets them.
+            Isa::Amx => tiles_win_from(activations).unwrap_or(ROWS_MAX),
             _ => usize::MAX,
         };
-        Self { isa, tile_rows_min }
+        Self {
+            isa,
+            activations,
+            tile_rows_min,
+        }
     }
 
-    /// For this thread, to multiply `rows` rows; to be dropped when it turns to other work.
-    pub(super) fn start(self, rows: usize) -> Kernels {
-        let tiles = match rows >= self.tile_rows_min {
+    /// In which so many rows are to be quantised.
+    pub(super) fn form(self, rows: usize) -> Form {
+        Form {
+            activations: self.activations,
+            in_lines: rows >= self.tile_rows_min,
+        }
+    }
+
+    /// For this thread, to multiply these rows; to be dropped when it turns to other work.
+    pub(super) fn start(self, x: &CpuRows) -> Kernels {
+        let tiles = match x.is_quantised && x.form.in_lines {
             true => TileConfig::load(),
             false => None,
         };
@@ -84,7 +94,7 @@ impl Kernels {
         // SAFETY: as in `multiply`; segments stay within the group's blocks.
         unsafe {
             match &self.tiles {
-                Some(tiles) if w.format.has_tiles() => {
+                Some(tiles) if w.format.is_quantised() => {
                     amx::group_matmul_wide(tiles, w.format, weights, inputs, segment, out);
                 }
                 _ => matmul::group_matmul_wide(self.isa, w.format, weights, inputs, segment, out),
@@ -95,11 +105,10 @@ impl Kernels {
     /// # Safety
     /// As `matmul::group_matmul`'s.
     unsafe fn group(&self, format: Format, w: Weights, x: Inputs, out: *mut f32) {
-        // SAFETY: by this function's contract. Strips are whole: `CpuRows` and `GroupSums` have
-        // room for a multiple of a strip's rows.
+        // SAFETY: by this function's contract. Strips are whole: `CpuRows` has rows past the last.
         unsafe {
             match &self.tiles {
-                Some(tiles) if format.has_tiles() => {
+                Some(tiles) if format.is_quantised() => {
                     amx::group_matmul(tiles, format, w, x, out);
                 }
                 _ => matmul::group_matmul(self.isa, format, w, x, out),
@@ -140,17 +149,24 @@ pub(super) fn tiles_win_from(activations: ActivationFormat) -> Option<usize> {
             tiles: TILES,
             blocks: BLOCKS,
         };
-        let mut x = CpuRows::default();
-        x.reshape(ROWS_MAX, COLUMNS);
-        x.reserve_quants(activations);
-        x.is_quantised = true;
+        let rows_of = |in_lines: bool| {
+            let mut x = CpuRows::default();
+            x.reshape(ROWS_MAX, COLUMNS);
+            x.reserve_quants(Form {
+                activations,
+                in_lines,
+            });
+            x.is_quantised = true;
+            x
+        };
+        let (lines, quads) = (rows_of(true), rows_of(false));
         let mut out = GroupSums::new();
         let mut fastest = |tiles: bool, rows: usize| -> Duration {
             let kernels = Kernels {
                 isa: Isa::Amx,
                 tiles: if tiles { TileConfig::load() } else { None },
             };
-            let inputs = Inputs::new(&x, 0, rows);
+            let inputs = Inputs::new(if tiles { &lines } else { &quads }, 0, rows);
             (0..5)
                 .map(|_| {
                     let begun = Instant::now();

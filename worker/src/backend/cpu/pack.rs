@@ -83,11 +83,6 @@ impl Format {
         self.shape().is_some()
     }
 
-    /// Whether `tiles` knows it: a block has one scale.
-    pub(super) fn has_tiles(self) -> bool {
-        self.shape().is_some_and(|shape| shape.parts == 1)
-    }
-
     pub(super) fn block_columns(self) -> usize {
         if self.is_quantised() { BLOCK } else { 1 }
     }

@@ -6,6 +6,7 @@
     reason = "kernels are unsafe as a whole: their pointers cover what their docs say"
 )]
 
+use super::amx::{self, TileConfig};
 use super::lanes::{LANES, Lanes, kernel};
 use super::quants::{self, Nibbles, Quads};
 use crate::backend::Isa;
@@ -79,11 +80,18 @@ unsafe fn float_sums<V: Lanes, const SUMS: usize>(made: *mut u64) {
 }
 
 /// Products a second of `threads` threads together: of a weight of four bits and an activation, as
-/// this instruction set's kernels do them. This machine has `isa`.
+/// this instruction set's kernels do them for many rows. This machine has `isa`.
 pub(crate) fn products_per_second(isa: Isa, activations: ActivationFormat, threads: usize) -> f64 {
-    // SAFETY: the caller says that the instruction set is there.
-    per_second(threads, move |made| unsafe {
-        whole(isa, activations, made)
+    per_second(threads, move |made| {
+        let tiles = match isa {
+            Isa::Amx => TileConfig::load(),
+            _ => None,
+        };
+        match tiles {
+            Some(tiles) => *made = amx::products(&tiles, activations, ROUNDS) as u64,
+            // SAFETY: the caller says that the instruction set is there.
+            None => unsafe { whole(isa, activations, made) },
+        }
     })
 }
 

@@ -180,19 +180,26 @@ unsafe fn plane<V: Lanes>(plane: *const u8, width: usize, vector: usize) -> V::B
     }
 }
 
-/// One vector of a tile's block, as [`Quads::dot`] takes it.
+/// One vector of a tile's block: quants as the file counts them.
 #[inline(always)]
-pub(super) unsafe fn weights<V: Lanes, Q: Quant>(tile: *const u8, vector: usize) -> V::Bytes {
+pub(super) unsafe fn quants<V: Lanes, Q: Quant>(tile: *const u8, vector: usize) -> V::Bytes {
     let shape = Q::SHAPE;
     let low = plane::<V>(tile, shape.low, vector);
-    if shape.product == Product::Level {
-        return V::look_up(low, &RAISED_LEVELS);
-    }
     if shape.high == 0 {
         return low;
     }
     let high = plane::<V>(tile.add(shape.low * VECTOR_BYTES), shape.high, vector);
     V::join(low, high, shape.low as u32)
+}
+
+/// The same, as [`Quads::dot`] takes it.
+#[inline(always)]
+pub(super) unsafe fn weights<V: Lanes, Q: Quant>(tile: *const u8, vector: usize) -> V::Bytes {
+    let quants = quants::<V, Q>(tile, vector);
+    match Q::SHAPE.product {
+        Product::Level => V::look_up(quants, &RAISED_LEVELS),
+        _ => quants,
+    }
 }
 
 /// What of an activation meets weights: see `rows`.

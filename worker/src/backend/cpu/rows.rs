@@ -1,17 +1,21 @@
 //! Activations: rows of f32 and, beside them, the same rows as two bytes a value for quantised
 //! weights.
 //!
-//! A block of 32 values x is stored as q = round(x / d), d = max|x| / 32,384, in two signed bytes:
+//! A block of 32 values x is stored as q = round(x / d), d the power of two next above max|x| / 32,384, in
+//! two signed bytes:
 //! q = 254 * coarse + fine, both within -127..=127, so that the kernels' byte products apply to
 //! each (or in one word, where the kernels multiply words: AVX2 and plain code). With q go d, the sums of the coarse
 //! and of the fine bytes, and d times the sum of q (which a weight's minimum multiplies), of the
 //! block and of each half of it.
 //!
+//! For tiles they stand in **lines** instead: of each block 32 bf16 of coarse numbers, d times the
+//! multiple of 256 next to q, and 32 of fine ones, the rest. All are exact, for d is a power of two.
+//!
 //! One byte a value (`ActivationFormat::Int8`; llama.cpp has that) halves the products, but its
 //! rounding moves logprobs by 0.04 on SmolLM2 and turns tokens whose lead is 0.25; with two it is
 //! 0.0005. All five matrices of a layer and the output contribute alike, so none can be spared. It
-//! is the same form with d = max|x| / 127 and coarse bytes that are zero: kernels that do not know
-//! (tiles) get the same sums from it as those that leave these out.
+//! is the same form with d = max|x| / 127 (a power of two would cost up to one of its seven bits),
+//! coarse bytes that are zero, and lines of q itself, no coarse ones.
 
 #![allow(
     unsafe_op_in_unsafe_fn,
@@ -32,13 +36,42 @@ const QUANT_MAX: f32 = COARSE * 127.0 + 126.0;
 /// The same of one byte.
 const BYTE_MAX: f32 = 127.0;
 
-/// Quantised rows are kept in so many, whatever is past the last: a tile takes all of them.
-pub(super) const STRIP_ROWS: usize = 8;
+/// What one step of the coarse number of a line is worth.
+const COARSE_LINE: f32 = 256.0;
+
+/// Blocks whose values are all below some 1e-26 count as zero: tiles take no smaller floats.
+const SCALE_MIN: f32 = 1.0 / (1u128 << 100) as f32;
+
+/// A tile takes so many rows at once, whatever is past the last.
+pub(super) const STRIP_ROWS: usize = 16;
 
 /// One block's coarse or fine bytes, aligned so that they never lie across two cache lines.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(32))]
 pub(super) struct BlockBytes(pub(super) [i8; BLOCK]);
+
+/// One block's coarse or fine numbers as bf16, in the order of `lanes::LINE_ORDER`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub(super) [u16; BLOCK]);
+
+/// How rows are quantised.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Form {
+    pub(super) activations: ActivationFormat,
+    /// In lines, as tiles take them, and not as lanes do.
+    pub(super) in_lines: bool,
+}
+
+impl Form {
+    /// Lines of a block.
+    pub(super) fn lines(self) -> usize {
+        match self.activations {
+            ActivationFormat::Int16 => 2,
+            ActivationFormat::Int8 => 1,
+        }
+    }
+}
 
 /// `rows x width` values; see the module's header.
 #[derive(Default)]
@@ -49,8 +82,10 @@ pub struct CpuRows {
     /// Valid where `is_quantised`, as all below: of each row its coarse, then its fine bytes, or its
     /// words (`Lanes::store_quads`). The buffers may be longer than the rows are.
     pub(super) bytes: Vec<BlockBytes>,
+    /// Of each row, block by block, its coarse and its fine line. A tile's rows past the last are there.
+    pub(super) lines: Vec<Line>,
     pub(super) scales: Vec<f32>,
-    pub(super) format: ActivationFormat,
+    pub(super) form: Form,
     /// Sums of a block's coarse and fine bytes.
     pub(super) totals: Vec<[i32; 2]>,
     pub(super) scaled_totals: Vec<f32>,
@@ -69,24 +104,39 @@ impl CpuRows {
     }
 
     /// Makes room for the quantised form. The width is a multiple of 32.
-    pub(super) fn reserve_quants(&mut self, format: ActivationFormat) {
-        self.format = format;
+    pub(super) fn reserve_quants(&mut self, form: Form) {
+        self.form = form;
         assert_eq!(self.width % BLOCK, 0, "rows of {} columns", self.width);
-        let blocks = self.rows.next_multiple_of(STRIP_ROWS) * (self.width / BLOCK);
+        let blocks = self.rows * (self.width / BLOCK);
         if self.scales.len() < blocks {
-            self.bytes.resize(2 * blocks, BlockBytes([0; BLOCK]));
             self.scales.resize(blocks, 0.0);
             self.totals.resize(blocks, [0; 2]);
             self.scaled_totals.resize(blocks, 0.0);
             self.half_totals.resize(blocks, [0.0; 2]);
         }
+        if form.in_lines {
+            let lines = (self.rows + STRIP_ROWS - 1) * self.pitch();
+            if self.lines.len() < lines {
+                self.lines.resize(lines, Line([0; BLOCK]));
+            }
+        } else if self.bytes.len() < 2 * blocks {
+            self.bytes.resize(2 * blocks, BlockBytes([0; BLOCK]));
+        }
+    }
+
+    /// Lines from a row to the next: an odd number, so that the same block of sixteen rows does not
+    /// lie in one set of a cache.
+    pub(super) fn pitch(&self) -> usize {
+        (self.width / BLOCK * self.form.lines()) | 1
     }
 
     pub(super) fn quants_mut(&mut self) -> QuantsMut {
         QuantsMut {
-            format: self.format,
+            form: self.form,
             row_blocks: self.width / BLOCK,
+            pitch: self.pitch(),
             bytes: self.bytes.as_mut_ptr().cast(),
+            lines: self.lines.as_mut_ptr(),
             scales: self.scales.as_mut_ptr(),
             totals: self.totals.as_mut_ptr(),
             scaled_totals: self.scaled_totals.as_mut_ptr(),
@@ -115,35 +165,15 @@ impl CpuPartial {
 /// Where quantised blocks go, for several threads at once.
 #[derive(Clone, Copy)]
 pub(super) struct QuantsMut {
-    format: ActivationFormat,
+    form: Form,
     row_blocks: usize,
+    pitch: usize,
     bytes: *mut i8,
+    lines: *mut Line,
     scales: *mut f32,
     totals: *mut [i32; 2],
     scaled_totals: *mut f32,
     half_totals: *mut [f32; 2],
-}
-
-impl QuantsMut {
-    /// Row `row` becomes row `from` of `x`.
-    ///
-    /// # Safety
-    /// Room was made for the row, no other thread touches it meanwhile, and `x` is quantised and as
-    /// wide.
-    pub(super) unsafe fn copy_row(self, row: usize, x: &CpuRows, from: usize) {
-        let blocks = self.row_blocks;
-        let (from, to) = (from * blocks, row * blocks);
-        let bytes = x.bytes[2 * from..][..2 * blocks].as_ptr().cast::<i8>();
-        bytes.copy_to_nonoverlapping(self.bytes.add(2 * to * BLOCK), 2 * blocks * BLOCK);
-        let scales = x.scales[from..][..blocks].as_ptr();
-        scales.copy_to_nonoverlapping(self.scales.add(to), blocks);
-        let totals = x.totals[from..][..blocks].as_ptr();
-        totals.copy_to_nonoverlapping(self.totals.add(to), blocks);
-        let scaled = x.scaled_totals[from..][..blocks].as_ptr();
-        scaled.copy_to_nonoverlapping(self.scaled_totals.add(to), blocks);
-        let halves = x.half_totals[from..][..blocks].as_ptr();
-        halves.copy_to_nonoverlapping(self.half_totals.add(to), blocks);
-    }
 }
 
 // SAFETY: each thread writes blocks of its own (`quantise`'s contract).
@@ -169,41 +199,85 @@ unsafe fn quantise_blocks<V: Lanes>(
 ) {
     let width = to.row_blocks * BLOCK;
     let quads = to.bytes.add(2 * row * width);
-    let quant_max = match to.format {
-        ActivationFormat::Int16 => QUANT_MAX,
-        ActivationFormat::Int8 => BYTE_MAX,
-    };
     for block in 0..blocks {
         let x = from.add(block * BLOCK);
         let (a, b) = (V::load(x), V::load(x.add(LANES)));
-        let scale = a.abs().max(b.abs()).largest() / quant_max;
-        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        // A block of denormals: 1 / scale overflows, and the block counts as zero.
-        let inverse = V::splat(if inverse.is_finite() { inverse } else { 0.0 });
+        let most = a.abs().max(b.abs()).largest();
+        let mut scale = match to.form.activations {
+            ActivationFormat::Int16 => next_power_of_two(most / QUANT_MAX),
+            ActivationFormat::Int8 => most / BYTE_MAX,
+        };
+        if scale < SCALE_MIN {
+            scale = 0.0;
+        }
+        let inverse = V::splat(if scale == 0.0 { 0.0 } else { 1.0 / scale });
+        let q = [a.mul(inverse).round(), b.mul(inverse).round()];
         let at = row * to.row_blocks + first + block;
         // Sums of whole numbers far below 2^24: exact in f32, in whichever order.
-        let (mut coarse_sum, mut half_sums) = (V::zero(), [0.0; 2]);
-        for (half, x) in [a, b].into_iter().enumerate() {
-            let column = (first + block) * BLOCK + half * LANES;
-            let q = x.mul(inverse).round();
-            match to.format {
-                ActivationFormat::Int16 => {
-                    let coarse = q.mul(V::splat(1.0 / COARSE)).round();
-                    let fine = coarse.fma(V::splat(-COARSE), q);
-                    V::store_quads(q, coarse, fine, quads, width, column);
-                    coarse_sum = coarse_sum.add(coarse);
-                }
-                ActivationFormat::Int8 => {
-                    V::zero().store_i8(quads.add(column));
-                    q.store_i8(quads.add(width + column));
-                }
+        let half_sums = [q[0].sum(), q[1].sum()];
+        let whole = half_sums[0] + half_sums[1];
+        if to.form.in_lines {
+            let line = to
+                .lines
+                .add(row * to.pitch + (first + block) * to.form.lines());
+            match to.form.activations {
+                ActivationFormat::Int16 => store_lines(q, scale, line.cast()),
+                ActivationFormat::Int8 => V::store_line(q[0], q[1], line.cast()),
             }
-            half_sums[half] = q.sum();
+        } else {
+            let column = (first + block) * BLOCK;
+            let coarse = store_quads(q, to.form.activations, quads, width, column);
+            *to.totals.add(at) = [coarse as i32, (whole - COARSE * coarse) as i32];
         }
-        let (coarse, whole) = (coarse_sum.sum(), half_sums[0] + half_sums[1]);
         *to.scales.add(at) = scale;
-        *to.totals.add(at) = [coarse as i32, (whole - COARSE * coarse) as i32];
         *to.scaled_totals.add(at) = scale * whole;
         *to.half_totals.add(at) = half_sums.map(|sum| scale * sum);
     }
+}
+
+/// A block from `column` on of the row at `quads`; the sum of its coarse bytes.
+#[inline(always)]
+unsafe fn store_quads<V: Lanes>(
+    q: [V; 2],
+    activations: ActivationFormat,
+    quads: *mut i8,
+    width: usize,
+    column: usize,
+) -> f32 {
+    let mut coarse_sum = V::zero();
+    for (half, q) in q.into_iter().enumerate() {
+        let column = column + half * LANES;
+        match activations {
+            ActivationFormat::Int16 => {
+                let coarse = q.mul(V::splat(1.0 / COARSE)).round();
+                let fine = coarse.fma(V::splat(-COARSE), q);
+                V::store_quads(q, coarse, fine, quads, width, column);
+                coarse_sum = coarse_sum.add(coarse);
+            }
+            ActivationFormat::Int8 => {
+                V::zero().store_i8(quads.add(column));
+                q.store_i8(quads.add(width + column));
+            }
+        }
+    }
+    coarse_sum.sum()
+}
+
+/// A block's two lines from `to` on.
+#[inline(always)]
+unsafe fn store_lines<V: Lanes>(q: [V; 2], scale: f32, to: *mut u16) {
+    let (coarsest, step) = (V::splat(1.0 / COARSE_LINE), V::splat(COARSE_LINE));
+    let scale = V::splat(scale);
+    let first = q[0].mul(coarsest).round().mul(step);
+    let second = q[1].mul(coarsest).round().mul(step);
+    V::store_line(first.mul(scale), second.mul(scale), to);
+    let (first, second) = (q[0].sub(first), q[1].sub(second));
+    V::store_line(first.mul(scale), second.mul(scale), to.add(BLOCK));
+}
+
+/// The least power of two that is no less than `x`, a normal number of at least zero.
+#[inline(always)]
+pub(super) fn next_power_of_two(x: f32) -> f32 {
+    const FRACTION: u32 = (1 << 23) - 1;
+    f32::from_bits((x.to_bits() + FRACTION) & !FRACTION)
 }

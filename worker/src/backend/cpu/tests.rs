@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::backend::cpu::pack::Format;
-use crate::backend::cpu::rows::BlockBytes;
+use crate::backend::cpu::rows::{BlockBytes, Line};
 use half::{bf16, f16};
 use trireme_shared::limits::PAGE_TOKENS;
 use trireme_shared::model::random::SplitMix;
@@ -108,13 +108,13 @@ pub(super) fn quantised(x: &[f32]) -> Vec<f32> {
 }
 
 fn quantised_to(activations: ActivationFormat, x: &[f32]) -> Vec<f32> {
-    let most = match activations {
-        ActivationFormat::Int16 => 32_384.0,
-        ActivationFormat::Int8 => 127.0,
-    };
     x.chunks(BLOCK)
         .flat_map(|block| {
-            let scale = block.iter().fold(0f32, |a, v| a.max(v.abs())) / most;
+            let most = block.iter().fold(0f32, |a, v| a.max(v.abs()));
+            let scale = match activations {
+                ActivationFormat::Int16 => (most / 32_384.0).log2().ceil().exp2(),
+                ActivationFormat::Int8 => most / 127.0,
+            };
             block
                 .iter()
                 .map(move |v| scale * (v * (1.0 / scale)).round_ties_even())
@@ -148,13 +148,13 @@ fn products_of_every_format_shape_and_row_count() {
                     cpu.upload(&values, columns, &mut x);
                     cpu.linear(&mut x, &mut [(&matrix, &mut out)]);
                     let seen = if matrix.format.is_quantised() {
-                        quantised_to(cpu.activations, &values)
+                        quantised_to(cpu.multiplier.activations, &values)
                     } else {
                         values
                     };
                     let what = format!(
                         "{:?} {:?} {dtype:?} {rows} x {columns} -> {outputs}",
-                        cpu.isa, cpu.activations
+                        cpu.isa, cpu.multiplier.activations
                     );
                     let want = product(&w, &seen);
                     assert_near(&out.data, &want, 2e-6, &what);
@@ -187,8 +187,10 @@ fn the_largest_products_do_not_saturate() {
                     let (mut x, mut out) = (CpuRows::default(), CpuRows::default());
                     cpu.upload(&values, columns, &mut x);
                     cpu.linear(&mut x, &mut [(&matrix, &mut out)]);
-                    let what =
-                        format!("{:?} {:?} {dtype:?} of {fill:#x}", cpu.isa, cpu.activations);
+                    let what = format!(
+                        "{:?} {:?} {dtype:?} of {fill:#x}",
+                        cpu.isa, cpu.multiplier.activations
+                    );
                     assert_near(&out.data, &product(&w, &values), 1e-6, &what);
                 }
             }
@@ -434,8 +436,9 @@ fn odd_widths_and_zero_or_tiny_rows_are_harmless() {
         values[40] = 1e-42;
         cpu.upload(&values, 64, &mut x);
         cpu.quantise_rows(&mut x);
-        assert!(x.bytes[..4].iter().all(|b| b == &BlockBytes([0; BLOCK])));
-        assert_eq!(x.totals[..2], [[0; 2]; 2]);
+        assert!(x.bytes.iter().all(|b| b == &BlockBytes([0; BLOCK])));
+        assert!(x.lines.iter().all(|line| line == &Line([0; BLOCK])));
+        assert!(x.totals[..2].iter().all(|t| t == &[0; 2]));
         assert!(x.scales.iter().all(|s| s.is_finite()));
     }
 }

@@ -1,13 +1,16 @@
 //! Many rows of activations times one group of packed weights, by a unit that multiplies whole
-//! tiles of bytes (AMX).
+//! tiles of bf16 (AMX).
 //!
-//! Eight rows make a **strip**: their coarse and fine bytes lie a row's width apart, so that one
-//! tile holds sixteen lines of 32 bytes, and its product with a tile of weights holds a block's
-//! coarse and fine sums. A strip meets two tiles of weights at once, whose scaled sums fill half
-//! the vector registers; meanwhile the unit multiplies the next block.
+//! The bf16 are whole numbers times a power of two, and so are the unit's f32 sums over a block: both
+//! are exact. What follows them is done in `matmul`'s order, so every sum is, to the last bit, the one
+//! that `matmul`'s kernels get with the same lanes.
 //!
-//! Integer products are exact, and what follows them is done in `matmul`'s order: every sum is, to
-//! the last bit, the one that `matmul`'s kernels get with the same lanes.
+//! Sixteen rows make a **strip**. A group's tiles are unpacked block by block, and the unit holds them
+//! while all strips pass. It adds up what coarse and fine lines make, where whole numbers stay below
+//! 2^24; between its products, some rows of the strip before are scaled. A product is stored only after
+//! those: until it is there, its stores would fill the core's queues. Processors with AMX do one
+//! multiplication of 512-bit floats a cycle, not two, while tiles are at work: hence scales of
+//! activations that are in the lines already.
 
 #![allow(
     unsafe_op_in_unsafe_fn,
@@ -19,251 +22,457 @@
 
 use super::lanes::{LANES, Lanes};
 use super::matmul::{GroupSums, Inputs, ROWS_MAX, Weights};
-use super::pack::{BLOCK, Format, GROUP_ROWS, TILE};
+use super::pack::{BLOCK, Format, GROUP_ROWS, GROUP_TILES, TILE};
 use super::quants::{self, Least, Product, Quant, VECTORS};
-use super::rows::STRIP_ROWS;
+use super::rows::{Line, STRIP_ROWS};
 use std::mem::MaybeUninit;
+use trireme_shared::model::ActivationFormat;
+use trireme_shared::model::blocks::LEVELS;
 
-/// Weight bytes of a tile's block as signed bytes.
-const QUANT_BYTES: usize = TILE * BLOCK;
+const _: () = assert!(ROWS_MAX.is_multiple_of(STRIP_ROWS) && TILE == LANES);
 
-/// Blocks unpacked at once: with two tiles 30 KiB, which stay in the first-level cache while all
-/// strips pass.
-const PANEL_BLOCKS: usize = 24;
-
-/// Weight tiles a strip meets at once.
-const PANEL_TILES: usize = 2;
-
-const _: () = assert!(ROWS_MAX.is_multiple_of(STRIP_ROWS));
-
-/// Sums of one block: of each row of a strip sixteen coarse, then sixteen fine.
+/// Sums of sixteen rows and as many outputs.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Products([i32; 2 * STRIP_ROWS * TILE]);
+pub(super) struct Products([f32; STRIP_ROWS * TILE]);
 
-/// A unit that multiplies tiles.
-pub(super) trait Tiles {
-    /// `out[t][l][n]` = the sum over k of `lines[l * stride + k] * weights[t][k / 4][n][k % 4]`, for
-    /// 16 lines l, 16 columns n, 32 values k, and `W` (1 or 2) tiles t.
-    ///
-    /// # Safety
-    /// The pointers cover that; `weights` and `out` are aligned to 64 bytes, and a tile's weights
-    /// begin `size_of::<Unpacked>()` after the last one's.
-    unsafe fn products<const W: usize>(
-        lines: *const i8,
-        stride: usize,
-        weights: *const Unpacked,
-        out: *mut Products,
-    );
+/// What of activations a product is of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Part {
+    Coarse,
+    Fine,
+    Both,
 }
 
-/// One block of a tile of weights, as the unit takes it.
+/// A unit that multiplies tiles. Pointers cover what is said; weights and products are aligned to
+/// 64 bytes.
+pub(super) trait Tiles {
+    /// Slot `slot` (below [`GROUP_TILES`]) holds these weights from now on.
+    unsafe fn hold(&mut self, slot: usize, weights: *const Unpacked);
+    /// One line of each of sixteen rows, `pitch` lines apart, is the coarse or the fine one of what
+    /// follows.
+    unsafe fn take(&mut self, part: Part, lines: *const Line, pitch: usize);
+    /// `made[row][n]` = the sum over k of `line[row][k] * weights[k / 2][n][k % 2]`, of the part's line or
+    /// of both lines together, which the unit keeps as `made` (0 or 1).
+    unsafe fn multiply(&mut self, slot: usize, part: Part, made: usize);
+    unsafe fn store(&mut self, made: usize, to: *mut Products);
+}
+
+/// One part of a block of a tile of weights, as the unit takes it: the block's other part is zeroes.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Unpacked {
-    /// `[k / 4][column][k % 4]`
-    pub(super) quants: [i8; QUANT_BYTES],
+    /// bf16, `[k / 2][output][k % 2]`, where k counts in `LINE_ORDER`.
+    pub(super) quants: [u16; TILE * BLOCK],
     scales: [f32; TILE],
-    /// What a block's quant zero stands for; zeroes where that is nothing.
+    /// What quant zero stands for; zeroes where that is nothing.
     minima: [f32; TILE],
 }
 
-type Panel = [MaybeUninit<Unpacked>; PANEL_BLOCKS * PANEL_TILES];
-
-/// One block of a tile, of a format with one part.
-#[inline(always)]
-unsafe fn unpack<V: Lanes, Q: Quant>(from: *const u8, to: *mut Unpacked) {
-    const { assert!(size_of::<V::Bytes>() == 64 && Q::SHAPE.parts == 1) };
-    let vectors = (&raw mut (*to).quants).cast::<V::Bytes>();
-    for vector in 0..VECTORS {
-        let weights = quants::weights::<V, Q>(from, vector);
-        vectors.add(vector).write_unaligned(weights);
+/// Quants below 32 as bf16.
+const SMALL: [u16; 32] = {
+    let mut table = [0; 32];
+    let mut at = 0;
+    while at < 32 {
+        table[at] = ((at as f32).to_bits() >> 16) as u16;
+        at += 1;
     }
-    if matches!(Q::SHAPE.product, Product::Eight | Product::Level) {
-        for quant in &mut (*to).quants {
-            // Stored as value + 128.
-            *quant ^= i8::MIN;
+    table
+};
+
+/// What quants stand for in [`LEVELS`].
+const LEVEL: [u16; 32] = {
+    let mut table = [0; 32];
+    let mut at = 0;
+    while at < 16 {
+        table[at] = ((LEVELS[at] as f32).to_bits() >> 16) as u16;
+        at += 1;
+    }
+    table
+};
+
+#[inline(always)]
+unsafe fn unpack<V: Lanes, Q: Quant>(from: *const u8, part: usize, to: *mut Unpacked) {
+    let shape = const { Q::SHAPE };
+    let part_vectors = const { VECTORS / Q::SHAPE.parts };
+    let lines = (&raw mut (*to).quants).cast::<u16>();
+    for vector in 0..VECTORS {
+        // Two columns of all outputs, then two more.
+        let line = lines.add(vector * 4 * TILE);
+        if vector / part_vectors != part {
+            for half in 0..4 {
+                V::zero().store(line.add(half * TILE).cast());
+            }
+            continue;
+        }
+        let quants = quants::quants::<V, Q>(from, vector);
+        match shape.product {
+            Product::Level => V::store_table(quants, &LEVEL, line),
+            Product::Eight => V::store_whole(quants, 128, line),
+            Product::Four | Product::Seven if shape.low + shape.high <= 5 => {
+                V::store_table(quants, &SMALL, line);
+            }
+            Product::Four | Product::Seven => V::store_whole(quants, 0, line),
         }
     }
-    let (scale, least) = quants::scale_and_least::<V, Q>(from, 0);
+    let (scale, least) = quants::scale_and_least::<V, Q>(from, part);
     scale.store((&raw mut (*to).scales).cast());
     least.store((&raw mut (*to).minima).cast());
 }
 
-/// Where the sums go.
+/// Where the sums go, `GROUP_ROWS` a row.
 #[derive(Clone, Copy)]
-enum Out {
-    /// Each sum over all blocks.
-    Narrow(*mut f32),
-    /// f32 sums over each so many blocks, added up in f64; `carry` holds a segment's sum from one
-    /// panel to the next.
-    Wide {
-        to: *mut f64,
-        carry: *mut f32,
-        segment: usize,
-    },
+struct Out {
+    /// Zeroes at first. Over all blocks, or over those of a segment so far.
+    sums: *mut f32,
+    /// If not null, sums of segments are added up here.
+    wide: *mut f64,
+    /// Blocks of a segment.
+    segment: usize,
 }
 
-/// As `matmul::group_matmul`, of a format that has tiles. All rows of the last strip must exist in
-/// `x`'s and in `out`'s memory, whatever they hold.
+/// As `matmul::group_matmul`, of a quantised format, `x` in lines. The last strip's rows exist in
+/// `x`, whatever they hold.
 #[inline(always)]
 pub(super) unsafe fn multiply<V: Lanes, T: Tiles>(
+    unit: &mut T,
     format: Format,
     w: Weights,
     x: Inputs,
     out: *mut f32,
 ) {
-    by_format::<V, T>(format, w, x, Out::Narrow(out));
+    std::ptr::write_bytes(out, 0, x.rows * GROUP_ROWS);
+    let out = Out {
+        sums: out,
+        wide: std::ptr::null_mut(),
+        segment: w.blocks,
+    };
+    by_format::<V, T>(unit, format, w, x, out);
 }
 
 /// As `matmul::group_matmul_wide`, on the same terms.
 #[inline(always)]
 pub(super) unsafe fn multiply_wide<V: Lanes, T: Tiles>(
+    unit: &mut T,
     format: Format,
     w: Weights,
     x: Inputs,
     segment: usize,
     out: *mut f64,
 ) {
-    let rows = x.rows.next_multiple_of(STRIP_ROWS);
-    std::ptr::write_bytes(out, 0, rows * GROUP_ROWS);
-    let mut carry = GroupSums::<f32>::new();
-    let out = Out::Wide {
-        to: out,
-        carry: carry.as_mut_ptr(),
+    let mut sums = GroupSums::<f32>::new();
+    let sums = sums.as_mut_ptr();
+    std::ptr::write_bytes(sums, 0, x.rows * GROUP_ROWS);
+    std::ptr::write_bytes(out, 0, x.rows * GROUP_ROWS);
+    let out = Out {
+        sums,
+        wide: out,
         segment,
     };
-    by_format::<V, T>(format, w, x, out);
+    by_format::<V, T>(unit, format, w, x, out);
 }
 
 #[inline(always)]
-unsafe fn by_format<V: Lanes, T: Tiles>(format: Format, w: Weights, x: Inputs, out: Out) {
-    match format {
-        Format::Nibbles => by_panel::<V, T, quants::Nibbles>(w, x, out),
-        Format::Levels => by_panel::<V, T, quants::Levels>(w, x, out),
-        Format::Fives => by_panel::<V, T, quants::Fives>(w, x, out),
-        Format::Bytes => by_panel::<V, T, quants::Bytes>(w, x, out),
-        _ => unreachable!("`Format::has_tiles` was asked"),
-    }
-}
-
-#[inline(always)]
-unsafe fn by_panel<V: Lanes, T: Tiles, Q: Quant>(w: Weights, x: Inputs, out: Out) {
-    let mut panel: Panel = [const { MaybeUninit::uninit() }; PANEL_BLOCKS * PANEL_TILES];
-    let panel = panel.as_mut_ptr().cast::<Unpacked>();
-    for tile in (0..w.tiles).step_by(PANEL_TILES) {
-        for first in (0..w.blocks).step_by(PANEL_BLOCKS) {
-            let blocks = first..(first + PANEL_BLOCKS).min(w.blocks);
-            let width = PANEL_TILES.min(w.tiles - tile);
-            for (at, block) in blocks.clone().enumerate() {
-                for t in 0..width {
-                    let from = w
-                        .start
-                        .add((block * w.tiles + tile + t) * Q::SHAPE.tile_bytes());
-                    unpack::<V, Q>(from, panel.add(at * width + t));
-                }
-            }
-            for row in (0..x.rows).step_by(STRIP_ROWS) {
-                let place = Place {
-                    row,
-                    tile,
-                    first: blocks.start,
-                    end: blocks.end,
-                    last: blocks.end == w.blocks,
-                };
-                match width {
-                    2 => strip::<V, T, Q, 2>(panel, x, place, out),
-                    _ => strip::<V, T, Q, 1>(panel, x, place, out),
-                }
-            }
-        }
-    }
-}
-
-/// What a strip passes: blocks `first..end`, the last of all or not.
-#[derive(Clone, Copy)]
-struct Place {
-    row: usize,
-    tile: usize,
-    first: usize,
-    end: usize,
-    last: bool,
-}
-
-#[inline(always)]
-unsafe fn strip<V: Lanes, T: Tiles, Q: Quant, const W: usize>(
-    panel: *const Unpacked,
+unsafe fn by_format<V: Lanes, T: Tiles>(
+    unit: &mut T,
+    format: Format,
+    w: Weights,
     x: Inputs,
-    place: Place,
     out: Out,
 ) {
-    let Place { row, tile, .. } = place;
-    let corner = row * GROUP_ROWS + tile * TILE;
-    let (carry, segment) = match out {
-        Out::Narrow(to) => (to.add(corner), usize::MAX),
-        Out::Wide { carry, segment, .. } => (carry.add(corner), segment),
-    };
-    let lines = x.bytes.add(2 * row * x.width);
-    let scales = x.scales.add(row * x.row_blocks);
-    let scaled_totals = x.scaled_totals.add(row * x.row_blocks);
+    match format {
+        Format::Twos => by_width::<V, T, quants::Twos>(unit, w, x, out),
+        Format::Threes => by_width::<V, T, quants::Threes>(unit, w, x, out),
+        Format::Nibbles => by_width::<V, T, quants::Nibbles>(unit, w, x, out),
+        Format::Levels => by_width::<V, T, quants::Levels>(unit, w, x, out),
+        Format::Fives => by_width::<V, T, quants::Fives>(unit, w, x, out),
+        Format::Sixes => by_width::<V, T, quants::Sixes>(unit, w, x, out),
+        Format::Bytes => by_width::<V, T, quants::Bytes>(unit, w, x, out),
+        Format::F16 | Format::Bf16 | Format::F32 => unreachable!("floats do not go by tiles"),
+    }
+}
 
-    let begun = place.first % segment;
-    let mut left = segment - begun;
-    let mut sums = [[V::zero(); W]; STRIP_ROWS];
-    if begun > 0 {
-        for m in 0..STRIP_ROWS {
-            for t in 0..W {
-                sums[m][t] = V::load(carry.add(m * GROUP_ROWS + t * LANES));
+#[inline(always)]
+unsafe fn by_width<V: Lanes, T: Tiles, Q: Quant>(unit: &mut T, w: Weights, x: Inputs, out: Out) {
+    let walk = |tile| Walk { w, x, tile, out };
+    match (x.form.activations, w.tiles) {
+        (ActivationFormat::Int16, GROUP_TILES) => walk(0).run::<V, T, Q, Whole, GROUP_TILES>(unit),
+        (ActivationFormat::Int8, GROUP_TILES) => walk(0).run::<V, T, Q, Byte, GROUP_TILES>(unit),
+        (ActivationFormat::Int16, few) => {
+            for tile in 0..few {
+                walk(tile).run::<V, T, Q, Whole, 1>(unit);
+            }
+        }
+        (ActivationFormat::Int8, few) => {
+            for tile in 0..few {
+                walk(tile).run::<V, T, Q, Byte, 1>(unit);
             }
         }
     }
-    let mut products = [const { [const { MaybeUninit::<Products>::uninit() }; W] }; 2];
-    let products = products.as_mut_ptr().cast::<Products>();
-    T::products::<W>(lines.add(place.first * BLOCK), x.width, panel, products);
-    for block in place.first..place.end {
-        let at = block - place.first;
-        if block + 1 < place.end {
-            T::products::<W>(
-                lines.add((block + 1) * BLOCK),
-                x.width,
-                panel.add((at + 1) * W),
-                products.add((at + 1) % 2 * W),
-            );
+}
+
+/// What lines hold.
+trait Lines {
+    /// Coarse and fine ones, and not fine ones alone.
+    const IS_WHOLE: bool;
+
+    /// Whether the unit may add up what both make: weights below 16 and whole numbers of fifteen bits,
+    /// of 32 columns, stay below 2^24.
+    fn are_joined<Q: Quant>() -> bool {
+        Self::IS_WHOLE && Q::SHAPE.product == Product::Four
+    }
+}
+
+struct Whole;
+
+impl Lines for Whole {
+    const IS_WHOLE: bool = true;
+}
+
+struct Byte;
+
+impl Lines for Byte {
+    const IS_WHOLE: bool = false;
+}
+
+/// A strip, and the part of a row of weights that it meets: counted over blocks.
+#[derive(Clone, Copy)]
+struct Place {
+    strip: usize,
+    part: usize,
+}
+
+impl Place {
+    /// The block, and which of its parts it is.
+    #[inline(always)]
+    fn block<Q: Quant>(self) -> (usize, usize) {
+        (self.part / Q::SHAPE.parts, self.part % Q::SHAPE.parts)
+    }
+}
+
+/// `W` tiles of a group from `tile` on, and all rows of `x`.
+#[derive(Clone, Copy)]
+struct Walk {
+    w: Weights,
+    x: Inputs,
+    tile: usize,
+    out: Out,
+}
+
+impl Walk {
+    #[inline(always)]
+    unsafe fn run<V: Lanes, T: Tiles, Q: Quant, L: Lines, const W: usize>(self, unit: &mut T) {
+        let strips = self.x.rows.div_ceil(STRIP_ROWS);
+        let parts = self.w.blocks * Q::SHAPE.parts;
+        // What is scaled, and what the unit holds.
+        let mut weights = MaybeUninit::<[[Unpacked; W]; 2]>::uninit();
+        let weights = weights.as_mut_ptr().cast::<[Unpacked; W]>();
+        let weights = |part: usize| weights.add(part % 2).cast::<Unpacked>();
+        // What is scaled, and what is made meanwhile.
+        let mut products = MaybeUninit::<[[[Products; 2]; W]; 2]>::uninit();
+        let products = products.as_mut_ptr().cast::<[[Products; 2]; W]>();
+        let products = |turn: usize| products.add(turn % 2).cast::<[Products; 2]>();
+
+        let mut place = Place { strip: 0, part: 0 };
+        self.take::<T, Q, L>(unit, place);
+        let (mut scaled, mut turn) = (None, 0);
+        loop {
+            if place.strip == 0 {
+                self.unpack::<V, T, Q, W>(unit, place.part, weights(place.part));
+            }
+            let next = match place.strip + 1 {
+                strip if strip < strips => Some(Place { strip, ..place }),
+                _ if place.part + 1 < parts => Some(Place {
+                    strip: 0,
+                    part: place.part + 1,
+                }),
+                _ => None,
+            };
+            let to = products(turn);
+            match scaled {
+                None => {
+                    let none = self.scaling::<V, W>(place, weights(0), to);
+                    self.step::<V, T, Q, L, W, true, false>(unit, next, to, &none);
+                }
+                Some(old) => {
+                    let old: Place = old;
+                    let old = self.scaling::<V, W>(old, weights(old.part), products(turn + 1));
+                    self.step::<V, T, Q, L, W, true, true>(unit, next, to, &old);
+                }
+            }
+            scaled = Some(place);
+            turn += 1;
+            match next {
+                Some(next) => place = next,
+                None => break,
+            }
+        }
+        let last = self.scaling::<V, W>(place, weights(place.part), products(turn + 1));
+        self.step::<V, T, Q, L, W, false, true>(unit, None, products(turn), &last);
+    }
+
+    #[inline(always)]
+    unsafe fn scaling<V: Lanes, const W: usize>(
+        self,
+        place: Place,
+        weights: *const Unpacked,
+        products: *const [Products; 2],
+    ) -> Scaling<V, W> {
+        let mut scaling = Scaling {
+            place,
+            scales: [V::zero(); W],
+            minima: [V::zero(); W],
+            products,
+        };
+        for t in 0..W {
+            let weights = weights.add(t);
+            scaling.scales[t] = V::load((&raw const (*weights).scales).cast());
+            scaling.minima[t] = V::load((&raw const (*weights).minima).cast());
+        }
+        scaling
+    }
+
+    /// A strip's lines, which the products after it are of.
+    #[inline(always)]
+    unsafe fn take<T: Tiles, Q: Quant, L: Lines>(self, unit: &mut T, place: Place) {
+        let (x, (block, _)) = (self.x, place.block::<Q>());
+        let row = x.lines.add(place.strip * STRIP_ROWS * x.pitch);
+        if L::IS_WHOLE {
+            unit.take(Part::Coarse, row.add(2 * block), x.pitch);
+            unit.take(Part::Fine, row.add(2 * block + 1), x.pitch);
+        } else {
+            unit.take(Part::Fine, row.add(block), x.pitch);
+        }
+    }
+
+    /// The unit holds a part of each of the tiles.
+    #[inline(always)]
+    unsafe fn unpack<V: Lanes, T: Tiles, Q: Quant, const W: usize>(
+        self,
+        unit: &mut T,
+        part: usize,
+        to: *mut Unpacked,
+    ) {
+        let (block, part) = Place { strip: 0, part }.block::<Q>();
+        let tile_bytes = const { Q::SHAPE.tile_bytes() };
+        let first = block * self.w.tiles + self.tile;
+        for t in 0..W {
+            let from = self.w.start.add((first + t) * tile_bytes);
+            unpack::<V, Q>(from, part, to.add(t));
         }
         for t in 0..W {
-            let unpacked = panel.add(at * W + t);
-            let scale = V::load((&raw const (*unpacked).scales).cast());
-            let least = V::load((&raw const (*unpacked).minima).cast());
-            let whole = products.add(at % 2 * W + t).cast::<i32>();
-            for m in 0..STRIP_ROWS {
-                let factor = scale.mul(V::splat(*scales.add(m * x.row_blocks + block)));
-                let (coarse, fine) = (2 * m * TILE, (2 * m + 1) * TILE);
-                let products = V::load_sums(whole.add(coarse), whole.add(fine));
-                sums[m][t] = products.fma(factor, sums[m][t]);
-                if Q::SHAPE.least != Least::Zero {
-                    let total = V::splat(*scaled_totals.add(m * x.row_blocks + block));
-                    sums[m][t] = least.fma(total, sums[m][t]);
+            unit.hold(t, to.add(t));
+        }
+    }
+
+    /// Multiplies the strip that was taken into `to`, and between its products scales, row by row, those
+    /// of the place before. Takes the strip that comes next as soon as it can: its lines may lie in
+    /// the second-level cache.
+    #[inline(always)]
+    unsafe fn step<
+        V: Lanes,
+        T: Tiles,
+        Q: Quant,
+        L: Lines,
+        const W: usize,
+        const MULTIPLIES: bool,
+        const SCALES: bool,
+    >(
+        self,
+        unit: &mut T,
+        next: Option<Place>,
+        to: *mut [Products; 2],
+        before: &Scaling<V, W>,
+    ) {
+        let end = before.place.part + 1;
+        let ends_segment = end == self.w.blocks * Q::SHAPE.parts
+            || end.is_multiple_of(self.out.segment * Q::SHAPE.parts);
+        let wide = match ends_segment {
+            true => self.out.wide,
+            false => std::ptr::null_mut(),
+        };
+        let first = before.place.strip * STRIP_ROWS;
+        let rows = STRIP_ROWS.min(self.x.rows - first);
+        let share = rows.div_ceil(W);
+        let is_split = L::IS_WHOLE && !L::are_joined::<Q>();
+        for t in 0..W {
+            let made = if is_split { 0 } else { t % 2 };
+            if MULTIPLIES {
+                if is_split {
+                    unit.multiply(t, Part::Coarse, 0);
+                    unit.multiply(t, Part::Fine, 1);
+                } else if L::IS_WHOLE {
+                    unit.multiply(t, Part::Both, made);
+                } else {
+                    unit.multiply(t, Part::Fine, made);
+                }
+                if let (true, Some(next)) = (t + 1 == W, next) {
+                    self.take::<T, Q, L>(unit, next);
+                }
+            }
+            if SCALES {
+                for row in t * share..((t + 1) * share).min(rows) {
+                    self.scale_row::<V, Q, L, W>(before, row, wide);
+                }
+            }
+            if MULTIPLIES {
+                let to = to.add(t).cast::<Products>();
+                unit.store(made, to);
+                if is_split {
+                    unit.store(1, to.add(1));
                 }
             }
         }
-        if let Out::Wide { to, .. } = out {
-            left -= 1;
-            if left == 0 || (place.last && block + 1 == place.end) {
-                for m in 0..STRIP_ROWS {
-                    for t in 0..W {
-                        sums[m][t].add_to_f64(to.add(corner + m * GROUP_ROWS + t * LANES));
-                        sums[m][t] = V::zero();
-                    }
-                }
-                left = segment;
-            }
-        }
     }
-    for m in 0..STRIP_ROWS {
+
+    /// Adds up row `row` of a strip; its segment ends there if `wide` is not null.
+    #[inline(always)]
+    unsafe fn scale_row<V: Lanes, Q: Quant, L: Lines, const W: usize>(
+        self,
+        scaling: &Scaling<V, W>,
+        row: usize,
+        wide: *mut f64,
+    ) {
+        let Self { x, out, .. } = self;
+        let at_row = scaling.place.strip * STRIP_ROWS + row;
+        let to = at_row * GROUP_ROWS + self.tile * TILE;
+        let (block, part) = scaling.place.block::<Q>();
+        let at = at_row * x.row_blocks + block;
         for t in 0..W {
-            sums[m][t].store(carry.add(m * GROUP_ROWS + t * LANES));
+            let made = scaling.products.add(t).cast::<f32>().add(row * TILE);
+            let mut product = V::load(made);
+            if L::IS_WHOLE && !L::are_joined::<Q>() {
+                // Rounded once, as both are exact.
+                product = product.add(V::load(made.add(STRIP_ROWS * TILE)));
+            }
+            let mut scale = scaling.scales[t];
+            if !L::IS_WHOLE {
+                scale = scale.mul(V::splat(*x.scales.add(at)));
+            }
+            let sums = out.sums.add(to + t * TILE);
+            let mut sum = product.fma(scale, V::load(sums));
+            if Q::SHAPE.least != Least::Zero {
+                let total = match Q::SHAPE.parts {
+                    1 => *x.scaled_totals.add(at),
+                    _ => (*x.half_totals.add(at))[part],
+                };
+                sum = scaling.minima[t].fma(V::splat(total), sum);
+            }
+            if !wide.is_null() {
+                sum.add_to_f64(wide.add(to + t * TILE));
+                sum = V::zero();
+            }
+            sum.store(sums);
         }
     }
+}
+
+/// Products of a strip, and what they are multiplied by.
+struct Scaling<V, const W: usize> {
+    place: Place,
+    scales: [V; W],
+    minima: [V; W],
+    products: *const [Products; 2],
 }
 
 #[cfg(test)]
@@ -271,72 +480,83 @@ mod tests {
     use super::*;
     use crate::backend::Isa;
     use crate::backend::cpu::amx::{self, TileConfig};
-    use crate::backend::cpu::lanes::Portable;
+    use crate::backend::cpu::lanes::{LINE_ORDER, Portable};
     use crate::backend::cpu::matmul::{group_matmul, group_matmul_wide};
     use crate::backend::cpu::memory::Arena;
     use crate::backend::cpu::pack::Packed;
     use crate::backend::cpu::pool::Pool;
-    use crate::backend::cpu::rows::{self, COARSE, CpuRows};
+    use crate::backend::cpu::rows::{self, CpuRows, Form};
     use crate::backend::cpu::tests::{file_bytes, uniform, view};
+    use trireme_shared::model::DType;
     use trireme_shared::model::random::SplitMix;
-    use trireme_shared::model::{ActivationFormat, DType};
 
-    /// What the instructions are defined to do (Intel SDM volume 2, `TDPBSSD`), in plain loops.
-    struct Written;
+    /// What the instructions are defined to do (Intel SDM volume 2, `TDPBF16PS`), in plain loops.
+    struct Written {
+        slots: [*const Unpacked; GROUP_TILES],
+        made: [Products; 2],
+        lines: [*const Line; 2],
+        pitch: usize,
+    }
+
+    impl Written {
+        fn new() -> Self {
+            Self {
+                slots: [std::ptr::null(); GROUP_TILES],
+                made: [Products([0.0; STRIP_ROWS * TILE]); 2],
+                lines: [std::ptr::null(); 2],
+                pitch: 0,
+            }
+        }
+    }
 
     impl Tiles for Written {
-        unsafe fn products<const W: usize>(
-            lines: *const i8,
-            stride: usize,
-            weights: *const Unpacked,
-            out: *mut Products,
-        ) {
-            for t in 0..W {
-                let (weights, out) = (&(*weights.add(t)).quants, out.add(t).cast::<i32>());
-                for line in 0..16 {
-                    for n in 0..TILE {
-                        let sum = (0..BLOCK).map(|k| {
-                            let a = i32::from(*lines.add(line * stride + k));
-                            a * i32::from(weights[k / 4 * 64 + n * 4 + k % 4])
-                        });
-                        *out.add(line * TILE + n) = sum.sum();
+        unsafe fn hold(&mut self, slot: usize, weights: *const Unpacked) {
+            self.slots[slot] = weights;
+        }
+        unsafe fn take(&mut self, part: Part, lines: *const Line, pitch: usize) {
+            self.lines[usize::from(part == Part::Fine)] = lines;
+            self.pitch = pitch;
+        }
+        unsafe fn store(&mut self, made: usize, to: *mut Products) {
+            *to = self.made[made];
+        }
+        unsafe fn multiply(&mut self, slot: usize, part: Part, made: usize) {
+            let weights = &(*self.slots[slot]).quants;
+            let float = |bits: u16| f32::from_bits(u32::from(bits) << 16);
+            let parts: &[usize] = match part {
+                Part::Coarse => &[0],
+                Part::Fine => &[1],
+                Part::Both => &[0, 1],
+            };
+            for row in 0..STRIP_ROWS {
+                for n in 0..TILE {
+                    let mut sum = 0f32;
+                    for &part in parts {
+                        let line = &(*self.lines[part].add(row * self.pitch)).0;
+                        for k in 0..BLOCK {
+                            let weight = weights[k / 2 * 2 * TILE + n * 2 + k % 2];
+                            sum += float(line[k]) * float(weight);
+                        }
                     }
+                    self.made[made].0[row * TILE + n] = sum;
                 }
             }
         }
     }
 
-    fn quantised(format: ActivationFormat, values: &[f32], rows: usize, columns: usize) -> CpuRows {
+    fn quantised(isa: Isa, form: Form, values: &[f32], columns: usize) -> CpuRows {
         let mut x = CpuRows::default();
+        let rows = values.len() / columns;
         x.reshape(rows, columns);
         x.data.copy_from_slice(values);
-        x.reserve_quants(format);
+        x.reserve_quants(form);
         let to = x.quants_mut();
         for row in 0..rows {
             let from = x.data[row * columns..].as_ptr();
-            unsafe { rows::quantise(Isa::Portable, from, to, row, 0, columns / BLOCK) };
+            unsafe { rows::quantise(isa, from, to, row, 0, columns / BLOCK) };
         }
         x.is_quantised = true;
         x
-    }
-
-    /// Words, as the portable lanes leave them, into what tiles take: coarse bytes, then fine ones.
-    fn words_to_bytes(x: &mut CpuRows) {
-        if x.format == ActivationFormat::Int8 {
-            return;
-        }
-        for row in x.bytes.chunks_exact_mut(2 * x.width / BLOCK) {
-            let bytes: Vec<u8> = row.iter().flat_map(|b| b.0.map(|b| b as u8)).collect();
-            let words = bytes
-                .chunks_exact(2)
-                .map(|w| i16::from_le_bytes([w[0], w[1]]));
-            for (column, word) in words.enumerate() {
-                let coarse = (f32::from(word) * (1.0 / COARSE)).round_ties_even();
-                let fine = f32::from(word) - COARSE * coarse;
-                row[column / BLOCK].0[column % BLOCK] = coarse as i8;
-                row[(x.width + column) / BLOCK].0[column % BLOCK] = fine as i8;
-            }
-        }
     }
 
     fn bits<T: Copy>(sums: &mut GroupSums<T>, x: Inputs, w: Weights) -> Vec<T> {
@@ -356,12 +576,20 @@ mod tests {
         let (mut got, mut want) = (GroupSums::<f32>::new(), GroupSums::<f32>::new());
         let (mut got_wide, mut want_wide) = (GroupSums::<f64>::new(), GroupSums::<f64>::new());
         let formats = [ActivationFormat::Int16, ActivationFormat::Int8].into_iter();
-        let inputs = formats.flat_map(|f| (1..=40).chain([63, ROWS_MAX]).map(move |r| (f, r)));
+        let counts = (1..=18).chain([31, 32, 33, 63, ROWS_MAX]);
+        let inputs = formats.flat_map(|f| counts.clone().map(move |rows| (f, rows)));
         for (activations, rows) in inputs {
-            let values = uniform(&mut random, rows * columns);
-            let in_words = quantised(activations, &values, rows, columns);
-            let mut in_bytes = quantised(activations, &values, rows, columns);
-            words_to_bytes(&mut in_bytes);
+            // Two rows before those that are met: a strip may begin at any.
+            let values = uniform(&mut random, (2 + rows) * columns);
+            let form = |in_lines| Form {
+                activations,
+                in_lines,
+            };
+            let in_words = quantised(Isa::Portable, form(false), &values, columns);
+            let in_lines = quantised(Isa::Portable, form(true), &values, columns);
+            let in_bytes = tiles
+                .as_ref()
+                .map(|_| quantised(Isa::Avx512Vnni, form(false), &values, columns));
             for group in 0..packed.groups() {
                 let what = format!(
                     "{dtype:?} {activations:?} {rows} x {columns} -> {outputs}, group {group}"
@@ -371,37 +599,53 @@ mod tests {
                     tiles: packed.group_tiles(group),
                     blocks: packed.blocks,
                 };
-                let words = Inputs::new(&in_words, 0, rows);
-                let x = Inputs::new(&in_bytes, 0, rows);
+                let words = Inputs::new(&in_words, 2, rows);
+                let lines = Inputs::new(&in_lines, 2, rows);
                 let format = packed.format;
                 let (to, reference) = (got.as_mut_ptr(), want.as_mut_ptr());
                 unsafe {
                     group_matmul(Isa::Portable, format, w, words, reference);
-                    multiply::<Portable, Written>(format, w, x, to);
+                    multiply::<Portable, _>(&mut Written::new(), format, w, lines, to);
                 }
-                assert!(bits(&mut got, x, w) == bits(&mut want, x, w), "{what}");
-                if let Some(tiles) = &tiles {
+                assert!(
+                    bits(&mut got, lines, w) == bits(&mut want, lines, w),
+                    "{what}"
+                );
+                if let (Some(tiles), Some(bytes)) = (&tiles, &in_bytes) {
+                    let bytes = Inputs::new(bytes, 2, rows);
                     unsafe {
-                        group_matmul(Isa::Avx512Vnni, format, w, x, reference);
-                        amx::group_matmul(tiles, format, w, x, to);
+                        group_matmul(Isa::Avx512Vnni, format, w, bytes, reference);
+                        amx::group_matmul(tiles, format, w, lines, to);
                     }
-                    assert!(bits(&mut got, x, w) == bits(&mut want, x, w), "AMX: {what}");
+                    assert!(
+                        bits(&mut got, lines, w) == bits(&mut want, lines, w),
+                        "AMX: {what}"
+                    );
                 }
                 let (to, reference) = (got_wide.as_mut_ptr(), want_wide.as_mut_ptr());
                 for &segment in segments {
                     let what = format!("{what}, segments of {segment}");
+                    let unit = &mut Written::new();
                     unsafe {
                         group_matmul_wide(Isa::Portable, format, w, words, segment, reference);
-                        multiply_wide::<Portable, Written>(format, w, x, segment, to);
+                        multiply_wide::<Portable, _>(unit, format, w, lines, segment, to);
                     }
                     let (got, want) = (&mut got_wide, &mut want_wide);
-                    assert!(bits(got, x, w) == bits(want, x, w), "{what}");
-                    if let Some(tiles) = &tiles {
+                    assert!(bits(got, lines, w) == bits(want, lines, w), "{what}");
+                    if let (Some(tiles), Some(bytes)) = (&tiles, &in_bytes) {
+                        let bytes = Inputs::new(bytes, 2, rows);
                         unsafe {
-                            group_matmul_wide(Isa::Avx512Vnni, format, w, x, segment, reference);
-                            amx::group_matmul_wide(tiles, format, w, x, segment, to);
+                            group_matmul_wide(
+                                Isa::Avx512Vnni,
+                                format,
+                                w,
+                                bytes,
+                                segment,
+                                reference,
+                            );
+                            amx::group_matmul_wide(tiles, format, w, lines, segment, to);
                         }
-                        assert!(bits(got, x, w) == bits(want, x, w), "AMX: {what}");
+                        assert!(bits(got, lines, w) == bits(want, lines, w), "AMX: {what}");
                     }
                 }
             }
@@ -409,21 +653,58 @@ mod tests {
     }
 
     #[test]
+    fn lines_are_the_same_on_every_instruction_set() {
+        let mut random = SplitMix(7);
+        let values = uniform(&mut random, 5 * 96);
+        for activations in [ActivationFormat::Int16, ActivationFormat::Int8] {
+            let form = Form {
+                activations,
+                in_lines: true,
+            };
+            let want = quantised(Isa::Portable, form, &values, 96);
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+                let got = quantised(isa, form, &values, 96);
+                assert_eq!(got.lines, want.lines, "{isa:?} {activations:?}");
+            }
+            // What they hold is the value, in steps of the scale.
+            let float = |bits: u16| f32::from_bits(u32::from(bits) << 16);
+            for (at, value) in values.iter().enumerate() {
+                let (row, column) = (at / 96, at % 96);
+                let (block, place) = (column / BLOCK, column % BLOCK);
+                let place = LINE_ORDER.iter().position(|&c| c == place).unwrap();
+                let line = row * want.pitch() + block * form.lines();
+                let parts = &want.lines[line..line + form.lines()];
+                let got: f32 = parts.iter().map(|line| float(line.0[place])).sum();
+                let scale = want.scales[row * 3 + block];
+                let mut want = (value * (1.0 / scale)).round_ties_even();
+                if activations == ActivationFormat::Int16 {
+                    want *= scale;
+                }
+                assert_eq!(got, want, "{at}");
+            }
+        }
+    }
+
+    #[test]
     fn tiles_get_the_very_sums_that_lanes_get() {
         for dtype in [
-            DType::Q4_0,
+            DType::Q2_K,
+            DType::Q3_K,
             DType::Q4_1,
-            DType::Q5_0,
             DType::Q5_1,
+            DType::Q6_K,
             DType::Q8_0,
             DType::IQ4_NL,
         ] {
-            // One tile; groups of two and one; of four and three; more than two panels of blocks,
-            // segments that end in the midst of one and some that are longer.
-            compare(dtype, 3, 32, &[1]);
-            compare(dtype, 41, 96, &[1, 2, 5]);
-            compare(dtype, 1_584, 64, &[2]);
-            compare(dtype, 20, 32 * (2 * PANEL_BLOCKS + 3), &[4, 6, 7, 40, 60]);
+            let block = dtype.block_elements();
+            if block == BLOCK {
+                // One tile; groups of two and one; of four and three; segments that end in the midst of
+                // what the unit holds and some that are longer.
+                compare(dtype, 3, 32, &[1]);
+                compare(dtype, 41, 96, &[1, 2, 5]);
+                compare(dtype, 1_584, 64, &[2]);
+            }
+            compare(dtype, 20, 768, &[4, 6, 7, 40]);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::backend::cpu::matmul::{Inputs, Weights};
 use crate::backend::cpu::pack::Format;
+use trireme_shared::model::ActivationFormat;
 
 pub(in super::super) fn available() -> bool {
     false
@@ -34,5 +35,9 @@ pub(in super::super) unsafe fn group_matmul_wide(
     _: usize,
     _: *mut f64,
 ) {
+    match *tiles {}
+}
+
+pub(in super::super) fn products(tiles: &TileConfig, _: ActivationFormat, _: usize) -> usize {
     match *tiles {}
 }

@@ -9,23 +9,25 @@
 
 use crate::backend::cpu::lanes::Avx512;
 use crate::backend::cpu::matmul::{Inputs, Weights};
-use crate::backend::cpu::pack::Format;
-use crate::backend::cpu::tiles::{self, Products, Tiles, Unpacked};
+use crate::backend::cpu::pack::{BLOCK, Format, GROUP_TILES, TILE};
+use crate::backend::cpu::rows::{Line, STRIP_ROWS};
+use crate::backend::cpu::tiles::{self, Part, Products, Tiles, Unpacked};
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
+use trireme_shared::model::ActivationFormat;
 
-/// Whether the processor has int8 tiles and Linux lets this process use them. The first call asks,
+/// Whether the processor has tiles of bf16 and Linux lets this process use them. The first call asks,
 /// for all threads.
 pub(in super::super) fn available() -> bool {
     static GRANTED: OnceLock<bool> = OnceLock::new();
-    *GRANTED.get_or_init(|| has_int8_tiles() && request_permission())
+    *GRANTED.get_or_init(|| has_bf16_tiles() && request_permission())
 }
 
-/// `CPUID` leaf 7: EDX bits 24 (AMX-TILE) and 25 (AMX-INT8).
-fn has_int8_tiles() -> bool {
-    const BOTH: u32 = 0b11 << 24;
+/// `CPUID` leaf 7: EDX bits 22 (AMX-BF16) and 24 (AMX-TILE).
+fn has_bf16_tiles() -> bool {
+    const BOTH: u32 = 1 << 22 | 1 << 24;
     __cpuid_count(0, 0).eax >= 7 && __cpuid_count(7, 0).edx & BOTH == BOTH
 }
 
@@ -63,19 +65,19 @@ struct Shapes {
 impl TileConfig {
     /// None where [`available`] says no.
     pub(in super::super) fn load() -> Option<Self> {
-        /// Sums in 0 and 1, lines of activations in 4, weights in 6 and 7.
+        /// All eight tiles at their largest.
         static SHAPES: Shapes = Shapes {
             palette: 1,
             start_row: 0,
             reserved: [0; 14],
-            row_bytes: [64, 64, 0, 0, 32, 0, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-            rows: [16, 16, 0, 0, 16, 0, 8, 8, 0, 0, 0, 0, 0, 0, 0, 0],
+            row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+            rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
         };
         if !available() {
             return None;
         }
         // SAFETY: the instruction exists and is permitted; palette 1 has tiles of 16 rows of 64
-        // bytes, which these shapes keep within.
+        // bytes.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const SHAPES, options(nostack, preserves_flags));
         }
@@ -93,7 +95,7 @@ impl Drop for TileConfig {
 /// As `matmul::group_matmul`, of a quantised format.
 ///
 /// # Safety
-/// As there; and all rows of `x`'s last strip exist, as they do in `out`. The processor has what
+/// As there; `x` is in lines, and all rows of its last strip exist. The processor has what
 /// `Isa::Amx` names.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(in super::super) unsafe fn group_matmul(
@@ -103,7 +105,7 @@ pub(in super::super) unsafe fn group_matmul(
     x: Inputs,
     out: *mut f32,
 ) {
-    tiles::multiply::<Avx512, Amx>(format, w, x, out);
+    tiles::multiply::<Avx512, Amx>(&mut Amx, format, w, x, out);
 }
 
 /// As `matmul::group_matmul_wide`, of a quantised format.
@@ -119,57 +121,133 @@ pub(in super::super) unsafe fn group_matmul_wide(
     segment: usize,
     out: *mut f64,
 ) {
-    tiles::multiply_wide::<Avx512, Amx>(format, w, x, segment, out);
+    tiles::multiply_wide::<Avx512, Amx>(&mut Amx, format, w, x, segment, out);
 }
 
-/// Between `TileConfig::load` and its drop. No block says `nomem`: what is read and written here is
-/// memory that the compiler otherwise believes untouched.
+/// Products of activations and weights, as many rounds as that, with operands in registers: how many
+/// there were.
+pub(in super::super) fn products(
+    _: &TileConfig,
+    activations: ActivationFormat,
+    rounds: usize,
+) -> usize {
+    let part = match activations {
+        ActivationFormat::Int16 => Part::Both,
+        ActivationFormat::Int8 => Part::Fine,
+    };
+    // Numbers such as those that are multiplied: of zeroes it makes more a second.
+    let lines = std::array::from_fn::<_, STRIP_ROWS, _>(|row| {
+        Line(std::array::from_fn(|at| {
+            0x4000 + (row * 31 + at * 7) as u16 % 256
+        }))
+    });
+    let lines = lines.as_ptr();
+    let unit = &mut Amx;
+    // SAFETY: a `TileConfig` exists, lines of sixteen rows are there, and as many are a tile of weights.
+    unsafe {
+        unit.take(Part::Coarse, lines, 1);
+        unit.take(Part::Fine, lines, 1);
+        for slot in 0..GROUP_TILES {
+            unit.hold(slot, lines.cast());
+        }
+        for _ in 0..rounds {
+            for slot in 0..GROUP_TILES {
+                unit.multiply(slot, part, slot % 2);
+            }
+        }
+    }
+    rounds * GROUP_TILES * STRIP_ROWS * TILE * BLOCK
+}
+
+/// Between `TileConfig::load` and its drop. Products are in registers 0 and 1, coarse lines in 2, fine
+/// ones in 3, and the slots' weights in 4 to 7: nothing else on this thread uses them. No block says
+/// `nomem`: what is read and written here is memory that the compiler otherwise believes untouched.
 struct Amx;
+
+macro_rules! load {
+    ($tile:literal, $from:expr, $stride:expr) => {
+        asm!(
+            concat!("tileloadd ", $tile, ", [{from} + {stride}*1]"),
+            from = in(reg) $from,
+            stride = in(reg) $stride,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
+macro_rules! multiply {
+    ($made:literal, $weights:literal, $part:expr) => {
+        match $part {
+            Part::Coarse => multiply!(
+                concat!("tilezero ", $made),
+                concat!("tdpbf16ps ", $made, ", tmm2, ", $weights)
+            ),
+            Part::Fine => multiply!(
+                concat!("tilezero ", $made),
+                concat!("tdpbf16ps ", $made, ", tmm3, ", $weights)
+            ),
+            Part::Both => multiply!(
+                concat!("tilezero ", $made),
+                concat!("tdpbf16ps ", $made, ", tmm2, ", $weights),
+                concat!("tdpbf16ps ", $made, ", tmm3, ", $weights)
+            ),
+        }
+    };
+    ($($line:expr),*) => {
+        asm!($($line,)* options(nostack, preserves_flags))
+    };
+}
+
+macro_rules! store {
+    ($made:literal, $to:expr) => {
+        asm!(
+            concat!("tilestored [{to} + {line}*1], ", $made),
+            to = in(reg) $to,
+            line = in(reg) 64usize,
+            options(nostack, preserves_flags),
+        )
+    };
+}
 
 impl Tiles for Amx {
     #[inline(always)]
-    unsafe fn products<const W: usize>(
-        lines: *const i8,
-        stride: usize,
-        weights: *const Unpacked,
-        out: *mut Products,
-    ) {
-        if W == 2 {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tileloadd tmm4, [{lines} + {stride}*1]",
-                "tileloadd tmm6, [{weights} + {line}*1]",
-                "tdpbssd tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{weights} + {line}*1 + {next}]",
-                "tdpbssd tmm1, tmm4, tmm7",
-                "tilestored [{out} + {line}*1], tmm0",
-                "tilestored [{out} + {line}*1 + {size}], tmm1",
-                lines = in(reg) lines,
-                stride = in(reg) stride,
-                weights = in(reg) weights,
-                out = in(reg) out,
-                line = in(reg) 64usize,
-                next = const size_of::<Unpacked>(),
-                size = const size_of::<Products>(),
-                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
-                options(nostack, preserves_flags),
-            );
-        } else {
-            asm!(
-                "tilezero tmm0",
-                "tileloadd tmm4, [{lines} + {stride}*1]",
-                "tileloadd tmm6, [{weights} + {line}*1]",
-                "tdpbssd tmm0, tmm4, tmm6",
-                "tilestored [{out} + {line}*1], tmm0",
-                lines = in(reg) lines,
-                stride = in(reg) stride,
-                weights = in(reg) weights,
-                out = in(reg) out,
-                line = in(reg) 64usize,
-                out("tmm0") _, out("tmm4") _, out("tmm6") _,
-                options(nostack, preserves_flags),
-            );
+    unsafe fn hold(&mut self, slot: usize, weights: *const Unpacked) {
+        match slot {
+            0 => load!("tmm4", weights, 64usize),
+            1 => load!("tmm5", weights, 64usize),
+            2 => load!("tmm6", weights, 64usize),
+            _ => load!("tmm7", weights, 64usize),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take(&mut self, part: Part, lines: *const Line, pitch: usize) {
+        let stride = pitch * size_of::<Line>();
+        match part {
+            Part::Coarse => load!("tmm2", lines, stride),
+            Part::Fine | Part::Both => load!("tmm3", lines, stride),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(&mut self, slot: usize, part: Part, made: usize) {
+        match (made, slot) {
+            (0, 0) => multiply!("tmm0", "tmm4", part),
+            (0, 1) => multiply!("tmm0", "tmm5", part),
+            (0, 2) => multiply!("tmm0", "tmm6", part),
+            (0, _) => multiply!("tmm0", "tmm7", part),
+            (_, 0) => multiply!("tmm1", "tmm4", part),
+            (_, 1) => multiply!("tmm1", "tmm5", part),
+            (_, 2) => multiply!("tmm1", "tmm6", part),
+            (_, _) => multiply!("tmm1", "tmm7", part),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(&mut self, made: usize, to: *mut Products) {
+        match made {
+            0 => store!("tmm0", to),
+            _ => store!("tmm1", to),
         }
     }
 }

@@ -5,7 +5,6 @@
 //! activation, in half as many sums, so that four rows' stay in registers. In each quad the even columns stand
 //! before the odd ones, because a weight's bytes become words by a mask and a shift.
 
-use super::super::rows::COARSE;
 use super::Lanes;
 use std::arch::x86_64::*;
 
@@ -83,14 +82,6 @@ impl Lanes for Avx2 {
     unsafe fn store(self, to: *mut f32) {
         _mm256_storeu_ps(to, self.0);
         _mm256_storeu_ps(to.add(8), self.1)
-    }
-    #[inline(always)]
-    unsafe fn load_sums(coarse: *const i32, fine: *const i32) -> Self {
-        let load = |from: *const i32| {
-            let from = from.cast::<__m256i>();
-            Self::acc7_f32((_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))))
-        };
-        load(coarse).fma(Self::splat(COARSE), load(fine))
     }
     #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {

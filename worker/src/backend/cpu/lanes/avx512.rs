@@ -1,7 +1,7 @@
 //! [`Lanes`] in one 512-bit register, byte products by VNNI.
 
 use super::super::rows::COARSE;
-use super::Lanes;
+use super::{LINE_ORDER, Lanes};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -43,11 +43,6 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         _mm512_storeu_ps(to, self.0)
-    }
-    #[inline(always)]
-    unsafe fn load_sums(coarse: *const i32, fine: *const i32) -> Self {
-        let load = |from: *const i32| _mm512_loadu_si512(from.cast());
-        Self::acc7_f32([load(coarse), load(fine)])
     }
     #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
@@ -230,6 +225,47 @@ impl Lanes for Avx512 {
     unsafe fn byte_acc8_f32(acc: __m512i, total: i32) -> Self {
         // As in `acc8_f32`.
         Self::byte_acc7_f32(_mm512_sub_epi32(acc, _mm512_set1_epi32(128 * total)))
+    }
+
+    #[inline(always)]
+    unsafe fn store_line(first: Self, second: Self, to: *mut u16) {
+        // Upper halves of both vectors' floats.
+        const ORDER: [u16; 32] = {
+            let mut order = [0; 32];
+            let mut at = 0;
+            while at < 32 {
+                order[at] = 2 * LINE_ORDER[at] as u16 + 1;
+                at += 1;
+            }
+            order
+        };
+        let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
+        let (first, second) = (_mm512_castps_si512(first.0), _mm512_castps_si512(second.0));
+        _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi16(first, order, second));
+    }
+    #[inline(always)]
+    unsafe fn store_table(bytes: __m512i, table: &[u16; 32], to: *mut u16) {
+        // The instruction takes the lowest five bits of each word.
+        let table = _mm512_loadu_si512(table.as_ptr().cast());
+        let even = _mm512_permutexvar_epi16(bytes, table);
+        let odd = _mm512_permutexvar_epi16(_mm512_srli_epi16::<8>(bytes), table);
+        _mm512_storeu_si512(to.cast(), even);
+        _mm512_storeu_si512(to.add(32).cast(), odd);
+    }
+    #[inline(always)]
+    unsafe fn store_whole(bytes: __m512i, less: i16, to: *mut u16) {
+        let even = _mm512_and_si512(bytes, _mm512_set1_epi16(0xff));
+        let odd = _mm512_srli_epi16::<8>(bytes);
+        for (at, words) in [even, odd].into_iter().enumerate() {
+            let words = _mm512_sub_epi16(words, _mm512_set1_epi16(less));
+            let low = _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(words));
+            let low = _mm512_castps_si512(_mm512_cvtepi32_ps(low));
+            let high = _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(words));
+            let high = _mm512_castps_si512(high);
+            let high = _mm512_and_si512(high, _mm512_set1_epi32(-1 << 16));
+            let both = _mm512_or_si512(_mm512_srli_epi32::<16>(low), high);
+            _mm512_storeu_si512(to.add(32 * at).cast(), both);
+        }
     }
 
     #[inline(always)]

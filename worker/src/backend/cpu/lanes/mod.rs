@@ -32,6 +32,23 @@ pub(super) use portable::Portable;
 /// Lanes of a vector.
 pub(super) const LANES: usize = 16;
 
+/// Columns of a block in the order in which tiles meet them: of four, the even ones before the odd
+/// ones.
+pub(super) const LINE_ORDER: [usize; 32] = {
+    let mut order = [0; 32];
+    let mut at = 0;
+    while at < 32 {
+        order[at] = at / 4 * 4 + [0, 2, 1, 3][at % 4];
+        at += 1;
+    }
+    order
+};
+
+/// The upper half of a float's bits: all of them that a bf16 has.
+const fn bf16_bits(value: f32) -> u16 {
+    (value.to_bits() >> 16) as u16
+}
+
 /// A vector of sixteen f32, and sums of products of whole numbers for sixteen weight rows.
 ///
 /// Weight bytes come as 64 bytes: four consecutive columns of row 0, then of row 1, and so on. A
@@ -51,8 +68,6 @@ pub(super) trait Lanes: Copy {
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
-    /// `254 * coarse + fine` of sixteen sums each, below 2^24 themselves: rounded once.
-    unsafe fn load_sums(coarse: *const i32, fine: *const i32) -> Self;
     unsafe fn load_i8(from: *const i8) -> Self;
     unsafe fn load_f16(from: *const u16) -> Self;
     unsafe fn load_bf16(from: *const u16) -> Self;
@@ -118,6 +133,41 @@ pub(super) trait Lanes: Copy {
     /// Weights are stored as value + 128.
     unsafe fn byte_dot8(acc: Self::ByteAcc, weights: Self::Bytes, quad: i32) -> Self::ByteAcc;
     unsafe fn byte_acc8_f32(acc: Self::ByteAcc, total: i32) -> Self;
+
+    /// 32 columns of a row, whole numbers of at most eight bits (times a power of two), as bf16 in
+    /// [`LINE_ORDER`].
+    #[inline(always)]
+    unsafe fn store_line(first: Self, second: Self, to: *mut u16) {
+        let mut columns = [0f32; 2 * LANES];
+        first.store(columns.as_mut_ptr());
+        second.store(columns.as_mut_ptr().add(LANES));
+        for (at, column) in LINE_ORDER.into_iter().enumerate() {
+            *to.add(at) = bf16_bits(columns[column]);
+        }
+    }
+    /// `table[byte]` of four columns of sixteen weight rows, whose bytes are below 32: the even
+    /// columns, two of each row, then the odd ones.
+    #[inline(always)]
+    unsafe fn store_table(bytes: Self::Bytes, table: &[u16; 32], to: *mut u16) {
+        const { assert!(size_of::<Self::Bytes>() == 64) };
+        let bytes = (&raw const bytes).cast::<u8>();
+        for at in 0..64 {
+            let (row, column) = (at / 4, at % 4);
+            let place = column % 2 * 32 + row * 2 + column / 2;
+            *to.add(place) = table[usize::from(*bytes.add(at) & 31)];
+        }
+    }
+    /// The same of `byte - less`, for any byte.
+    #[inline(always)]
+    unsafe fn store_whole(bytes: Self::Bytes, less: i16, to: *mut u16) {
+        const { assert!(size_of::<Self::Bytes>() == 64) };
+        let bytes = (&raw const bytes).cast::<u8>();
+        for at in 0..64 {
+            let (row, column) = (at / 4, at % 4);
+            let place = column % 2 * 32 + row * 2 + column / 2;
+            *to.add(place) = bf16_bits(f32::from(i16::from(*bytes.add(at)) - less));
+        }
+    }
 
     /// Asks for the cache line of `at`, into the first-level cache; any address is allowed.
     unsafe fn prefetch(at: *const u8);

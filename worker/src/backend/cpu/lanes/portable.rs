@@ -1,6 +1,5 @@
 //! [`Lanes`] in plain Rust: loops over arrays that the compiler vectorises for its target.
 
-use super::super::rows::COARSE;
 use super::{LANES, Lanes};
 use half::{bf16, f16};
 
@@ -99,14 +98,6 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         to.cast::<[f32; LANES]>().write_unaligned(self.0)
-    }
-    #[inline(always)]
-    unsafe fn load_sums(coarse: *const i32, fine: *const i32) -> Self {
-        let mut sums = fine.cast::<[i32; LANES]>().read_unaligned();
-        for (lane, sum) in sums.iter_mut().enumerate() {
-            *sum += COARSE as i32 * *coarse.add(lane);
-        }
-        Self(sums.map(|v| v as f32))
     }
     #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
