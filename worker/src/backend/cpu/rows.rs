@@ -275,9 +275,11 @@ unsafe fn store_lines<V: Lanes>(q: [V; 2], scale: f32, to: *mut u16) {
     V::store_line(first.mul(scale), second.mul(scale), to.add(BLOCK));
 }
 
-/// The least power of two that is no less than `x`, a normal number of at least zero.
+/// The least power of two that is no less than `x`, which is zero or more; of no number infinity, so that
+/// it does not pass for nothing.
 #[inline(always)]
 pub(super) fn next_power_of_two(x: f32) -> f32 {
     const FRACTION: u32 = (1 << 23) - 1;
-    f32::from_bits((x.to_bits() + FRACTION) & !FRACTION)
+    let bits = (x.to_bits() + FRACTION) & !FRACTION;
+    f32::from_bits(bits.min(f32::INFINITY.to_bits()))
 }

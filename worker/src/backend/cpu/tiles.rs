@@ -25,6 +25,7 @@ use super::matmul::{GroupSums, Inputs, ROWS_MAX, Weights};
 use super::pack::{BLOCK, Format, GROUP_ROWS, GROUP_TILES, TILE};
 use super::quants::{self, Least, Product, Quant, VECTORS};
 use super::rows::{Line, STRIP_ROWS};
+use half::bf16;
 use std::mem::MaybeUninit;
 use trireme_shared::model::ActivationFormat;
 use trireme_shared::model::blocks::LEVELS;
@@ -74,7 +75,7 @@ const SMALL: [u16; 32] = {
     let mut table = [0; 32];
     let mut at = 0;
     while at < 32 {
-        table[at] = ((at as f32).to_bits() >> 16) as u16;
+        table[at] = bf16::from_f32_const(at as f32).to_bits();
         at += 1;
     }
     table
@@ -85,7 +86,7 @@ const LEVEL: [u16; 32] = {
     let mut table = [0; 32];
     let mut at = 0;
     while at < 16 {
-        table[at] = ((LEVELS[at] as f32).to_bits() >> 16) as u16;
+        table[at] = bf16::from_f32_const(LEVELS[at] as f32).to_bits();
         at += 1;
     }
     table
@@ -181,32 +182,38 @@ unsafe fn by_format<V: Lanes, T: Tiles>(
     out: Out,
 ) {
     match format {
-        Format::Twos => by_width::<V, T, quants::Twos>(unit, w, x, out),
-        Format::Threes => by_width::<V, T, quants::Threes>(unit, w, x, out),
-        Format::Nibbles => by_width::<V, T, quants::Nibbles>(unit, w, x, out),
-        Format::Levels => by_width::<V, T, quants::Levels>(unit, w, x, out),
-        Format::Fives => by_width::<V, T, quants::Fives>(unit, w, x, out),
-        Format::Sixes => by_width::<V, T, quants::Sixes>(unit, w, x, out),
-        Format::Bytes => by_width::<V, T, quants::Bytes>(unit, w, x, out),
+        Format::Twos => by_lines::<V, T, quants::Twos>(unit, w, x, out),
+        Format::Threes => by_lines::<V, T, quants::Threes>(unit, w, x, out),
+        Format::Nibbles => by_lines::<V, T, quants::Nibbles>(unit, w, x, out),
+        Format::Levels => by_lines::<V, T, quants::Levels>(unit, w, x, out),
+        Format::Fives => by_lines::<V, T, quants::Fives>(unit, w, x, out),
+        Format::Sixes => by_lines::<V, T, quants::Sixes>(unit, w, x, out),
+        Format::Bytes => by_lines::<V, T, quants::Bytes>(unit, w, x, out),
         Format::F16 | Format::Bf16 | Format::F32 => unreachable!("floats do not go by tiles"),
     }
 }
 
 #[inline(always)]
-unsafe fn by_width<V: Lanes, T: Tiles, Q: Quant>(unit: &mut T, w: Weights, x: Inputs, out: Out) {
+unsafe fn by_lines<V: Lanes, T: Tiles, Q: Quant>(unit: &mut T, w: Weights, x: Inputs, out: Out) {
+    match x.form.activations {
+        ActivationFormat::Int16 => by_width::<V, T, Q, Whole>(unit, w, x, out),
+        ActivationFormat::Int8 => by_width::<V, T, Q, Byte>(unit, w, x, out),
+    }
+}
+
+#[inline(always)]
+unsafe fn by_width<V: Lanes, T: Tiles, Q: Quant, L: Lines>(
+    unit: &mut T,
+    w: Weights,
+    x: Inputs,
+    out: Out,
+) {
     let walk = |tile| Walk { w, x, tile, out };
-    match (x.form.activations, w.tiles) {
-        (ActivationFormat::Int16, GROUP_TILES) => walk(0).run::<V, T, Q, Whole, GROUP_TILES>(unit),
-        (ActivationFormat::Int8, GROUP_TILES) => walk(0).run::<V, T, Q, Byte, GROUP_TILES>(unit),
-        (ActivationFormat::Int16, few) => {
-            for tile in 0..few {
-                walk(tile).run::<V, T, Q, Whole, 1>(unit);
-            }
-        }
-        (ActivationFormat::Int8, few) => {
-            for tile in 0..few {
-                walk(tile).run::<V, T, Q, Byte, 1>(unit);
-            }
+    if w.tiles == GROUP_TILES {
+        walk(0).run::<V, T, Q, L, GROUP_TILES>(unit);
+    } else {
+        for tile in 0..w.tiles {
+            walk(tile).run::<V, T, Q, L, 1>(unit);
         }
     }
 }
@@ -216,10 +223,10 @@ trait Lines {
     /// Coarse and fine ones, and not fine ones alone.
     const IS_WHOLE: bool;
 
-    /// Whether the unit may add up what both make: weights below 16 and whole numbers of fifteen bits,
-    /// of 32 columns, stay below 2^24.
-    fn are_joined<Q: Quant>() -> bool {
-        Self::IS_WHOLE && Q::SHAPE.product == Product::Four
+    /// Whether what both make is two sums: the unit may add them up where weights are below 16, which
+    /// with whole numbers of fifteen bits, in 32 columns, stays below 2^24.
+    fn are_apart<Q: Quant>() -> bool {
+        Self::IS_WHOLE && Q::SHAPE.product != Product::Four
     }
 }
 
@@ -242,12 +249,10 @@ struct Place {
     part: usize,
 }
 
-impl Place {
-    /// The block, and which of its parts it is.
-    #[inline(always)]
-    fn block<Q: Quant>(self) -> (usize, usize) {
-        (self.part / Q::SHAPE.parts, self.part % Q::SHAPE.parts)
-    }
+/// The block of a part, and which of the block's it is.
+#[inline(always)]
+fn block_of<Q: Quant>(part: usize) -> (usize, usize) {
+    (part / Q::SHAPE.parts, part % Q::SHAPE.parts)
 }
 
 /// `W` tiles of a group from `tile` on, and all rows of `x`.
@@ -275,7 +280,7 @@ impl Walk {
 
         let mut place = Place { strip: 0, part: 0 };
         self.take::<T, Q, L>(unit, place);
-        let (mut scaled, mut turn) = (None, 0);
+        let (mut scaled, mut turn) = (None::<Place>, 0);
         loop {
             if place.strip == 0 {
                 self.unpack::<V, T, Q, W>(unit, place.part, weights(place.part));
@@ -295,7 +300,6 @@ impl Walk {
                     self.step::<V, T, Q, L, W, true, false>(unit, next, to, &none);
                 }
                 Some(old) => {
-                    let old: Place = old;
                     let old = self.scaling::<V, W>(old, weights(old.part), products(turn + 1));
                     self.step::<V, T, Q, L, W, true, true>(unit, next, to, &old);
                 }
@@ -335,7 +339,7 @@ impl Walk {
     /// A strip's lines, which the products after it are of.
     #[inline(always)]
     unsafe fn take<T: Tiles, Q: Quant, L: Lines>(self, unit: &mut T, place: Place) {
-        let (x, (block, _)) = (self.x, place.block::<Q>());
+        let (x, (block, _)) = (self.x, block_of::<Q>(place.part));
         let row = x.lines.add(place.strip * STRIP_ROWS * x.pitch);
         if L::IS_WHOLE {
             unit.take(Part::Coarse, row.add(2 * block), x.pitch);
@@ -353,7 +357,7 @@ impl Walk {
         part: usize,
         to: *mut Unpacked,
     ) {
-        let (block, part) = Place { strip: 0, part }.block::<Q>();
+        let (block, part) = block_of::<Q>(part);
         let tile_bytes = const { Q::SHAPE.tile_bytes() };
         let first = block * self.w.tiles + self.tile;
         for t in 0..W {
@@ -394,11 +398,11 @@ impl Walk {
         let first = before.place.strip * STRIP_ROWS;
         let rows = STRIP_ROWS.min(self.x.rows - first);
         let share = rows.div_ceil(W);
-        let is_split = L::IS_WHOLE && !L::are_joined::<Q>();
+        let are_apart = L::are_apart::<Q>();
         for t in 0..W {
-            let made = if is_split { 0 } else { t % 2 };
+            let made = if are_apart { 0 } else { t % 2 };
             if MULTIPLIES {
-                if is_split {
+                if are_apart {
                     unit.multiply(t, Part::Coarse, 0);
                     unit.multiply(t, Part::Fine, 1);
                 } else if L::IS_WHOLE {
@@ -418,7 +422,7 @@ impl Walk {
             if MULTIPLIES {
                 let to = to.add(t).cast::<Products>();
                 unit.store(made, to);
-                if is_split {
+                if are_apart {
                     unit.store(1, to.add(1));
                 }
             }
@@ -436,12 +440,12 @@ impl Walk {
         let Self { x, out, .. } = self;
         let at_row = scaling.place.strip * STRIP_ROWS + row;
         let to = at_row * GROUP_ROWS + self.tile * TILE;
-        let (block, part) = scaling.place.block::<Q>();
+        let (block, part) = block_of::<Q>(scaling.place.part);
         let at = at_row * x.row_blocks + block;
         for t in 0..W {
             let made = scaling.products.add(t).cast::<f32>().add(row * TILE);
             let mut product = V::load(made);
-            if L::IS_WHOLE && !L::are_joined::<Q>() {
+            if L::are_apart::<Q>() {
                 // Rounded once, as both are exact.
                 product = product.add(V::load(made.add(STRIP_ROWS * TILE)));
             }
@@ -522,7 +526,7 @@ mod tests {
         }
         unsafe fn multiply(&mut self, slot: usize, part: Part, made: usize) {
             let weights = &(*self.slots[slot]).quants;
-            let float = |bits: u16| f32::from_bits(u32::from(bits) << 16);
+            let float = |bits| bf16::from_bits(bits).to_f32();
             let parts: &[usize] = match part {
                 Part::Coarse => &[0],
                 Part::Fine => &[1],
@@ -576,7 +580,7 @@ mod tests {
         let (mut got, mut want) = (GroupSums::<f32>::new(), GroupSums::<f32>::new());
         let (mut got_wide, mut want_wide) = (GroupSums::<f64>::new(), GroupSums::<f64>::new());
         let formats = [ActivationFormat::Int16, ActivationFormat::Int8].into_iter();
-        let counts = (1..=18).chain([31, 32, 33, 63, ROWS_MAX]);
+        let counts = (1..=40).chain([63, ROWS_MAX]);
         let inputs = formats.flat_map(|f| counts.clone().map(move |rows| (f, rows)));
         for (activations, rows) in inputs {
             // Two rows before those that are met: a strip may begin at any.
@@ -667,7 +671,7 @@ mod tests {
                 assert_eq!(got.lines, want.lines, "{isa:?} {activations:?}");
             }
             // What they hold is the value, in steps of the scale.
-            let float = |bits: u16| f32::from_bits(u32::from(bits) << 16);
+            let float = |bits| bf16::from_bits(bits).to_f32();
             for (at, value) in values.iter().enumerate() {
                 let (row, column) = (at / 96, at % 96);
                 let (block, place) = (column / BLOCK, column % BLOCK);
@@ -690,7 +694,9 @@ mod tests {
         for dtype in [
             DType::Q2_K,
             DType::Q3_K,
+            DType::Q4_0,
             DType::Q4_1,
+            DType::Q5_0,
             DType::Q5_1,
             DType::Q6_K,
             DType::Q8_0,
@@ -703,8 +709,10 @@ mod tests {
                 compare(dtype, 3, 32, &[1]);
                 compare(dtype, 41, 96, &[1, 2, 5]);
                 compare(dtype, 1_584, 64, &[2]);
+                compare(dtype, 20, 32 * 51, &[4, 6, 7, 40, 60]);
+            } else {
+                compare(dtype, 20, 768, &[4, 6, 7, 40]);
             }
-            compare(dtype, 20, 768, &[4, 6, 7, 40]);
         }
     }
 }

@@ -176,25 +176,26 @@ macro_rules! load {
 }
 
 macro_rules! multiply {
-    ($made:literal, $weights:literal, $part:expr) => {
-        match $part {
-            Part::Coarse => multiply!(
-                concat!("tilezero ", $made),
-                concat!("tdpbf16ps ", $made, ", tmm2, ", $weights)
-            ),
-            Part::Fine => multiply!(
-                concat!("tilezero ", $made),
-                concat!("tdpbf16ps ", $made, ", tmm3, ", $weights)
-            ),
-            Part::Both => multiply!(
-                concat!("tilezero ", $made),
-                concat!("tdpbf16ps ", $made, ", tmm2, ", $weights),
-                concat!("tdpbf16ps ", $made, ", tmm3, ", $weights)
-            ),
+    ($made:literal, $weights:literal, $part:expr) => {{
+        asm!(
+            concat!("tilezero ", $made),
+            options(nostack, preserves_flags)
+        );
+        if $part != Part::Fine {
+            add!($made, "tmm2", $weights);
         }
-    };
-    ($($line:expr),*) => {
-        asm!($($line,)* options(nostack, preserves_flags))
+        if $part != Part::Coarse {
+            add!($made, "tmm3", $weights);
+        }
+    }};
+}
+
+macro_rules! add {
+    ($made:literal, $lines:literal, $weights:literal) => {
+        asm!(
+            concat!("tdpbf16ps ", $made, ", ", $lines, ", ", $weights),
+            options(nostack, preserves_flags),
+        )
     };
 }
 

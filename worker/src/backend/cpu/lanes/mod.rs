@@ -29,6 +29,8 @@ pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
 pub(super) use portable::Portable;
 
+use half::bf16;
+
 /// Lanes of a vector.
 pub(super) const LANES: usize = 16;
 
@@ -43,11 +45,6 @@ pub(super) const LINE_ORDER: [usize; 32] = {
     }
     order
 };
-
-/// The upper half of a float's bits: all of them that a bf16 has.
-const fn bf16_bits(value: f32) -> u16 {
-    (value.to_bits() >> 16) as u16
-}
 
 /// A vector of sixteen f32, and sums of products of whole numbers for sixteen weight rows.
 ///
@@ -142,7 +139,7 @@ pub(super) trait Lanes: Copy {
         first.store(columns.as_mut_ptr());
         second.store(columns.as_mut_ptr().add(LANES));
         for (at, column) in LINE_ORDER.into_iter().enumerate() {
-            *to.add(at) = bf16_bits(columns[column]);
+            *to.add(at) = bf16::from_f32(columns[column]).to_bits();
         }
     }
     /// `table[byte]` of four columns of sixteen weight rows, whose bytes are below 32: the even
@@ -165,7 +162,7 @@ pub(super) trait Lanes: Copy {
         for at in 0..64 {
             let (row, column) = (at / 4, at % 4);
             let place = column % 2 * 32 + row * 2 + column / 2;
-            *to.add(place) = bf16_bits(f32::from(i16::from(*bytes.add(at)) - less));
+            *to.add(place) = bf16::from_f32(f32::from(i16::from(*bytes.add(at)) - less)).to_bits();
         }
     }
 
