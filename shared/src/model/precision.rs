@@ -144,7 +144,7 @@ impl Quantize {
     /// What a tensor is packed as. Vectors, what has no whole blocks of columns and what is quantised in the file
     /// stay as they are.
     ///
-    /// Of four bits `Q4_1` and not `Q4_0`, which takes as much in memory and is further off. The embedding and the
+    /// Of four bits `Q4_1` and not `Q4_0`, which takes a tenth less memory and is further off. The embedding and the
     /// output matrix keep eight: every token goes through both, and what the output is off by no later layer
     /// mends.
     pub(super) fn packed(self, role: TensorRole, tensor: &TensorEntry) -> DType {

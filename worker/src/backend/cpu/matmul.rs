@@ -20,7 +20,7 @@ use crate::backend::Isa;
 use std::hint::black_box;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use trireme_shared::model::ActivationFormat;
+use trireme_shared::model::ActivationFormat::{Int8, Int16};
 
 /// Rows of one call: their bytes stay in the caches while a prefill walks over the weights.
 pub(super) const ROWS_MAX: usize = 64;
@@ -70,7 +70,7 @@ pub(super) struct Inputs {
     pub(super) lines: *const Line,
     pub(super) pitch: usize,
     pub(super) form: Form,
-    /// Where in them the first block begins.
+    /// Where in quads the first block begins.
     first_column: usize,
     pub(super) scales: *const f32,
     totals: *const [i32; 2],
@@ -139,33 +139,70 @@ pub(super) struct Weights {
     pub(super) blocks: usize,
 }
 
+/// Where the sums go, `GROUP_ROWS` a row.
+#[derive(Clone, Copy)]
+struct Out {
+    sums: *mut f32,
+    /// If not null, the sums are added here instead.
+    wide: *mut f64,
+}
+
+impl Out {
+    /// Of `M` rows from `row` on and `W` tiles from `tile` on.
+    #[inline(always)]
+    unsafe fn put<V: Lanes, const M: usize, const W: usize>(
+        self,
+        row: usize,
+        tile: usize,
+        sums: [[V; W]; M],
+    ) {
+        for m in 0..M {
+            for t in 0..W {
+                let at = (row + m) * GROUP_ROWS + (tile + t) * TILE;
+                match self.wide.is_null() {
+                    true => sums[m][t].store(self.sums.add(at)),
+                    false => sums[m][t].add_to_f64(self.wide.add(at)),
+                }
+            }
+        }
+    }
+}
+
 /// One function each, so that the compiler sees one kernel at a time.
 macro_rules! kernels {
-    ($($name:ident: $kernel:ty;)*) => {$(
-        kernel! {
-            fn $name(w: Weights, x: Inputs, out: *mut f32) = by_rows<$kernel>
+    ($($format:ident, $activations:pat => $name:ident: $kernel:ty;)*) => {
+        $(kernel! {
+            fn $name(w: Weights, x: Inputs, out: Out) = by_rows<$kernel>
+        })*
+
+        unsafe fn by_format(isa: Isa, format: Format, w: Weights, x: Inputs, out: Out) {
+            match (format, x.form.activations) {
+                $((Format::$format, $activations) => $name(isa, w, x, out),)*
+            }
         }
-    )*};
+    };
 }
 
 kernels! {
-    twos_words: Blocks<quants::Twos, quants::Words>;
-    threes_words: Blocks<quants::Threes, quants::Words>;
-    nibbles_words: Blocks<quants::Nibbles, quants::Words>;
-    levels_words: Blocks<quants::Levels, quants::Words>;
-    fives_words: Blocks<quants::Fives, quants::Words>;
-    sixes_words: Blocks<quants::Sixes, quants::Words>;
-    bytes_words: Blocks<quants::Bytes, quants::Words>;
-    twos_fine: Blocks<quants::Twos, quants::Fine>;
-    threes_fine: Blocks<quants::Threes, quants::Fine>;
-    nibbles_fine: Blocks<quants::Nibbles, quants::Fine>;
-    levels_fine: Blocks<quants::Levels, quants::Fine>;
-    fives_fine: Blocks<quants::Fives, quants::Fine>;
-    sixes_fine: Blocks<quants::Sixes, quants::Fine>;
-    bytes_fine: Blocks<quants::Bytes, quants::Fine>;
-    f16: F16;
-    bf16: Bf16;
-    f32: F32;
+    Twos, Int16 => twos_words: Blocks<quants::Twos, quants::Words>;
+    Threes, Int16 => threes_words: Blocks<quants::Threes, quants::Words>;
+    Fours, Int16 => fours_words: Blocks<quants::Fours, quants::Words>;
+    Nibbles, Int16 => nibbles_words: Blocks<quants::Nibbles, quants::Words>;
+    Levels, Int16 => levels_words: Blocks<quants::Levels, quants::Words>;
+    Fives, Int16 => fives_words: Blocks<quants::Fives, quants::Words>;
+    Sixes, Int16 => sixes_words: Blocks<quants::Sixes, quants::Words>;
+    Bytes, Int16 => bytes_words: Blocks<quants::Bytes, quants::Words>;
+    Twos, Int8 => twos_fine: Blocks<quants::Twos, quants::Fine>;
+    Threes, Int8 => threes_fine: Blocks<quants::Threes, quants::Fine>;
+    Fours, Int8 => fours_fine: Blocks<quants::Fours, quants::Fine>;
+    Nibbles, Int8 => nibbles_fine: Blocks<quants::Nibbles, quants::Fine>;
+    Levels, Int8 => levels_fine: Blocks<quants::Levels, quants::Fine>;
+    Fives, Int8 => fives_fine: Blocks<quants::Fives, quants::Fine>;
+    Sixes, Int8 => sixes_fine: Blocks<quants::Sixes, quants::Fine>;
+    Bytes, Int8 => bytes_fine: Blocks<quants::Bytes, quants::Fine>;
+    F16, _ => f16: F16;
+    Bf16, _ => bf16: Bf16;
+    F32, _ => f32: F32;
 }
 
 /// Sums for every row of `x` and every output of the group. Quantised formats need the
@@ -174,41 +211,11 @@ kernels! {
 /// # Safety
 /// The machine has `isa`, `w` and `x` are as they say, and `out` has room for the group's sums.
 pub(super) unsafe fn group_matmul(isa: Isa, format: Format, w: Weights, x: Inputs, out: *mut f32) {
-    use ActivationFormat::{Int8, Int16};
-    match (format, x.form.activations) {
-        (Format::Twos, Int16) => twos_words(isa, w, x, out),
-        (Format::Threes, Int16) => threes_words(isa, w, x, out),
-        (Format::Nibbles, Int16) => nibbles_words(isa, w, x, out),
-        (Format::Levels, Int16) => levels_words(isa, w, x, out),
-        (Format::Fives, Int16) => fives_words(isa, w, x, out),
-        (Format::Sixes, Int16) => sixes_words(isa, w, x, out),
-        (Format::Bytes, Int16) => bytes_words(isa, w, x, out),
-        (Format::Twos, Int8) => twos_fine(isa, w, x, out),
-        (Format::Threes, Int8) => threes_fine(isa, w, x, out),
-        (Format::Nibbles, Int8) => nibbles_fine(isa, w, x, out),
-        (Format::Levels, Int8) => levels_fine(isa, w, x, out),
-        (Format::Fives, Int8) => fives_fine(isa, w, x, out),
-        (Format::Sixes, Int8) => sixes_fine(isa, w, x, out),
-        (Format::Bytes, Int8) => bytes_fine(isa, w, x, out),
-        (Format::F16, _) => f16(isa, w, x, out),
-        (Format::Bf16, _) => bf16(isa, w, x, out),
-        (Format::F32, _) => f32(isa, w, x, out),
-    }
-}
-
-kernel! {
-    /// Adds sums of `rows` rows and `columns` columns, whole tiles.
-    fn add_wide(sums: *const f32, rows: usize, columns: usize, out: *mut f64) = add_wide_lanes
-}
-
-#[inline(always)]
-unsafe fn add_wide_lanes<V: Lanes>(sums: *const f32, rows: usize, columns: usize, out: *mut f64) {
-    for row in 0..rows {
-        for column in (0..columns).step_by(LANES) {
-            let at = row * GROUP_ROWS + column;
-            V::load(sums.add(at)).add_to_f64(out.add(at));
-        }
-    }
+    let out = Out {
+        sums: out,
+        wide: std::ptr::null_mut(),
+    };
+    by_format(isa, format, w, x, out);
 }
 
 /// The sums of [`group_matmul`] in f64: f32 within each segment of `segment` blocks, then f64 over
@@ -229,35 +236,35 @@ pub(super) unsafe fn group_matmul_wide(
     out: *mut f64,
 ) {
     std::ptr::write_bytes(out, 0, x.rows * GROUP_ROWS);
-    let mut sums = GroupSums::<f32>::new();
-    let sums = sums.as_mut_ptr();
+    let out = Out {
+        sums: std::ptr::null_mut(),
+        wide: out,
+    };
     for block in (0..w.blocks).step_by(segment) {
         let part = Weights {
             start: w.start.add(block * w.tiles * format.tile_bytes()),
             blocks: segment.min(w.blocks - block),
             ..w
         };
-        group_matmul(isa, format, part, x.at_block(format, block), sums);
-        add_wide(isa, sums, x.rows, w.tiles * TILE, out);
+        by_format(isa, format, part, x.at_block(format, block), out);
     }
 }
 
 #[inline(always)]
-unsafe fn by_rows<V: Lanes, K: Kernel>(w: Weights, x: Inputs, out: *mut f32) {
+unsafe fn by_rows<V: Lanes, K: Kernel>(w: Weights, x: Inputs, out: Out) {
     let mut row = 0;
     while row < x.rows {
         let left = x.rows - row;
-        let to = out.add(row * GROUP_ROWS);
         row += match left {
-            8.. if V::ROWS == 8 => by_tiles::<V, K, 8>(w, x, row, to),
-            6.. if V::ROWS == 6 => by_tiles::<V, K, 6>(w, x, row, to),
-            4.. => by_tiles::<V, K, 4>(w, x, row, to),
-            2.. => by_tiles::<V, K, 2>(w, x, row, to),
+            8.. if V::ROWS == 8 => by_tiles::<V, K, 8>(w, x, row, out),
+            6.. if V::ROWS == 6 => by_tiles::<V, K, 6>(w, x, row, out),
+            4.. => by_tiles::<V, K, 4>(w, x, row, out),
+            2.. => by_tiles::<V, K, 2>(w, x, row, out),
             _ if w.tiles == GROUP_TILES => {
-                K::run::<V, 1, GROUP_TILES>(w, 0, x, row, to);
+                out.put(row, 0, K::run::<V, 1, GROUP_TILES>(w, 0, x, row));
                 1
             }
-            _ => by_tiles::<V, K, 1>(w, x, row, to),
+            _ => by_tiles::<V, K, 1>(w, x, row, out),
         };
     }
 }
@@ -268,15 +275,15 @@ unsafe fn by_tiles<V: Lanes, K: Kernel, const M: usize>(
     w: Weights,
     x: Inputs,
     row: usize,
-    out: *mut f32,
+    out: Out,
 ) -> usize {
     for tile in 0..w.tiles {
-        K::run::<V, M, 1>(w, tile, x, row, out);
+        out.put(row, tile, K::run::<V, M, 1>(w, tile, x, row));
     }
     M
 }
 
-/// `M` rows from `row` times tiles `tile..tile + W`, into `out` at the tiles' columns.
+/// `M` rows from `row` times tiles `tile..tile + W`.
 ///
 /// Asks for what comes next: alone (M = 1), a little further along the same walk; otherwise the
 /// same place of the next group, since this one is walked tile by tile and then again for other rows.
@@ -286,8 +293,7 @@ trait Kernel {
         tile: usize,
         x: Inputs,
         row: usize,
-        out: *mut f32,
-    );
+    ) -> [[V; W]; M];
 }
 
 #[inline(always)]
@@ -297,19 +303,6 @@ unsafe fn prefetch<V: Lanes, const M: usize>(at: *const u8, bytes: usize, group_
             V::prefetch(at.wrapping_add(AHEAD + line * 64));
         } else {
             V::prefetch_far(at.wrapping_add(group_bytes + line * 64));
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn store_sums<V: Lanes, const M: usize, const W: usize>(
-    sums: &[[V; W]; M],
-    tile: usize,
-    out: *mut f32,
-) {
-    for m in 0..M {
-        for t in 0..W {
-            sums[m][t].store(out.add(m * GROUP_ROWS + (tile + t) * TILE));
         }
     }
 }
@@ -324,8 +317,7 @@ impl<Q: Quant, A: Quads> Kernel for Blocks<Q, A> {
         tile: usize,
         x: Inputs,
         row: usize,
-        out: *mut f32,
-    ) {
+    ) -> [[V; W]; M] {
         let shape = const { Q::SHAPE };
         let tile_bytes = const { Q::SHAPE.tile_bytes() };
         let mut part_pairs = const { VECTORS / 2 / Q::SHAPE.parts };
@@ -376,7 +368,7 @@ impl<Q: Quant, A: Quads> Kernel for Blocks<Q, A> {
                 }
             }
         }
-        store_sums(&sums, tile, out);
+        sums
     }
 }
 
@@ -391,8 +383,7 @@ macro_rules! float_kernel {
                 tile: usize,
                 x: Inputs,
                 row: usize,
-                out: *mut f32,
-            ) {
+            ) -> [[V; W]; M] {
                 const TILE_BYTES: usize = LANES * size_of::<$element>();
                 let start = w.start.cast::<$element>().add(tile * LANES);
                 let data = x.data.add(row * x.width);
@@ -408,7 +399,7 @@ macro_rules! float_kernel {
                         }
                     }
                 }
-                store_sums(&sums, tile, out);
+                sums
             }
         }
     };

@@ -16,7 +16,8 @@
 use super::memory::{self, Arena};
 use super::pool::Pool;
 use super::quants::{
-    Bytes, Fives, HALVES_BYTES, Least, Levels, Nibbles, Product, Quant, Shape, Sixes, Threes, Twos,
+    Bytes, Fives, Fours, HALVES_BYTES, Least, Levels, Nibbles, Product, Quant, Shape, Sixes,
+    Threes, Twos,
 };
 use crate::backend::{BackendError, WeightView};
 use half::{bf16, f16};
@@ -38,6 +39,7 @@ const _: () = assert!(BLOCK == PIECE);
 pub(super) enum Format {
     Twos,
     Threes,
+    Fours,
     Nibbles,
     Levels,
     Fives,
@@ -53,7 +55,8 @@ impl Format {
         match dtype {
             DType::Q2_K => Self::Twos,
             DType::Q3_K => Self::Threes,
-            DType::Q4_0 | DType::Q4_1 | DType::Q4_K => Self::Nibbles,
+            DType::Q4_0 => Self::Fours,
+            DType::Q4_1 | DType::Q4_K => Self::Nibbles,
             DType::IQ4_NL | DType::IQ4_XS => Self::Levels,
             DType::Q5_0 | DType::Q5_1 | DType::Q5_K => Self::Fives,
             DType::Q6_K => Self::Sixes,
@@ -69,6 +72,7 @@ impl Format {
         Some(match self {
             Self::Twos => Twos::SHAPE,
             Self::Threes => Threes::SHAPE,
+            Self::Fours => Fours::SHAPE,
             Self::Nibbles => Nibbles::SHAPE,
             Self::Levels => Levels::SHAPE,
             Self::Fives => Fives::SHAPE,

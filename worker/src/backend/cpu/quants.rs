@@ -9,7 +9,8 @@
 //! |---|---|---|---|---|---|
 //! | `Twos` | 2 | 2 | stored | Q2_K | 16 (10.5) |
 //! | `Threes` | 2 + 1 | 2 | -4 scales | Q3_K | 16 (13.75) |
-//! | `Nibbles` | 4 | 1 | stored | Q4_0, Q4_1, Q4_K | 20 (18, 20, 18) |
+//! | `Fours` | 4 | 1 | -8 scales | Q4_0 | 18 (18) |
+//! | `Nibbles` | 4 | 1 | stored | Q4_1, Q4_K | 20 (20, 18) |
 //! | `Levels` | 4, through a table | 1 | none | IQ4_NL, IQ4_XS | 18 (18, 17) |
 //! | `Fives` | 4 + 1 | 1 | stored | Q5_0, Q5_1, Q5_K | 24 (22, 24, 22) |
 //! | `Sixes` | 4 + 2 | 2 | -32 scales | Q6_K | 28 (26.25) |
@@ -150,6 +151,7 @@ macro_rules! quants {
 }
 
 quants! {
+    Fours: Shape::plain(4, Least::Scales(-8.0), Product::Four);
     Nibbles: Shape::plain(4, Least::Stored, Product::Four);
     Levels: Shape::plain(4, Least::Zero, Product::Level);
     Bytes: Shape::plain(8, Least::Zero, Product::Eight);

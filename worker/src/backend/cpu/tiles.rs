@@ -184,6 +184,7 @@ unsafe fn by_format<V: Lanes, T: Tiles>(
     match format {
         Format::Twos => by_lines::<V, T, quants::Twos>(unit, w, x, out),
         Format::Threes => by_lines::<V, T, quants::Threes>(unit, w, x, out),
+        Format::Fours => by_lines::<V, T, quants::Fours>(unit, w, x, out),
         Format::Nibbles => by_lines::<V, T, quants::Nibbles>(unit, w, x, out),
         Format::Levels => by_lines::<V, T, quants::Levels>(unit, w, x, out),
         Format::Fives => by_lines::<V, T, quants::Fives>(unit, w, x, out),
