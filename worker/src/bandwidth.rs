@@ -12,33 +12,56 @@ const MEASURED: Duration = Duration::from_millis(500);
 /// Passes over the buffer in one round, so that starting threads costs next to nothing.
 const PASSES: usize = 8;
 
-/// Bytes a second that `threads` threads read together, each walking its own part of a buffer of
-/// `bytes` in huge pages (as weights are) from front to back.
-///
-/// # Errors
-/// If the buffer cannot be had.
-pub fn read_bandwidth(bytes: usize, threads: usize) -> std::io::Result<f64> {
-    let mut buffer = MmapMut::map_anon(bytes.max(LANES))?;
-    // A machine without huge pages measures what it has.
-    let _ = buffer.advise(Advice::HugePage);
-    buffer.fill(1);
-    let part = buffer.len().div_ceil(threads.max(1));
-    let mut fastest = f64::MAX;
-    let begun = Instant::now();
-    while begun.elapsed() < MEASURED {
-        let round = Instant::now();
+/// A buffer in huge pages (as weights are), to be read.
+pub(crate) struct Reader {
+    buffer: MmapMut,
+    threads: usize,
+}
+
+impl Reader {
+    /// Of `bytes` bytes.
+    ///
+    /// # Errors
+    /// If the buffer cannot be had.
+    pub(crate) fn new(bytes: usize, threads: usize) -> std::io::Result<Self> {
+        let mut buffer = MmapMut::map_anon(bytes.max(LANES))?;
+        // A machine without huge pages measures what it has.
+        let _ = buffer.advise(Advice::HugePage);
+        buffer.fill(1);
+        let threads = threads.max(1);
+        Ok(Self { buffer, threads })
+    }
+
+    /// Bytes a second that all threads read together, each walking its own part from front to back,
+    /// so many times.
+    pub(crate) fn bytes_per_second(&self, passes: usize) -> f64 {
+        let part = self.buffer.len().div_ceil(self.threads);
+        let begun = Instant::now();
         std::thread::scope(|scope| {
-            for part in buffer.chunks(part) {
+            for part in self.buffer.chunks(part) {
                 scope.spawn(move || {
-                    for _ in 0..PASSES {
+                    for _ in 0..passes {
                         std::hint::black_box(read(std::hint::black_box(part)));
                     }
                 });
             }
         });
-        fastest = fastest.min(round.elapsed().as_secs_f64());
+        (passes * self.buffer.len()) as f64 / begun.elapsed().as_secs_f64()
     }
-    Ok((PASSES * buffer.len()) as f64 / fastest)
+}
+
+/// Bytes a second that `threads` threads read together of a buffer of `bytes`, in the fastest of some
+/// rounds.
+///
+/// # Errors
+/// If the buffer cannot be had.
+pub fn read_bandwidth(bytes: usize, threads: usize) -> std::io::Result<f64> {
+    let reader = Reader::new(bytes, threads)?;
+    let (begun, mut fastest) = (Instant::now(), 0f64);
+    while begun.elapsed() < MEASURED {
+        fastest = fastest.max(reader.bytes_per_second(PASSES));
+    }
+    Ok(fastest)
 }
 
 /// All bytes ORed together, by the widest loads there are.

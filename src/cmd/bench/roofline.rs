@@ -66,7 +66,7 @@ impl RooflineArgs {
 fn show(report: &RooflineReport) {
     let peaks = &report.peaks;
     term::out(format!(
-        "{}  {} thread{}, {}{}: {:.1} GB/s read, {:.0} G products/s of a quantised weight and an \
+        "{}  {} thread{}, {}{}; at its best {:.1} GB/s read, {:.0} G products/s of a quantised weight and an \
          activation, {:.0} G of floats",
         term::bold(&report.model),
         report.threads,
@@ -80,10 +80,13 @@ fn show(report: &RooflineReport) {
     let percent = |share: f64| format!("{:.0} %", 100.0 * share);
     for phase in &report.phases {
         term::out(format!(
-            "\n{}: {:.2} ms, {} of what the machine allows",
+            "\n{}: {:.2} ms, {} of what the machine allowed meanwhile ({:.1} GB/s, {:.0} G, {:.0} G)",
             term::bold(&phase.name),
             phase.milliseconds,
-            percent(phase.share_of_limit)
+            percent(phase.share_of_limit),
+            phase.peaks.bytes_per_second / 1e9,
+            phase.peaks.products_per_second / 1e9,
+            phase.peaks.float_products_per_second / 1e9,
         ));
         let rows = phase.parts.iter().map(|part| {
             vec![

@@ -1,6 +1,7 @@
 //! Each part of the engine beside what this machine allows it (Williams, Waterman and Patterson 2009,
 //! "Roofline"): the time its bytes or its products take at least, whichever is longer, of the time it
-//! took.
+//! took. What the machine allows is measured before and after each run: where others share a machine,
+//! its speed a second ago says little.
 
 use super::BenchError;
 use super::session::{Session, whole};
@@ -8,7 +9,7 @@ use crate::backend::Isa;
 use crate::backend::cpu::Cpu;
 use crate::backend::cpu::peak::{float_products_per_second, products_per_second};
 use crate::backend::cpu::timed::{Part, Tally, Timed};
-use crate::bandwidth::read_bandwidth;
+use crate::bandwidth::Reader;
 use crate::model::LoadError;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -17,6 +18,8 @@ use trireme_shared::model::{Manifest, Precision};
 
 /// Times each phase is run; the median by its whole time is reported.
 const RUNS: usize = 5;
+/// Times a buffer as large as the weights is read for one look at the peaks.
+const PASSES: usize = 2;
 /// Steps of a run that decodes.
 const DECODES: usize = 32;
 
@@ -40,12 +43,13 @@ pub struct RooflineReport {
     pub isa: &'static str,
     pub threads: usize,
     pub precision: Precision,
+    /// The best of all looks.
     pub peaks: Peaks,
     pub phases: Vec<PhaseReport>,
 }
 
-/// What this machine does at most with so many threads, measured just before.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// What this machine does at most with so many threads.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Peaks {
     /// Read from a buffer as large as the weights.
     pub bytes_per_second: f64,
@@ -55,11 +59,52 @@ pub struct Peaks {
     pub float_products_per_second: f64,
 }
 
+impl Peaks {
+    /// Each of both, by `of`.
+    fn each(self, other: Self, of: impl Fn(f64, f64) -> f64) -> Self {
+        Self {
+            bytes_per_second: of(self.bytes_per_second, other.bytes_per_second),
+            products_per_second: of(self.products_per_second, other.products_per_second),
+            float_products_per_second: of(
+                self.float_products_per_second,
+                other.float_products_per_second,
+            ),
+        }
+    }
+}
+
+/// Looks at the peaks, and keeps the best of each.
+struct Looks<'a> {
+    bench: &'a RooflineBench,
+    reader: Reader,
+    best: Peaks,
+}
+
+impl Looks<'_> {
+    fn look(&mut self) -> Peaks {
+        let RooflineBench {
+            isa,
+            threads,
+            precision,
+            ..
+        } = *self.bench;
+        let peaks = Peaks {
+            bytes_per_second: self.reader.bytes_per_second(PASSES),
+            products_per_second: products_per_second(isa, precision.activations, threads),
+            float_products_per_second: float_products_per_second(isa, threads),
+        };
+        self.best = self.best.each(peaks, f64::max);
+        peaks
+    }
+}
+
 /// One prefill, or one step that decodes.
 #[derive(Clone, Debug, Serialize)]
 pub struct PhaseReport {
     pub name: String,
     pub milliseconds: f64,
+    /// As they were around this run.
+    pub peaks: Peaks,
     /// The sum of the parts' least times, of the phase's.
     pub share_of_limit: f64,
     pub parts: Vec<PartOfPhase>,
@@ -89,16 +134,11 @@ impl RooflineBench {
             )));
         }
         let manifest = Manifest::open(&self.model)?.quantised(self.precision.quantize);
-        progress("measuring memory and arithmetic");
         let weight_bytes = manifest.share_bytes(&whole(&manifest.config));
-        let peaks = Peaks {
-            bytes_per_second: read_bandwidth(weight_bytes as usize, self.threads)?,
-            products_per_second: products_per_second(
-                self.isa,
-                self.precision.activations,
-                self.threads,
-            ),
-            float_products_per_second: float_products_per_second(self.isa, self.threads),
+        let mut looks = Looks {
+            bench: self,
+            reader: Reader::new(weight_bytes as usize, self.threads)?,
+            best: Peaks::default(),
         };
         progress("loading");
         let pages_each = (self.prompt_tokens + DECODES).div_ceil(PAGE_TOKENS);
@@ -111,7 +151,7 @@ impl RooflineBench {
         let name = format!("prefill {}", self.prompt_tokens);
         progress(&name);
         let run = |session: &mut Session<Timed>| session.prefill(self.prompt_tokens);
-        let mut phases = vec![phase(name, 1, &peaks, &mut session, run)?];
+        let mut phases = vec![phase(name, 1, &mut looks, &mut session, run)?];
         progress("prefilling what is decoded after");
         session.fill(most, self.prompt_tokens, pages_each)?;
         for &batch in &self.batches {
@@ -120,7 +160,7 @@ impl RooflineBench {
             let run = |session: &mut Session<Timed>| {
                 session.decode(batch, self.prompt_tokens, DECODES, pages_each)
             };
-            phases.push(phase(name, DECODES, &peaks, &mut session, run)?);
+            phases.push(phase(name, DECODES, &mut looks, &mut session, run)?);
         }
         Ok(RooflineReport {
             model: manifest
@@ -130,7 +170,7 @@ impl RooflineBench {
             isa: self.isa.name(),
             threads: self.threads,
             precision: self.precision,
-            peaks,
+            peaks: looks.best,
             phases,
         })
     }
@@ -140,19 +180,23 @@ impl RooflineBench {
 fn phase(
     name: String,
     steps: usize,
-    peaks: &Peaks,
+    looks: &mut Looks<'_>,
     session: &mut Session<Timed>,
     run: impl Fn(&mut Session<Timed>) -> Result<f64, BenchError>,
 ) -> Result<PhaseReport, BenchError> {
     run(session)?;
     let mut runs = Vec::with_capacity(RUNS);
+    let mut before = looks.look();
     for _ in 0..RUNS {
         session.backend().take();
         let seconds = run(session)?;
-        runs.push((seconds, session.backend().take()));
+        let tallies = session.backend().take();
+        let after = looks.look();
+        runs.push((seconds, tallies, before.each(after, |a, b| (a + b) / 2.0)));
+        before = after;
     }
     runs.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (seconds, tallies) = runs[RUNS / 2];
+    let (seconds, tallies, peaks) = runs[RUNS / 2];
     Ok(report(name, seconds, steps, &tallies, peaks))
 }
 
@@ -161,7 +205,7 @@ fn report(
     seconds: f64,
     steps: usize,
     tallies: &[Tally],
-    peaks: &Peaks,
+    peaks: Peaks,
 ) -> PhaseReport {
     let milliseconds = |seconds: f64| 1e3 * seconds / steps as f64;
     let mut least_of_all = 0.0;
@@ -171,7 +215,7 @@ fn report(
             continue;
         }
         let took = tally.time.as_secs_f64();
-        let (bound, least) = least(tally, peaks);
+        let (bound, least) = least(tally, &peaks);
         least_of_all += least;
         let has_limit = least > 0.0 && took > 0.0;
         parts.push(PartOfPhase {
@@ -185,6 +229,7 @@ fn report(
     PhaseReport {
         name,
         milliseconds: milliseconds(seconds),
+        peaks,
         share_of_limit: least_of_all / seconds,
         parts,
     }
@@ -245,7 +290,7 @@ mod tests {
         let mut tallies = [Tally::default(); Part::ALL.len()];
         tallies[Part::GateUp as usize] = tally;
         tallies[Part::Rest as usize].time = Duration::from_millis(10);
-        let report = report("two steps".into(), 0.08, 2, &tallies, &PEAKS);
+        let report = report("two steps".into(), 0.08, 2, &tallies, PEAKS);
         // Parts that were not there are left out.
         let [part, rest] = &report.parts[..] else {
             panic!("{:?}", report.parts)
