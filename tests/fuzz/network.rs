@@ -21,7 +21,7 @@ use trireme_shared::wire::control::{
     CoordinatorAddress, Inventory, RankReport, RankState, ToCoordinator, ToWorker,
 };
 use trireme_shared::wire::generate::{
-    FailureKind, GenerateEvent, GenerateRequest, Sampling, TokenLogprobs,
+    FailureKind, GenerateEvent, GenerateRequest, Priority, Sampling, TokenLogprobs,
 };
 use trireme_worker::engine::plan::{
     AddedSequence, Drawn, EntryResult, PlanEntry, Sampled, Score, SequenceKey, SequenceTable,
@@ -153,6 +153,7 @@ fn wire() -> Target {
         request: RequestId::random(),
         tenant: TenantId(1),
         weight: 1,
+        priority: Priority::default(),
         deployment: DeploymentId(1),
         replica: Replica(0),
         epoch: Epoch(1),

@@ -114,6 +114,8 @@ history = [*question, whole.choices[0].message.model_dump(), {"role": "user", "c
 check(client.chat.completions.create(model=model, messages=history, max_tokens=1).usage.completion_tokens == 1, "an answer can be sent back as history")
 biased = client.completions.create(model=model, prompt="The capital of France is", max_tokens=4, temperature=0, logit_bias={"7042": -100})
 check("Paris" not in biased.choices[0].text.split(",")[0].split(".")[0][:7], "logit_bias")
+tiers = [client.chat.completions.create(model=model, messages=question, max_tokens=1, service_tier=tier).service_tier for tier in ("auto", "flex", "priority")]
+check(tiers == ["default", "flex", "priority"], "the service tier is told")
 extra = client.completions.create(model=model, prompt="One", max_tokens=4, seed=1, extra_body={"top_k": 1, "min_p": 0.1})
 greedy = client.completions.create(model=model, prompt="One", max_tokens=4, temperature=0)
 check(extra.choices[0].text == greedy.choices[0].text, "top_k 1 is greedy")

@@ -10,7 +10,9 @@ use trireme_shared::model::random::RandomModel;
 use trireme_shared::model::{DType, Manifest, Precision, Quantize};
 use trireme_shared::plan::{Assignment, LinkPolicy, ModelRef, RankPlacement, ReplicaPlan};
 use trireme_shared::wire::control::RankState;
-use trireme_shared::wire::generate::{GenerateEvent, GenerateRequest, Sampling, TokenLogprobs};
+use trireme_shared::wire::generate::{
+    GenerateEvent, GenerateRequest, Priority, Sampling, TokenLogprobs,
+};
 use trireme_worker::backend::Isa;
 use trireme_worker::engine::{RankHandle, RankSpec};
 use workers::{Worker, worker_id, workers};
@@ -110,6 +112,7 @@ fn request(prompt: &[u32]) -> GenerateRequest {
         request: RequestId::parse("test").unwrap(),
         tenant: TenantId(1),
         weight: 1,
+        priority: Priority::default(),
         deployment: DeploymentId(1),
         replica: Replica(0),
         epoch: Epoch(4),

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use trireme_shared::ids::{Epoch, RequestId, TenantId};
 use trireme_shared::limits;
 use trireme_shared::wire::codec::{FrameReader, write_frame};
-use trireme_shared::wire::generate::{GenerateEvent, GenerateRequest, Sampling};
+use trireme_shared::wire::generate::{GenerateEvent, GenerateRequest, Priority, Sampling};
 
 type Events = mpsc::Sender<Result<GenerateEvent, DispatchError>>;
 
@@ -353,6 +353,7 @@ pub(super) async fn probe(fleet: &Fleet, route: &Route) -> Result<(), String> {
         request: RequestId::random(),
         tenant: TenantId(0),
         weight: 1,
+        priority: Priority::default(),
         deployment: route.key.0,
         replica: route.key.1,
         epoch: route.epoch,

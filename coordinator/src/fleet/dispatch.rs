@@ -6,7 +6,7 @@ use super::work::WorkLog;
 use tokio::sync::mpsc;
 use trireme_shared::ids::{DeploymentId, RequestId, TenantId};
 use trireme_shared::limits;
-use trireme_shared::wire::generate::{GenerateEvent, Sampling};
+use trireme_shared::wire::generate::{GenerateEvent, Priority, Sampling};
 
 /// A sequence to generate, before a replica is chosen. Fields as in `GenerateRequest`.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub struct SequenceRequest {
     pub tenant: TenantId,
     /// The tenant's, in fair queuing.
     pub weight: u32,
+    /// Among the tenant's own.
+    pub priority: Priority,
     pub deployment: DeploymentId,
     pub prompt: Vec<u32>,
     pub max_tokens: u32,

@@ -19,7 +19,7 @@ use trireme_shared::transport::{Protocol, join};
 use trireme_shared::wire::codec::{FrameReader, write_frame};
 use trireme_shared::wire::control::{RankReport, RankState, ToCoordinator};
 use trireme_shared::wire::generate::{
-    FailureKind, FinishReason, GenerateEvent, GenerateRequest, Sampling,
+    FailureKind, FinishReason, GenerateEvent, GenerateRequest, Priority, Sampling,
 };
 
 mod joining_tests;
@@ -210,6 +210,7 @@ impl World {
             request: RequestId::random(),
             tenant,
             weight: 1,
+            priority: Priority::default(),
             deployment: self.deployment,
             prompt: vec![1, 2, 3],
             max_tokens,

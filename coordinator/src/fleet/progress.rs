@@ -57,6 +57,7 @@ impl Progress {
             request: s.request.clone(),
             tenant: s.tenant,
             weight: s.weight,
+            priority: s.priority,
             deployment: s.deployment,
             replica: route.key.1,
             epoch: route.epoch,
@@ -143,13 +144,14 @@ mod tests {
     use super::super::work::WorkLog;
     use super::*;
     use trireme_shared::ids::{DeploymentId, Epoch, Replica, RequestId, TenantId, WorkerId};
-    use trireme_shared::wire::generate::{Sampling, TokenLogprobs};
+    use trireme_shared::wire::generate::{Priority, Sampling, TokenLogprobs};
 
     fn progress(max_tokens: u32) -> Progress {
         Progress::new(SequenceRequest {
             request: RequestId::parse("r").unwrap(),
             tenant: TenantId(1),
             weight: 1,
+            priority: Priority::High,
             deployment: DeploymentId(1),
             prompt: vec![1, 2, 3, 4],
             max_tokens,

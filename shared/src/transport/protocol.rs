@@ -10,7 +10,7 @@ pub enum Protocol {
     Join,
     /// Worker to coordinator: `trireme-control/2`.
     Control,
-    /// Gateway to driver: `trireme-generate/3`.
+    /// Gateway to driver: `trireme-generate/4`.
     Generate,
     /// Rank to rank: `trireme-link/3`.
     Link,
@@ -39,7 +39,7 @@ impl Protocol {
         match self {
             Self::Join => b"trireme-join/1",
             Self::Control => b"trireme-control/2",
-            Self::Generate => b"trireme-generate/3",
+            Self::Generate => b"trireme-generate/4",
             Self::Link => b"trireme-link/3",
             Self::Raft => b"trireme-raft/1",
             Self::Group => b"trireme-group/1",

@@ -41,6 +41,19 @@ impl Default for Sampling {
     }
 }
 
+/// Which of one tenant's sequences goes first; between tenants it changes nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, SchemaRead, SchemaWrite)]
+pub enum Priority {
+    Low,
+    #[default]
+    Normal,
+    High,
+}
+
+impl Priority {
+    pub const ALL: [Self; 3] = [Self::Low, Self::Normal, Self::High];
+}
+
 /// One sequence to generate.
 #[derive(Clone, Debug, PartialEq, SchemaRead, SchemaWrite)]
 pub struct GenerateRequest {
@@ -50,6 +63,7 @@ pub struct GenerateRequest {
     /// The tenant's share against others' where sequences wait, 1 to `limits::WEIGHT_MAX`; the newest
     /// request's counts.
     pub weight: u32,
+    pub priority: Priority,
     pub deployment: DeploymentId,
     pub replica: Replica,
     /// Of the plan the gateway chose the driver by; a driver of another epoch refuses.

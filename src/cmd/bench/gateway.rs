@@ -36,7 +36,7 @@ use trireme_shared::ids::{RequestId, TenantId};
 use trireme_shared::limits;
 use trireme_shared::transport::{Connection, Endpoint, Protocol};
 use trireme_shared::wire::codec::{FrameReader, write_frame};
-use trireme_shared::wire::generate::{GenerateEvent, GenerateRequest, Sampling};
+use trireme_shared::wire::generate::{GenerateEvent, GenerateRequest, Priority, Sampling};
 
 /// The histogram of the gateway's own time.
 const OVERHEAD: &str = "trireme_gateway_overhead_seconds";
@@ -259,6 +259,7 @@ impl GatewayArgs {
                 request: RequestId::random(),
                 tenant: TenantId(0),
                 weight: 1,
+                priority: Priority::default(),
                 deployment: deployment.id,
                 replica: replica.replica,
                 epoch: replica.epoch.context("the replica has no epoch")?,

@@ -5,7 +5,9 @@
 //!
 //! - Whose sequence is admitted next, and whose is refused when too many wait, is decided between tenants
 //!   by their weights and by what they were served (`waiting`), which grows as steps take tokens; it is
-//!   admitted when all pages of its known tokens are free, and nobody overtakes it meanwhile.
+//!   admitted when all pages of its known tokens are free, and nobody overtakes it meanwhile. Among a tenant's
+//!   own the higher priority goes first: into the batch, through its prompt, and in the tokens of a tenant that
+//!   gets less than it wants; of the lowest the pages are taken first.
 //! - Where several tenants run, a tenant with many sequences makes steps no longer for the others than its
 //!   share of the machine allows (`shares`): of its own only as many have their turn in one step.
 //! - Decoding sequences go first in every step, so a new prompt slows running streams by one
@@ -33,11 +35,14 @@ use super::plan::{
 use super::sequence::{self, Sequence, SequenceId};
 use super::shares::Shares;
 use super::waiting::{Served, WaitingRoom};
+use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
 use trireme_shared::limits;
 use trireme_shared::wire::control::EngineStats;
-use trireme_shared::wire::generate::{FailureKind, FinishReason, GenerateEvent, GenerateRequest};
+use trireme_shared::wire::generate::{
+    FailureKind, FinishReason, GenerateEvent, GenerateRequest, Priority,
+};
 use turns::{Turn, Turns};
 
 /// What a replica can hold.
@@ -123,7 +128,7 @@ impl Batcher {
             self.tell_failed(id, FailureKind::Invalid, reason);
             return id;
         }
-        let (tenant, weight) = (request.tenant, request.weight);
+        let (tenant, weight, priority) = (request.tenant, request.weight, request.priority);
         let sequence = Sequence::new(request, self.capacity.context);
         let finished = sequence.finished();
         self.sequences.insert(id, sequence);
@@ -131,7 +136,7 @@ impl Batcher {
             self.start(id, 0);
             self.sequences.remove(&id);
             self.tell_finished(id, reason);
-        } else if let Some(refused) = self.waiting.arrive(id, tenant, weight) {
+        } else if let Some(refused) = self.waiting.arrive(id, tenant, weight, priority) {
             self.sequences.remove(&refused);
             let reason = "the waiting room is full; try again later".to_owned();
             self.tell_failed(refused, FailureKind::Overloaded, reason);
@@ -193,11 +198,13 @@ impl Batcher {
         };
         let most = self.prefill_most();
         let mut turns = self.turns(most);
-        self.admit_due(&turns);
-        self.keep_for_prompts(&mut turns);
-        self.plan_decodes(&mut plan, &mut turns);
-        self.plan_prefills(&mut plan, &mut turns, most);
-        self.plan_drafts(&mut plan, &mut turns);
+        self.fill(&mut plan, &mut turns, most);
+        if plan.entries.is_empty() && self.in_flight.is_empty() {
+            // Those whose turn it is cannot go on (pages, a client that is behind): nobody loses by the others' going
+            // on, and nothing else would bring the next step about.
+            turns.values_mut().for_each(Turn::uncut);
+            self.fill(&mut plan, &mut turns, most);
+        }
         if plan.entries.is_empty() {
             return None;
         }
@@ -214,6 +221,15 @@ impl Batcher {
         self.next_step += 1;
         self.stats.steps += 1;
         Some(plan)
+    }
+
+    /// Puts into the plan what these turns allow.
+    fn fill(&mut self, plan: &mut StepPlan, turns: &mut Turns, most: usize) {
+        self.admit_due(turns);
+        self.keep_for_prompts(turns);
+        self.plan_decodes(plan, turns);
+        self.plan_prefills(plan, turns, most);
+        self.plan_drafts(plan, turns);
     }
 
     /// Takes the results of the oldest step in flight.
@@ -306,22 +322,24 @@ impl Batcher {
             let sequence = &self.sequences[&id];
             decoding += usize::from(!sequence.paused && sequence.decodes());
             if ready(sequence) {
-                turn.push((sequence.last_step, id));
+                turn.push((Reverse(sequence.priority()), sequence.last_step, id));
             }
         }
         turn.sort_unstable();
         let most = decoding.div_ceil(self.capacity.steps_in_flight).max(1);
-        let due = |(_, id): &(u64, SequenceId)| {
+        let due = |(_, _, id): &(_, u64, SequenceId)| {
             let theirs = turns.get_mut(&self.sequences[id].tenant());
             theirs.is_some_and(Turn::decode)
         };
         turn.retain(due);
+        // Of several tenants' nobody's priority counts.
+        turn.sort_unstable_by_key(|&(_, last_step, id)| (last_step, id));
         turn.truncate(most.min(self.rows_max));
         // In the order in which they keep their pages, so that a sequence whose pages are taken has not
         // been planned yet. Nobody is charged meanwhile, which would change it.
-        turn.sort_by_cached_key(|&(_, id)| self.precedence(id));
+        turn.sort_by_cached_key(|&(_, _, id)| self.precedence(id));
         let mut planned = Vec::new();
-        for (_, id) in turn {
+        for (_, _, id) in turn {
             let page = match self.sequences.get(&id) {
                 // Preempted just now.
                 Some(sequence) if sequence.key.is_none() => continue,
@@ -348,12 +366,14 @@ impl Batcher {
     }
 
     /// What goes first keeps its pages longest: the oldest running sequence, whoever's it is; then those
-    /// of the tenant that was served least, and of one tenant the older ones.
-    fn precedence(&self, id: SequenceId) -> (bool, Served, SequenceId) {
+    /// of the tenant that was served least, and of one tenant those of a higher priority and the older ones.
+    fn precedence(&self, id: SequenceId) -> (bool, Served, Reverse<Priority>, SequenceId) {
         let is_oldest = self.running.first() == Some(&id);
-        let tenant = self.sequences.get(&id).map(Sequence::tenant);
-        let served = tenant.map(|tenant| self.waiting.served(tenant));
-        (!is_oldest, served.unwrap_or_default(), id)
+        let sequence = self.sequences.get(&id);
+        let served = sequence.map(|sequence| self.waiting.served(sequence.tenant()));
+        let priority = sequence.map(Sequence::priority).unwrap_or_default();
+        let served = served.unwrap_or_default();
+        (!is_oldest, served, Reverse(priority), id)
     }
 
     /// One page for a running sequence, taken from the last in precedence if none is free. `None` where
@@ -397,17 +417,38 @@ impl Batcher {
                 !s.paused && s.remaining() > 1
             })
             .collect();
-        // As they would be admitted, those of the tenant that was served least first; of one the shortest, so
-        // that a long one does not hold them all up. But the oldest keeps half, or what the others leave.
-        let oldest = prefilling.first().copied();
+        // As they would be admitted, those of the tenant that was served least first; of one those of a higher
+        // priority, and of these the shortest, so that a long one does not hold them all up. But the oldest (or
+        // what its tenant would rather have) keeps half, or what the others leave.
+        let oldest = prefilling.first().map(|id| self.sequences[id].tenant());
+        let first = |id: &SequenceId| (Reverse(self.sequences[id].priority()), *id);
+        let theirs = prefilling.iter().copied();
+        let theirs = theirs.filter(|id| Some(self.sequences[id].tenant()) == oldest);
+        let oldest = theirs.min_by_key(first);
         let next = self.next_that_fits(turns);
         let remaining = |id: SequenceId| self.sequences[&id].remaining();
-        let others = prefilling.iter().skip(1).copied().chain(next);
+        let rank = |id: SequenceId| {
+            let sequence = &self.sequences[&id];
+            (sequence.tenant(), sequence.priority())
+        };
+        let yields = |id: SequenceId| {
+            let (of, priority) = rank(id);
+            oldest.is_some_and(|oldest| rank(oldest).0 == of && rank(oldest).1 > priority)
+        };
+        let others = prefilling.iter().copied().chain(next);
+        let others = others.filter(|id| Some(*id) != oldest && !yields(*id));
         let others: usize = others.map(remaining).sum();
         let key = |id: &SequenceId| {
             let sequence = &self.sequences[id];
             let served = self.waiting.served(sequence.tenant());
-            (Some(*id) != oldest, served, sequence.remaining(), *id)
+            let priority = Reverse(sequence.priority());
+            (
+                Some(*id) != oldest,
+                served,
+                priority,
+                sequence.remaining(),
+                *id,
+            )
         };
         prefilling.sort_by_cached_key(key);
         let mut prefilling = prefilling.into_iter();
@@ -534,3 +575,7 @@ pub(super) mod tests;
 #[cfg(test)]
 #[path = "fairness_tests.rs"]
 mod fairness_tests;
+
+#[cfg(test)]
+#[path = "priority_tests.rs"]
+mod priority_tests;

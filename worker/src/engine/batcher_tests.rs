@@ -9,7 +9,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::time::Duration;
 use trireme_shared::ids::{DeploymentId, Epoch, Replica, RequestId, TenantId};
 use trireme_shared::limits::PAGE_TOKENS;
-use trireme_shared::wire::generate::{Sampling, TokenLogprobs};
+use trireme_shared::wire::generate::{Priority, Sampling, TokenLogprobs};
 
 const VOCAB: u32 = 1_000;
 
@@ -18,6 +18,7 @@ pub fn request(prompt: Vec<u32>, max_tokens: u32) -> GenerateRequest {
         request: RequestId::parse("test").unwrap(),
         tenant: TenantId(1),
         weight: 1,
+        priority: Priority::default(),
         deployment: DeploymentId(1),
         replica: Replica(0),
         epoch: Epoch(1),
@@ -316,6 +317,7 @@ fn random_request(random: &mut ChaCha8Rng, context: u32) -> GenerateRequest {
     let mut made = request(prompt.collect(), below(60));
     made.tenant = TenantId(1 + below(3));
     made.weight = 1 + below(4);
+    made.priority = Priority::ALL[below(3) as usize];
     if below(3) == 0 {
         made.prompt_logprobs = Some(0);
     }

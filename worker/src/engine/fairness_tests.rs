@@ -4,6 +4,7 @@ use super::tests::{World, request};
 use super::*;
 use std::time::Duration;
 use trireme_shared::ids::TenantId;
+use trireme_shared::wire::generate::Priority;
 
 fn of(tenant: u32, weight: u32, prompt: usize, max_tokens: u32) -> GenerateRequest {
     let mut made = request(vec![tenant; prompt], max_tokens);
@@ -140,7 +141,12 @@ fn what_is_computed_again_after_a_preemption_is_charged_once() {
     let all: Vec<_> = [1, 2].map(|t| served(&world, t)).into();
     let mut expected = WaitingRoom::new(9);
     for (tenant, tokens) in [1, 2].into_iter().zip(all) {
-        expected.arrive(SequenceId(tenant.into()), TenantId(tenant), 1);
+        expected.arrive(
+            SequenceId(tenant.into()),
+            TenantId(tenant),
+            1,
+            Priority::Normal,
+        );
         expected.charge(TenantId(tenant), tokens);
     }
     for tenant in [1, 2].map(TenantId) {
@@ -290,5 +296,31 @@ fn two_floods_do_not_take_pages_from_each_other_in_turns() {
     // Of growing sequences that do not fit together; each is preempted twice at the most, about.
     let preempted = world.batcher.stats().preemptions;
     assert!(preempted <= 120, "{preempted}");
+    world.check_empty();
+}
+
+#[test]
+fn who_can_go_on_does_where_those_whose_turn_it_is_cannot() {
+    let mut world = World::new(8, 128, 1);
+    world.length = length;
+    let held = world.submit(of(2, 3, 90, 20));
+    let runs = world.submit(of(1, 1, 10, 20));
+    while !(world.clients[&held].1.started && world.clients[&runs].1.started) {
+        world.step();
+    }
+    // Its client is behind, and the pages that it holds are more than its tenant's share.
+    world.batcher.pause(held, true);
+    let waits = world.submit(of(2, 3, 1, 4));
+    while world.clients[&runs].1.end.is_none() {
+        // Of another's token, a third is its tenant's in each step.
+        assert!(world.plan().is_some());
+        world.land();
+    }
+    assert!(!world.clients[&waits].1.started);
+    world.batcher.pause(held, false);
+    world.run_until_idle();
+    for id in [held, runs, waits] {
+        world.check(id, 128);
+    }
     world.check_empty();
 }

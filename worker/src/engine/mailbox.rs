@@ -8,6 +8,7 @@
 use super::clients;
 use super::sequence::SequenceId;
 use super::waiting::most_for_its_weight;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
@@ -77,11 +78,14 @@ impl Mailbox {
         }
         if inbox.submissions.len() >= limits::ENGINE_INBOX_MAX {
             let flooding = inbox.flooding(&submission.request);
-            let of = |s: &Submission| s.request.tenant == flooding;
-            // The newcomer is the newest of its tenant.
-            let newest = inbox.submissions.iter().rposition(of);
-            match newest.filter(|_| flooding != submission.request.tenant) {
-                Some(newest) => clients::overloaded(&inbox.submissions.remove(newest).events),
+            // The newest of the lowest priority.
+            let theirs = inbox.submissions.iter().enumerate();
+            let theirs = theirs.filter(|(_, s)| s.request.tenant == flooding);
+            let last = theirs.min_by_key(|(at, s)| (s.request.priority, Reverse(*at)));
+            let new = &submission.request;
+            match last.filter(|(_, s)| new.tenant != flooding || s.request.priority < new.priority)
+            {
+                Some((last, _)) => clients::overloaded(&inbox.submissions.remove(last).events),
                 None => return Err(Refused::Full),
             }
         }
@@ -136,7 +140,7 @@ impl Mailbox {
 mod tests {
     use super::*;
     use crate::engine::batcher::tests::request;
-    use trireme_shared::wire::generate::FailureKind;
+    use trireme_shared::wire::generate::{FailureKind, Priority};
 
     fn of(tenant: u32) -> (Submission, mpsc::Receiver<GenerateEvent>) {
         let (events, stream) = mpsc::channel(1);
@@ -165,9 +169,16 @@ mod tests {
                 ..
             })
         ));
+        // One that goes first has the place of the newest that does not.
+        let (mut first, mut kept) = of(1);
+        first.request.priority = Priority::High;
+        assert_eq!(mailbox.submit(first), Ok(()));
+        assert!(flood.pop().unwrap().try_recv().is_ok());
+        assert_eq!(mailbox.submit(of(3).0), Ok(()));
+        assert!(kept.try_recv().is_err() && flood.pop().unwrap().try_recv().is_ok());
         let taken = mailbox.take().submissions;
         assert_eq!(taken.len(), limits::ENGINE_INBOX_MAX);
-        assert_eq!(taken.last().unwrap().request.tenant, TenantId(2));
+        assert_eq!(taken.last().unwrap().request.tenant, TenantId(3));
         assert!(flood.iter_mut().all(|stream| stream.try_recv().is_err()));
     }
 }

@@ -7,7 +7,7 @@ use super::sampler::wants_history;
 use std::collections::BTreeMap;
 use trireme_shared::ids::TenantId;
 use trireme_shared::limits::{DRAFT_TOKENS_MAX, LOGIT_BIAS_MAX, PAGE_TOKENS, WEIGHT_MAX};
-use trireme_shared::wire::generate::{FinishReason, GenerateRequest};
+use trireme_shared::wire::generate::{FinishReason, GenerateRequest, Priority};
 
 /// Orders sequences by arrival; unique for the driver's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -123,6 +123,10 @@ impl Sequence {
 
     pub fn tenant(&self) -> TenantId {
         self.request.tenant
+    }
+
+    pub fn priority(&self) -> Priority {
+        self.request.priority
     }
 
     /// Tokens in its plans that its tenant is not charged for yet, and is now.

@@ -3,8 +3,8 @@
 //! Start-time fair queuing (Goyal, Vin and Cheng, "Start-time Fair Queuing", SIGCOMM 1996) over tenants
 //! with weights, on tokens as they are really processed and not as a request may cost at most, as the
 //! virtual token counter does (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024). Each
-//! tenant has a counter of tokens served, divided by its weight; the next to run is the oldest of the
-//! tenant whose counter is lowest. A token is a token: of a prompt or generated. Neighbours: `batcher`
+//! tenant has a counter of tokens served, divided by its weight; the next to run is the tenant's whose
+//! counter is lowest, and of those the oldest of its highest priority. A token is a token: of a prompt or generated. Neighbours: `batcher`
 //! charges here what it puts into plans; `mailbox` refuses by the same rule.
 //!
 //! Kept true:
@@ -22,13 +22,15 @@
 //! - Sequences that had begun and were preempted go before all others, the oldest first: they are part
 //!   of what their tenant had begun already. (One whose client is behind is passed over; B holds
 //!   for those whose clients read.)
-//! - Where one too many waits, the newest of the tenant with the most waiting for its weight is
-//!   refused, so that a flood turns itself away. One that had begun is never refused.
+//! - Where one too many waits, the newest of the lowest priority is refused of the tenant with the most
+//!   waiting for its weight, so that a flood turns itself away. One that had begun is never refused.
 
 use super::sequence::SequenceId;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use trireme_shared::ids::TenantId;
 use trireme_shared::limits;
+use trireme_shared::wire::generate::Priority;
 
 /// Tokens divided by weight, in parts of 2^-32 token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,8 +47,8 @@ struct Tenant {
     /// As its newest sequence said.
     weight: u32,
     served: Served,
-    /// Those that have not begun, by arrival.
-    waiting: BTreeSet<SequenceId>,
+    /// Those that have not begun, the higher priority first and of one by arrival.
+    waiting: BTreeSet<(Reverse<Priority>, SequenceId)>,
     /// All of its sequences at this driver.
     here: usize,
 }
@@ -79,14 +81,20 @@ impl WaitingRoom {
 
     /// A new sequence, of a later id than all before it. Gives the one that must be refused for it,
     /// if any, which is no longer here; it may be the new one.
-    pub fn arrive(&mut self, id: SequenceId, of: TenantId, weight: u32) -> Option<SequenceId> {
+    pub fn arrive(
+        &mut self,
+        id: SequenceId,
+        of: TenantId,
+        weight: u32,
+        priority: Priority,
+    ) -> Option<SequenceId> {
         self.let_it_be_now();
         let tenant = self.tenants.entry(of).or_default();
         if tenant.waiting.is_empty() {
             tenant.served = tenant.served.max(self.now);
         }
         tenant.weight = weight;
-        tenant.waiting.insert(id);
+        tenant.waiting.insert((Reverse(priority), id));
         tenant.here += 1;
         if self.len() <= self.most {
             return None;
@@ -94,7 +102,7 @@ impl WaitingRoom {
         let waiting = self.tenants.iter();
         let waiting = waiting.map(|(of, t)| (*of, t.weight, t.waiting.len()));
         let flooding = most_for_its_weight(waiting, of);
-        let refused = self.tenants.get(&flooding)?.waiting.last().copied()?;
+        let (_, refused) = self.tenants.get(&flooding)?.waiting.last().copied()?;
         self.leave(refused, flooding);
         Some(refused)
     }
@@ -106,6 +114,7 @@ impl WaitingRoom {
 
     pub fn iter(&self) -> impl Iterator<Item = SequenceId> + '_ {
         let fresh = self.tenants.values().flat_map(|t| &t.waiting);
+        let fresh = fresh.map(|(_, id)| id);
         fresh.chain(&self.preempted).copied()
     }
 
@@ -117,9 +126,9 @@ impl WaitingRoom {
 
     /// The next to begin of those that can and have not begun.
     pub fn next_fresh(&self, can_run: impl Fn(SequenceId) -> bool) -> Option<SequenceId> {
-        let first = |ids: &BTreeSet<SequenceId>| ids.iter().copied().find(|id| can_run(*id));
+        let first = |t: &Tenant| t.waiting.iter().map(|(_, id)| *id).find(|id| can_run(*id));
         let heads = self.tenants.values();
-        let heads = heads.filter_map(|t| Some((t.served, first(&t.waiting)?)));
+        let heads = heads.filter_map(|t| Some((t.served, first(t)?)));
         heads.min().map(|(_, id)| id)
     }
 
@@ -137,8 +146,10 @@ impl WaitingRoom {
 
     /// Whether it waited, and had not begun.
     fn wait_no_more(&mut self, id: SequenceId, of: TenantId) -> bool {
+        let mut places = Priority::ALL.map(|p| (Reverse(p), id)).into_iter();
         let tenant = self.tenants.get_mut(&of);
-        !self.preempted.remove(&id) && tenant.is_some_and(|t| t.waiting.remove(&id))
+        !self.preempted.remove(&id)
+            && tenant.is_some_and(|t| places.any(|place| t.waiting.remove(&place)))
     }
 
     /// Tokens of a tenant's sequences were put into a step.

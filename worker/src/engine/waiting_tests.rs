@@ -38,7 +38,9 @@ impl Driver {
         self.last += 1;
         let id = SequenceId(self.last);
         self.of.insert(id, TenantId(tenant));
-        let refused = self.room.arrive(id, TenantId(tenant), weight);
+        let refused = self
+            .room
+            .arrive(id, TenantId(tenant), weight, Priority::Normal);
         assert_eq!(refused, None);
         id
     }
@@ -142,7 +144,7 @@ fn no_place_stays_empty_while_somebody_waits() {
 fn in_its_turn_a_tenants_oldest_goes_first() {
     let mut room = WaitingRoom::new(10);
     for (id, tenant) in [(1, 1), (2, 1), (3, 2), (4, 1), (5, 2)] {
-        room.arrive(SequenceId(id), TenantId(tenant), 1);
+        room.arrive(SequenceId(id), TenantId(tenant), 1, Priority::Normal);
     }
     let mut order = Vec::new();
     while let Some(id) = room.next(|_| true) {
@@ -195,7 +197,7 @@ fn leaving_and_coming_back_is_no_way_to_get_ahead() {
     let mut got = [0, 0];
     let mut arrive = |room: &mut WaitingRoom, of| {
         id += 1;
-        room.arrive(SequenceId(id), of, 1);
+        room.arrive(SequenceId(id), of, 1, Priority::Normal);
     };
     arrive(&mut room, honest);
     for _ in 0..2_000 {
@@ -204,7 +206,8 @@ fn leaving_and_coming_back_is_no_way_to_get_ahead() {
             arrive(&mut room, hopping);
         }
         let id = room.next(|_| true).unwrap();
-        let is_hopping = room.tenants[&hopping].waiting.contains(&id);
+        let place = (Reverse(Priority::Normal), id);
+        let is_hopping = room.tenants[&hopping].waiting.contains(&place);
         let (of, tokens) = if is_hopping {
             (hopping, 500)
         } else {
@@ -246,10 +249,10 @@ fn counters_go_with_their_tenants() {
 fn of_too_many_that_are_ahead_the_one_that_is_least_is_forgotten() {
     let mut room = WaitingRoom::new(10);
     let most = limits::TENANTS_AHEAD_MAX as u32;
-    room.arrive(SequenceId(0), TenantId(0), 1);
+    room.arrive(SequenceId(0), TenantId(0), 1, Priority::Normal);
     for n in 1..=most + 1 {
         let (id, of) = (SequenceId(n.into()), TenantId(n));
-        room.arrive(id, of, 1);
+        room.arrive(id, of, 1, Priority::Normal);
         room.begin(id, of);
         room.charge(of, (5 + n) as usize);
         room.leave(id, of);
@@ -266,11 +269,11 @@ fn of_too_many_that_are_ahead_the_one_that_is_least_is_forgotten() {
 fn preempted_sequences_go_before_all_others() {
     let mut room = WaitingRoom::new(10);
     for id in 1..=3 {
-        room.arrive(SequenceId(id), TenantId(1), 1);
+        room.arrive(SequenceId(id), TenantId(1), 1, Priority::Normal);
         room.begin(SequenceId(id), TenantId(1));
     }
     room.charge(TenantId(1), 1_000);
-    room.arrive(SequenceId(4), TenantId(2), 1);
+    room.arrive(SequenceId(4), TenantId(2), 1, Priority::Normal);
     for id in [3, 2] {
         room.preempted(SequenceId(id));
     }
@@ -289,7 +292,7 @@ fn a_flood_turns_itself_away() {
     let mut id = 0;
     let mut arrive = |room: &mut WaitingRoom, of: u32, weight| {
         id += 1;
-        let refused = room.arrive(SequenceId(id), TenantId(of), weight);
+        let refused = room.arrive(SequenceId(id), TenantId(of), weight, Priority::Normal);
         (SequenceId(id), refused)
     };
     for _ in 0..100 {
@@ -306,4 +309,34 @@ fn a_flood_turns_itself_away() {
     assert_eq!(refused, Some(own), "75 for 3 is as much as 25 for 1");
     assert_eq!(arrive(&mut room, 3, 1).1, Some(SequenceId(25)));
     assert_eq!(room.len(), 100);
+}
+
+#[test]
+fn of_one_tenant_the_higher_priority_is_next_and_the_lowest_is_refused() {
+    use Priority::{High, Low, Normal};
+    let mut room = WaitingRoom::new(4);
+    let of = [TenantId(1), TenantId(2)];
+    for (id, priority) in [(1, Low), (2, Normal), (3, High), (4, High)] {
+        assert_eq!(room.arrive(SequenceId(id), of[0], 1, priority), None);
+    }
+    assert_eq!(
+        room.arrive(SequenceId(5), of[0], 1, High),
+        Some(SequenceId(1))
+    );
+    let next = room.arrive(SequenceId(6), of[0], 1, Low);
+    assert_eq!(next, Some(SequenceId(6)), "it is the lowest itself");
+    assert_eq!(
+        room.arrive(SequenceId(7), of[1], 1, Low),
+        Some(SequenceId(2))
+    );
+    let mut order = Vec::new();
+    while let Some(id) = room.next(|_| true) {
+        let of = of[usize::from(id.0 == 7)];
+        room.begin(id, of);
+        room.charge(of, 10);
+        order.push(id.0);
+    }
+    // The two tenants take turns.
+    assert_eq!(order, [3, 7, 4, 5]);
+    assert_eq!(room.len(), 0);
 }

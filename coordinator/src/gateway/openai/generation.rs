@@ -88,6 +88,7 @@ impl Generation {
                     request: context.id.clone(),
                     tenant: payer.tenant,
                     weight,
+                    priority: job.common.tier.unwrap_or_default(),
                     deployment: job.deployment.id,
                     prompt: prompt.ids.clone(),
                     max_tokens: prompt.max_tokens,

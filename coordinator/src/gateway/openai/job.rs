@@ -133,6 +133,7 @@ impl Model {
             choices_per_prompt: common.n as usize,
             stream: common.stream,
             include_usage: common.include_usage,
+            tier: common.tier,
             logprobs,
             tokens_as_ids: common.tokens_as_ids,
             echo,

@@ -6,7 +6,7 @@ use super::fields::{self, Fields};
 use crate::gateway::error::ApiError;
 use serde_json::Value;
 use trireme_shared::limits;
-use trireme_shared::wire::generate::Sampling;
+use trireme_shared::wire::generate::{Priority, Sampling};
 
 /// Temperatures below this are greedy: dividing logits by less only overflows to the same choice.
 const GREEDY_BELOW: f64 = 1e-4;
@@ -25,6 +25,8 @@ pub struct CommonParams {
     pub n: u32,
     pub stream: bool,
     pub include_usage: bool,
+    /// `service_tier`, if it was given: what goes first among this tenant's own requests.
+    pub tier: Option<Priority>,
     /// vLLM's extension: name tokens `token_id:N` in logprobs.
     pub tokens_as_ids: bool,
 }
@@ -52,6 +54,7 @@ impl CommonParams {
             n,
             stream,
             include_usage,
+            tier: tier(fields)?,
             tokens_as_ids: fields
                 .boolean("return_tokens_as_token_ids")?
                 .unwrap_or(false),
@@ -83,6 +86,22 @@ impl CommonParams {
             return outside("stop_token_ids", *id);
         }
         Ok(())
+    }
+}
+
+/// OpenAI's `service_tier`; the price is the same.
+fn tier(fields: &mut Fields) -> Result<Option<Priority>, ApiError> {
+    const NAME: &str = "service_tier";
+    match fields.string(NAME)?.as_deref() {
+        None => Ok(None),
+        Some("auto" | "default") => Ok(Some(Priority::Normal)),
+        Some("flex") => Ok(Some(Priority::Low)),
+        Some("priority") => Ok(Some(Priority::High)),
+        Some(_) => Err(ApiError::value(
+            NAME,
+            "'service_tier' must be \"auto\", \"default\", \"flex\" (after your other requests) or \
+             \"priority\" (before them).",
+        )),
     }
 }
 
@@ -261,9 +280,6 @@ fn harmless(fields: &mut Fields) -> Result<(), ApiError> {
     }
     fields.only_if("store", "nothing is stored here.", |v| {
         v == &Value::Bool(false)
-    })?;
-    fields.only_if("service_tier", "there is one tier only.", |v| {
-        v == "auto" || v == "default"
     })?;
     fields.only_if("response_format", TEXT_ONLY, |v| {
         v.get("type").is_some_and(|kind| kind == "text")

@@ -8,7 +8,7 @@ use crate::gateway::session::{ChoiceEvent, ChoiceIndex, PlacedLogprobs};
 use crate::gateway::text::ModelText;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use trireme_shared::wire::generate::{FinishReason, TokenLogprobs};
+use trireme_shared::wire::generate::{FinishReason, Priority, TokenLogprobs};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
@@ -90,6 +90,8 @@ pub struct Shape {
     pub choices_per_prompt: usize,
     pub stream: bool,
     pub include_usage: bool,
+    /// Told where it was asked for.
+    pub tier: Option<Priority>,
     /// Logprobs were asked for.
     pub logprobs: bool,
     pub tokens_as_ids: bool,
@@ -225,13 +227,22 @@ impl Shape {
     }
 
     fn body(&self, chunk: bool, choices: Vec<Value>) -> Value {
-        json!({
+        let mut body = json!({
             "id": self.id,
             "object": self.api.object(chunk),
             "created": self.created,
             "model": self.model,
             "choices": choices,
-        })
+        });
+        if let Some(tier) = self.tier {
+            body["service_tier"] = match tier {
+                Priority::Low => "flex",
+                Priority::Normal => "default",
+                Priority::High => "priority",
+            }
+            .into();
+        }
+        body
     }
 
     /// One chunk of a stream, if the piece needs one.

@@ -51,6 +51,17 @@ pub struct ChatMessage {
     content: Content,
 }
 
+/// Which of a tenant's own requests go first: `priority` before the others, `flex` after them, at the same price.
+/// It changes nothing between tenants.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub enum ServiceTier {
+    Auto,
+    Default,
+    Flex,
+    Priority,
+}
+
 #[derive(ToSchema)]
 pub struct ChatCompletionRequest {
     model: String,
@@ -82,6 +93,7 @@ pub struct ChatCompletionRequest {
     presence_penalty: Option<f64>,
     #[schema(value_type = Option<Object>)]
     logit_bias: Option<Value>,
+    service_tier: Option<ServiceTier>,
     /// Tokens that may be guessed ahead at a time, where that is faster: they change nothing but the speed.
     #[schema(minimum = 0, maximum = 8)]
     speculative_tokens: Option<u32>,
@@ -131,6 +143,7 @@ pub struct CompletionRequest {
     presence_penalty: Option<f64>,
     #[schema(value_type = Option<Object>)]
     logit_bias: Option<Value>,
+    service_tier: Option<ServiceTier>,
     /// Tokens that may be guessed ahead at a time, where that is faster: they change nothing but the speed.
     #[schema(minimum = 0, maximum = 8)]
     speculative_tokens: Option<u32>,
@@ -185,6 +198,8 @@ pub struct ChatCompletion {
     created: u64,
     model: String,
     choices: Vec<ChatChoice>,
+    /// Where the request names one; `default` for `auto`.
+    service_tier: Option<ServiceTier>,
     usage: CompletionUsage,
 }
 
@@ -206,6 +221,8 @@ pub struct TextCompletion {
     created: u64,
     model: String,
     choices: Vec<TextChoice>,
+    /// Where the request names one; `default` for `auto`.
+    service_tier: Option<ServiceTier>,
     usage: CompletionUsage,
 }
 

@@ -5,7 +5,7 @@ use super::house::{CONTEXT, House, MODEL, chat_prompt};
 use crate::fleet::dispatch::DispatchError;
 use serde_json::json;
 use trireme_shared::ids::{NanoUsd, Tokens};
-use trireme_shared::wire::generate::FinishReason;
+use trireme_shared::wire::generate::{FinishReason, Priority};
 
 #[tokio::test]
 async fn a_chat_is_answered_billed_and_recorded() {
@@ -81,6 +81,38 @@ async fn a_stop_string_across_tokens_ends_the_choice_and_the_work() {
     assert_eq!(body["usage"]["completion_tokens"], 12);
     house.cancels.recv().await.unwrap();
     assert_eq!(house.recorded().await.completion, Tokens(12));
+}
+
+#[tokio::test]
+async fn a_service_tier_is_a_priority_and_is_told() {
+    let house = House::new().await;
+    let told = [
+        (json!({}), json!(null), Priority::Normal),
+        (json!({"service_tier": null}), json!(null), Priority::Normal),
+        (
+            json!({"service_tier": "auto"}),
+            json!("default"),
+            Priority::Normal,
+        ),
+        (
+            json!({"service_tier": "flex"}),
+            json!("flex"),
+            Priority::Low,
+        ),
+        (
+            json!({"service_tier": "priority"}),
+            json!("priority"),
+            Priority::High,
+        ),
+    ];
+    for (extra, tier, priority) in told {
+        let answer = house.chat(extra.clone()).await;
+        assert_eq!(answer.json()["service_tier"], tier, "{extra}");
+        assert_eq!(house.engine.seen().last().unwrap().priority, priority);
+    }
+    let answer = house.chat(json!({"service_tier": "scale"})).await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.json()["error"]["param"], "service_tier");
 }
 
 #[tokio::test]

@@ -82,6 +82,7 @@ fn request() -> GenerateRequest {
         request: RequestId::parse("req_1").unwrap(),
         tenant: TenantId(1),
         weight: 1,
+        priority: Priority::default(),
         deployment: DeploymentId(1),
         replica: Replica(0),
         epoch: Epoch(9),

@@ -8,7 +8,7 @@ use trireme_shared::ids::{
     CoordinatorId, DeploymentId, Epoch, Replica, RequestId, TenantId, WorkerId,
 };
 use trireme_shared::transport::{Endpoint, Protocol};
-use trireme_shared::wire::generate::{FinishReason, Sampling};
+use trireme_shared::wire::generate::{FinishReason, Priority, Sampling};
 
 const WORKER: NodeId = NodeId::Worker(WorkerId(1));
 
@@ -45,6 +45,7 @@ fn request() -> GenerateRequest {
         request: RequestId::parse("req_1").unwrap(),
         tenant: TenantId(1),
         weight: 1,
+        priority: Priority::default(),
         deployment: DeploymentId(1),
         replica: Replica(0),
         epoch: Epoch(1),

@@ -10,6 +10,7 @@ use trireme_shared::limits;
 /// What a tenant may have of one step, in tokens.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
+    wanted: usize,
     /// It wants more than it gets.
     pub(super) is_cut: bool,
     /// What it gets and has not used yet.
@@ -21,6 +22,15 @@ pub(super) struct Turn {
 pub(super) type Turns = BTreeMap<TenantId, Turn>;
 
 impl Turn {
+    /// It gets all that it wants.
+    pub(super) fn uncut(&mut self) {
+        *self = Self {
+            wanted: self.wanted,
+            left: self.wanted,
+            ..Self::default()
+        };
+    }
+
     /// Takes the token of a decoding sequence, if there is one for it.
     pub(super) fn decode(&mut self) -> bool {
         let has = self.left > self.kept;
@@ -78,8 +88,10 @@ impl Batcher {
         let demands: BTreeMap<_, _> = wanted.into_iter().map(demand).collect();
         let given = self.shares.give(&demands);
         let turn = |(tenant, left): (TenantId, usize)| {
+            let wanted = demands.get(&tenant).map_or(0, |d| d.tokens);
             let turn = Turn {
-                is_cut: demands.get(&tenant).is_some_and(|d| left < d.tokens),
+                wanted,
+                is_cut: left < wanted,
                 left,
                 kept: 0,
             };
