@@ -407,52 +407,8 @@ impl Batcher {
     fn plan_prefills(&mut self, plan: &mut StepPlan, turns: &mut Turns, most: usize) {
         let mut budget = most.min(limits::STEP_TOKENS_MAX - plan.rows());
         let mut rows_left = self.rows_max - plan.entries.len();
-
-        let mut prefilling: Vec<_> = self
-            .running
-            .iter()
-            .copied()
-            .filter(|id| {
-                let s = &self.sequences[id];
-                !s.paused && s.remaining() > 1
-            })
-            .collect();
-        // As they would be admitted, those of the tenant that was served least first; of one those of a higher
-        // priority, and of these the shortest, so that a long one does not hold them all up. But the oldest (or
-        // what its tenant would rather have) keeps half, or what the others leave.
-        let oldest = prefilling.first().map(|id| self.sequences[id].tenant());
-        let first = |id: &SequenceId| (Reverse(self.sequences[id].priority()), *id);
-        let theirs = prefilling.iter().copied();
-        let theirs = theirs.filter(|id| Some(self.sequences[id].tenant()) == oldest);
-        let oldest = theirs.min_by_key(first);
-        let next = self.next_that_fits(turns);
-        let remaining = |id: SequenceId| self.sequences[&id].remaining();
-        let rank = |id: SequenceId| {
-            let sequence = &self.sequences[&id];
-            (sequence.tenant(), sequence.priority())
-        };
-        let yields = |id: SequenceId| {
-            let (of, priority) = rank(id);
-            oldest.is_some_and(|oldest| rank(oldest).0 == of && rank(oldest).1 > priority)
-        };
-        let others = prefilling.iter().copied().chain(next);
-        let others = others.filter(|id| Some(*id) != oldest && !yields(*id));
-        let others: usize = others.map(remaining).sum();
-        let key = |id: &SequenceId| {
-            let sequence = &self.sequences[id];
-            let served = self.waiting.served(sequence.tenant());
-            let priority = Reverse(sequence.priority());
-            (
-                Some(*id) != oldest,
-                served,
-                priority,
-                sequence.remaining(),
-                *id,
-            )
-        };
-        prefilling.sort_by_cached_key(key);
-        let mut prefilling = prefilling.into_iter();
-        let mut kept = Some(budget - others.min(budget / 2)).filter(|_| oldest.is_some());
+        let (prompts, mut kept) = self.prompts(budget, turns);
+        let mut prefilling = prompts.into_iter();
         while budget > 0 && rows_left > 0 {
             let next = prefilling.next();
             let Some(id) = next.or_else(|| self.admit(turns)) else {

@@ -22,6 +22,8 @@
 
 mod amx;
 mod attention;
+#[cfg(test)]
+mod attention_tests;
 mod lanes;
 mod matmul;
 mod memory;

@@ -2,7 +2,9 @@
 //! it is for prompts. The rule between tenants is that of `shares`; here is what they could use.
 
 use super::Batcher;
+use crate::engine::sequence::SequenceId;
 use crate::engine::shares::Demand;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use trireme_shared::ids::TenantId;
 use trireme_shared::limits;
@@ -116,5 +118,47 @@ impl Batcher {
                 turn.kept = half.min(turn.kept + sequence.remaining());
             }
         }
+    }
+
+    /// Prompts of running sequences, in the order in which they go on, and what the first may have of `budget`
+    /// tokens.
+    ///
+    /// As they would be admitted, those of the tenant that was served least first; of one those of a higher
+    /// priority, and of these the shortest, so that a long one does not hold them all up. But the oldest, or
+    /// what its tenant would rather have, keeps half, or what the others leave.
+    pub(super) fn prompts(
+        &mut self,
+        budget: usize,
+        turns: &Turns,
+    ) -> (Vec<SequenceId>, Option<usize>) {
+        let next = self.next_that_fits(turns);
+        let sequence = |id: &SequenceId| &self.sequences[id];
+        let mut prompts = Vec::from_iter(self.running.iter().copied());
+        prompts.retain(|id| !sequence(id).paused && sequence(id).remaining() > 1);
+        let Some(&oldest) = prompts.first() else {
+            return (prompts, None);
+        };
+        let is_theirs = |id: &&SequenceId| sequence(id).tenant() == sequence(&oldest).tenant();
+        let best_first = |id: &&SequenceId| (Reverse(sequence(id).priority()), **id);
+        let theirs = prompts.iter().filter(is_theirs);
+        let first = theirs.min_by_key(best_first).copied().unwrap_or(oldest);
+        let yields = |id: &&SequenceId| {
+            is_theirs(id) && sequence(id).priority() < sequence(&first).priority()
+        };
+        let others = prompts.iter().chain(&next);
+        let others = others.filter(|id| **id != first && !yields(id));
+        let others: usize = others.map(|id| sequence(id).remaining()).sum();
+        prompts.sort_by_cached_key(|id| {
+            let of = sequence(id);
+            let served = self.waiting.served(of.tenant());
+            (
+                *id != first,
+                served,
+                Reverse(of.priority()),
+                of.remaining(),
+                *id,
+            )
+        });
+        (prompts, Some(budget - others.min(budget / 2)))
     }
 }
