@@ -169,16 +169,29 @@ mod tests {
                 ..
             })
         ));
-        // One that goes first has the place of the newest that does not.
-        let (mut first, mut kept) = of(1);
-        first.request.priority = Priority::High;
-        assert_eq!(mailbox.submit(first), Ok(()));
-        assert!(flood.pop().unwrap().try_recv().is_ok());
-        assert_eq!(mailbox.submit(of(3).0), Ok(()));
-        assert!(kept.try_recv().is_err() && flood.pop().unwrap().try_recv().is_ok());
         let taken = mailbox.take().submissions;
         assert_eq!(taken.len(), limits::ENGINE_INBOX_MAX);
-        assert_eq!(taken.last().unwrap().request.tenant, TenantId(3));
+        assert_eq!(taken.last().unwrap().request.tenant, TenantId(2));
+        assert!(flood.iter_mut().all(|stream| stream.try_recv().is_err()));
+    }
+
+    #[test]
+    fn of_a_flood_the_lowest_priority_goes_first() {
+        let mailbox = Mailbox::default();
+        let (mut high, mut kept) = of(1);
+        high.request.priority = Priority::High;
+        let mut flood: Vec<_> = (0..limits::ENGINE_INBOX_MAX)
+            .map(|_| {
+                let (submission, stream) = of(1);
+                mailbox.submit(submission).unwrap();
+                stream
+            })
+            .collect();
+        assert_eq!(mailbox.submit(high), Ok(()));
+        assert!(flood.pop().unwrap().try_recv().is_ok(), "the newest");
+        assert_eq!(mailbox.submit(of(2).0), Ok(()));
+        assert!(flood.pop().unwrap().try_recv().is_ok(), "the next");
+        assert!(kept.try_recv().is_err());
         assert!(flood.iter_mut().all(|stream| stream.try_recv().is_err()));
     }
 }

@@ -4,8 +4,8 @@
 //! with weights, on tokens as they are really processed and not as a request may cost at most, as the
 //! virtual token counter does (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024). Each
 //! tenant has a counter of tokens served, divided by its weight; the next to run is the tenant's whose
-//! counter is lowest, and of those the oldest of its highest priority. A token is a token: of a prompt or generated. Neighbours: `batcher`
-//! charges here what it puts into plans; `mailbox` refuses by the same rule.
+//! counter is lowest, and of its own the oldest of the highest priority. A token is a token: of a prompt or
+//! generated. Neighbours: `batcher` charges here what it puts into plans; `mailbox` refuses by the same rule.
 //!
 //! Kept true:
 //!

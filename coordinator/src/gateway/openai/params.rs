@@ -89,19 +89,29 @@ impl CommonParams {
     }
 }
 
-/// OpenAI's `service_tier`; the price is the same.
+/// What OpenAI calls it; the price is the same.
+pub fn tier_name(priority: Priority) -> &'static str {
+    match priority {
+        Priority::Low => "flex",
+        Priority::Normal => "default",
+        Priority::High => "priority",
+    }
+}
+
 fn tier(fields: &mut Fields) -> Result<Option<Priority>, ApiError> {
     const NAME: &str = "service_tier";
-    match fields.string(NAME)?.as_deref() {
-        None => Ok(None),
-        Some("auto" | "default") => Ok(Some(Priority::Normal)),
-        Some("flex") => Ok(Some(Priority::Low)),
-        Some("priority") => Ok(Some(Priority::High)),
-        Some(_) => Err(ApiError::value(
+    let Some(name) = fields.string(NAME)? else {
+        return Ok(None);
+    };
+    let mut known = Priority::ALL.into_iter();
+    match known.find(|priority| name == tier_name(*priority)) {
+        None if name == "auto" => Ok(Some(Priority::Normal)),
+        None => Err(ApiError::value(
             NAME,
             "'service_tier' must be \"auto\", \"default\", \"flex\" (after your other requests) or \
              \"priority\" (before them).",
         )),
+        named => Ok(named),
     }
 }
 

@@ -4,6 +4,7 @@
 //! of the whole text, echo included.
 
 use super::logprobs::{self, TokenReport};
+use super::params::tier_name;
 use crate::gateway::session::{ChoiceEvent, ChoiceIndex, PlacedLogprobs};
 use crate::gateway::text::ModelText;
 use serde_json::{Value, json};
@@ -235,12 +236,7 @@ impl Shape {
             "choices": choices,
         });
         if let Some(tier) = self.tier {
-            body["service_tier"] = match tier {
-                Priority::Low => "flex",
-                Priority::Normal => "default",
-                Priority::High => "priority",
-            }
-            .into();
+            body["service_tier"] = tier_name(tier).into();
         }
         body
     }
