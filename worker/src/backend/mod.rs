@@ -202,6 +202,15 @@ pub trait Backend {
         segment: usize,
         out: &mut Self::Partial,
     );
+    /// `sum += x * matrix^T`, where `matrix` holds all columns: as [`Backend::linear_partial`] and then
+    /// [`Backend::add`], to the last bit.
+    fn linear_add(
+        &mut self,
+        x: &mut Self::Rows,
+        matrix: &Self::Matrix,
+        segment: usize,
+        sum: &mut Self::Rows,
+    );
     /// `x += bias`, on every row.
     fn add_bias(&mut self, x: &mut Self::Rows, bias: &Self::Vector);
     /// Normalises the heads of `q` and `k` where there are norms, rotates `q` in place and writes

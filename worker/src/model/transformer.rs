@@ -193,6 +193,7 @@ impl<B: Backend> Transformer<B> {
         // Ranks hold whole KV groups and whole FFN segments: sums over these are the same wherever
         // the model is cut.
         let attn_segment = (self.config.group() * self.config.head_dim) as usize;
+        let is_alone = collective.size() == 1;
         let (b, s, eps) = (&mut self.backend, &mut self.scratch, self.config.norm_eps);
 
         if let Some(table) = &self.embedding {
@@ -222,16 +223,25 @@ impl<B: Backend> Transformer<B> {
             let norms = norms.map(|[query, key]| HeadNorms { query, key, eps });
             b.rope_append(step, norms, &mut s.q, &s.k, &s.v, &mut self.kv, index);
             b.attention(step, &s.q, &self.kv, index, &mut s.attended);
-            let output = &layer.attn_output;
-            b.linear_partial(&mut s.attended, output, attn_segment, &mut s.delta);
-            reduce(b, &mut s.delta, collective)?;
-            add(b, s, layer.attn_post_norm.as_ref(), eps);
+            let (output, post_norm) = (&layer.attn_output, layer.attn_post_norm.as_ref());
+            if is_alone && post_norm.is_none() {
+                b.linear_add(&mut s.attended, output, attn_segment, &mut s.x);
+            } else {
+                b.linear_partial(&mut s.attended, output, attn_segment, &mut s.delta);
+                reduce(b, &mut s.delta, collective)?;
+                add(b, s, post_norm, eps);
+            }
 
             b.rms_norm(&s.x, &layer.ffn_norm, eps, &mut s.normed);
             let (activation, segment) = (self.config.activation, FFN_SEGMENT as usize);
+            let post_norm = layer.ffn_post_norm.as_ref();
             match &layer.ffn {
                 Ffn::Dense { gate_up, down } => {
                     b.gated_ffn(&mut s.normed, gate_up, activation, &mut s.ffn);
+                    if is_alone && post_norm.is_none() {
+                        b.linear_add(&mut s.ffn, down, segment, &mut s.x);
+                        continue;
+                    }
                     b.linear_partial(&mut s.ffn, down, segment, &mut s.delta);
                 }
                 Ffn::Mixture(mixture) => {
@@ -244,7 +254,7 @@ impl<B: Backend> Transformer<B> {
                 }
             }
             reduce(b, &mut s.delta, collective)?;
-            add(b, s, layer.ffn_post_norm.as_ref(), eps);
+            add(b, s, post_norm, eps);
         }
 
         let Some((norm, output)) = &self.head else {

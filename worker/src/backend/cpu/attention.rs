@@ -135,7 +135,7 @@ pub(super) fn head_bytes(format: KvFormat, dim: usize) -> usize {
     HeadLayout::new(format, dim).bytes
 }
 
-/// A rank's KV pages. Untouched pages take no memory.
+/// A rank's KV pages. Untouched pages take no memory, but for the rest of a huge one.
 pub struct CpuKv {
     memory: Mapping,
     pub(super) shape: KvShape,
@@ -155,7 +155,7 @@ impl CpuKv {
             .iter()
             .try_fold(layout.bytes, |product, &n| product.checked_mul(n))
             .unwrap_or(usize::MAX);
-        let memory = Mapping::new(bytes, false).map_err(|source| BackendError::Memory {
+        let memory = Mapping::new(bytes).map_err(|source| BackendError::Memory {
             what: "the KV cache",
             bytes,
             source,
@@ -170,14 +170,15 @@ impl CpuKv {
     /// `head` in page 0 of `layer`.
     fn head(&self, layer: usize, head: usize) -> *mut u8 {
         assert!(layer < self.shape.layers && head < self.shape.heads);
-        let index = layer * self.shape.pages * self.shape.heads + head;
+        let index = layer * self.shape.heads + head;
         // SAFETY: inside the mapping by the assertion and its size.
         unsafe { self.memory.start().add(index * self.layout.bytes) }
     }
 
-    /// Bytes from a page to the next.
+    /// Bytes from a page to the next: all layers of a page lie together, so that the pages in use fill
+    /// huge pages of memory from the first on.
     fn page_stride(&self) -> usize {
-        self.shape.heads * self.layout.bytes
+        self.shape.layers * self.shape.heads * self.layout.bytes
     }
 }
 
@@ -525,10 +526,10 @@ unsafe fn meet<V: Lanes, N: Numbers, const Q: usize>(
     let mut tops = [V::splat(UNSEEN); Q];
     for page in pages.clone() {
         let head = block.heads[page];
-        // What lies where the hardware cannot know is asked for line by line as what comes before it is
-        // read: values with the keys of their page, keys with the values of the block before. More at
-        // once than a core can wait for would hold up what comes after.
-        let ahead = head.add(layout.values).cast();
+        // What lies where the hardware cannot know is asked for line by line, a block ahead: keys as keys
+        // are read, values as values are. More at once than a core can wait for would hold up what comes
+        // after, and less ahead is late where others read memory too.
+        let ahead = block.next[page].cast();
         let scores = scores::<V, N, Q>(tile, first, head.cast(), ahead);
         for q in 0..Q {
             let mut score = scores[q];
@@ -591,7 +592,7 @@ unsafe fn meet<V: Lanes, N: Numbers, const Q: usize>(
         for page in pages.clone() {
             let start = page * PAGE_TOKENS;
             let values = block.heads[page].add(layout.values).cast::<N::Element>();
-            let ahead = block.next[page].cast::<N::Element>();
+            let ahead = block.next[page].add(layout.values).cast::<N::Element>();
             let factors = factors.add(start);
             // Tokens beyond what is seen may hold anything, so they are not even multiplied by zero.
             for token in 0..PAGE_TOKENS.min(ends[Q - 1] - start) {

@@ -128,6 +128,8 @@ fn attention_over_pages(format: KvFormat, kernels: f64, all: f64) {
     let mut random = SplitMix(5);
     for mut cpu in backends() {
         use RopeStyle::{Halves, Interleaved};
+        // As if some matrix took what attention gives in bytes.
+        cpu.quantised = true;
         // The window is narrower than a page, wider, all there is; tiles of many queries begin
         // with some that see pages the others do not.
         for (heads, group, dim, rope_dims, style, window, score_cap, has_norms) in [
@@ -229,6 +231,27 @@ fn attention_over_pages(format: KvFormat, kernels: f64, all: f64) {
                 cpu.upload(&v, kv_width, &mut rows_v);
                 cpu.rope_append(&step, norms, &mut rows_q, &rows_k, &rows_v, &mut kv, 1);
                 cpu.attention(&step, &rows_q, &kv, 1, &mut out);
+                assert_eq!(out.is_quantised, dim.is_multiple_of(BLOCK));
+                if out.is_quantised {
+                    let mut again = CpuRows::default();
+                    cpu.upload(&out.data, q_width, &mut again);
+                    cpu.quantise_rows(&mut again);
+                    assert!(out.bytes == again.bytes && out.lines == again.lines);
+                    assert_eq!(
+                        (
+                            &out.scales,
+                            &out.totals,
+                            &out.scaled_totals,
+                            &out.half_totals
+                        ),
+                        (
+                            &again.scales,
+                            &again.totals,
+                            &again.scaled_totals,
+                            &again.half_totals
+                        ),
+                    );
+                }
                 let mut got = out.data.chunks(q_width);
                 for (s, range) in range.iter().enumerate() {
                     for position in range.clone() {

@@ -26,12 +26,27 @@ use trireme_shared::model::ActivationFormat::{Int8, Int16};
 pub(super) const ROWS_MAX: usize = 64;
 
 /// Bytes ahead of the weights in use to ask for: far enough for the latency of memory at full
-/// speed, near enough to stay in the first-level cache. Found by measurement (2.5 KiB to 10 KiB
-/// are alike).
+/// speed, near enough to stay in the second-level cache. Found by measurement (5 and 10 KiB are alike,
+/// 3 KiB is slower).
 const AHEAD: usize = 5 << 10;
 
-/// Output of one call, `rows x GROUP_ROWS`, of whose rows as many columns are written as the
-/// group's tiles have.
+/// Where one call's sums go: of each row as many values are written as the group's tiles have, `pitch`
+/// after those of the row before.
+#[derive(Clone, Copy)]
+pub(super) struct Sums<T> {
+    pub(super) at: *mut T,
+    pub(super) pitch: usize,
+}
+
+impl<T> Sums<T> {
+    /// # Safety
+    /// There is such a row.
+    pub(super) unsafe fn row(self, row: usize) -> *mut T {
+        self.at.add(row * self.pitch)
+    }
+}
+
+/// Room for one call's sums, `rows x GROUP_ROWS`.
 #[repr(align(64))]
 pub(super) struct GroupSums<T>([MaybeUninit<T>; ROWS_MAX * GROUP_ROWS]);
 
@@ -42,6 +57,20 @@ impl<T> GroupSums<T> {
 
     pub(super) fn as_mut_ptr(&mut self) -> *mut T {
         self.0.as_mut_ptr().cast()
+    }
+
+    /// All zeroes.
+    pub(super) fn clear(&mut self) -> Sums<T> {
+        // SAFETY: the buffer is this long; of floats, which `T` is, zeroes are values.
+        unsafe { self.as_mut_ptr().write_bytes(0, ROWS_MAX * GROUP_ROWS) };
+        self.sums()
+    }
+
+    pub(super) fn sums(&mut self) -> Sums<T> {
+        Sums {
+            at: self.as_mut_ptr(),
+            pitch: GROUP_ROWS,
+        }
     }
 
     /// The first `columns` sums of a row.
@@ -139,12 +168,10 @@ pub(super) struct Weights {
     pub(super) blocks: usize,
 }
 
-/// Where the sums go, `GROUP_ROWS` a row.
 #[derive(Clone, Copy)]
-struct Out {
-    sums: *mut f32,
-    /// If not null, the sums are added here instead.
-    wide: *mut f64,
+enum Out {
+    Put(Sums<f32>),
+    AddTo(Sums<f64>),
 }
 
 impl Out {
@@ -158,10 +185,10 @@ impl Out {
     ) {
         for m in 0..M {
             for t in 0..W {
-                let at = (row + m) * GROUP_ROWS + (tile + t) * TILE;
-                match self.wide.is_null() {
-                    true => sums[m][t].store(self.sums.add(at)),
-                    false => sums[m][t].add_to_f64(self.wide.add(at)),
+                let place = |pitch: usize| (row + m) * pitch + (tile + t) * TILE;
+                match self {
+                    Self::Put(to) => sums[m][t].store(to.at.add(place(to.pitch))),
+                    Self::AddTo(to) => sums[m][t].add_to_f64(to.at.add(place(to.pitch))),
                 }
             }
         }
@@ -210,12 +237,8 @@ kernels! {
 ///
 /// # Safety
 /// The machine has `isa`, `w` and `x` are as they say, and `out` has room for the group's sums.
-pub(super) unsafe fn group_matmul(isa: Isa, format: Format, w: Weights, x: Inputs, out: *mut f32) {
-    let out = Out {
-        sums: out,
-        wide: std::ptr::null_mut(),
-    };
-    by_format(isa, format, w, x, out);
+pub(super) unsafe fn group_matmul(isa: Isa, format: Format, w: Weights, x: Inputs, out: Sums<f32>) {
+    by_format(isa, format, w, x, Out::Put(out));
 }
 
 /// The sums of [`group_matmul`] in f64: f32 within each segment of `segment` blocks, then f64 over
@@ -233,20 +256,24 @@ pub(super) unsafe fn group_matmul_wide(
     w: Weights,
     x: Inputs,
     segment: usize,
-    out: *mut f64,
+    out: Sums<f64>,
 ) {
-    std::ptr::write_bytes(out, 0, x.rows * GROUP_ROWS);
-    let out = Out {
-        sums: std::ptr::null_mut(),
-        wide: out,
-    };
+    for row in 0..x.rows {
+        out.row(row).write_bytes(0, w.tiles * TILE);
+    }
     for block in (0..w.blocks).step_by(segment) {
         let part = Weights {
             start: w.start.add(block * w.tiles * format.tile_bytes()),
             blocks: segment.min(w.blocks - block),
             ..w
         };
-        by_format(isa, format, part, x.at_block(format, block), out);
+        by_format(
+            isa,
+            format,
+            part,
+            x.at_block(format, block),
+            Out::AddTo(out),
+        );
     }
 }
 
@@ -302,7 +329,7 @@ unsafe fn prefetch<V: Lanes, const M: usize>(at: *const u8, bytes: usize, group_
         if M == 1 {
             V::prefetch(at.wrapping_add(AHEAD + line * 64));
         } else {
-            V::prefetch_far(at.wrapping_add(group_bytes + line * 64));
+            V::prefetch(at.wrapping_add(group_bytes + line * 64));
         }
     }
 }
@@ -331,11 +358,11 @@ impl<Q: Quant, A: Quads> Kernel for Blocks<Q, A> {
         let mut sums = [[V::zero(); W]; M];
         for block in 0..w.blocks {
             let base = w.start.add((block * w.tiles + tile) * tile_bytes);
-            prefetch::<V, M>(base, W * tile_bytes, w.tiles * w.blocks * tile_bytes);
             // Tile by tile, as they lie in memory: the hardware asks ahead along one line of addresses,
             // and hardly along four.
             for t in 0..W {
                 let from = base.add(t * tile_bytes);
+                prefetch::<V, M>(from, tile_bytes, w.tiles * w.blocks * tile_bytes);
                 for part in 0..shape.parts {
                     let mut accs = [A::acc::<V>(); M];
                     // Two vectors a round: those of nibbles lie in the same bytes.

@@ -1,5 +1,5 @@
-//! Anonymous memory straight from the kernel: weights on huge pages, KV pages that cost nothing
-//! until they are written. Both start zeroed.
+//! Anonymous memory straight from the kernel, on huge pages where it has them: for weights, and for KV
+//! pages, which cost nothing until they are written. All starts zeroed.
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::ffi::c_void;
@@ -28,8 +28,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `bytes` (0 counts as 1). `huge` asks for huge pages.
-    pub(super) fn new(bytes: usize, huge: bool) -> io::Result<Self> {
+    /// Maps `bytes` (0 counts as 1).
+    pub(super) fn new(bytes: usize) -> io::Result<Self> {
         let bytes = bytes.max(1);
         let length = bytes
             .checked_add(HUGE_PAGE_BYTES)
@@ -45,14 +45,9 @@ impl Mapping {
         // SAFETY: `skip` is below a huge page, by which the mapping is longer than `bytes`.
         let start = unsafe { base.cast::<u8>().add(skip) };
         #[cfg(target_os = "linux")]
-        if huge {
-            // SAFETY: the range lies in the mapping. It is a hint: failure only costs speed.
-            let _ = unsafe {
-                rustix::mm::madvise(start.cast(), bytes, rustix::mm::Advice::LinuxHugepage)
-            };
-        }
-        #[cfg(not(target_os = "linux"))]
-        let _ = huge;
+        // SAFETY: the range lies in the mapping. It is a hint: failure only costs speed.
+        let _ =
+            unsafe { rustix::mm::madvise(start.cast(), bytes, rustix::mm::Advice::LinuxHugepage) };
         Ok(Self {
             base,
             length,
@@ -106,7 +101,7 @@ impl Arena {
             Some(chunk) if chunk.bytes - self.used >= room => chunk.clone(),
             _ => {
                 self.used = 0;
-                let fresh = Arc::new(Mapping::new(room.max(CHUNK_BYTES), true)?);
+                let fresh = Arc::new(Mapping::new(room.max(CHUNK_BYTES))?);
                 self.chunk.insert(fresh).clone()
             }
         };

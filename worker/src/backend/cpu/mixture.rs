@@ -291,7 +291,7 @@ impl Cpu {
         let form = multiplier.form(most_rows(pieces));
         let out = GatedRows::new(gated, quantise.then_some(form));
         self.pool.run(pieces.len() * groups, &|tasks| {
-            let kernels = multiplier.start(inputs);
+            let mut kernels = multiplier.start(inputs);
             let mut sums = (GroupSums::new(), GroupSums::new());
             for task in tasks {
                 let (piece, group) = (&pieces[task / groups], task % groups);
@@ -300,7 +300,14 @@ impl Cpu {
                 // SAFETY: this group's columns in rows of this piece are this task's.
                 unsafe {
                     gated.run_group(
-                        isa, &kernels, group, inputs, rows, activation, &mut sums, out,
+                        isa,
+                        &mut kernels,
+                        group,
+                        inputs,
+                        rows,
+                        activation,
+                        &mut sums,
+                        out,
                     );
                 }
             }
@@ -321,7 +328,7 @@ impl Cpu {
         let to = Shared(out.data.as_mut_ptr());
         let multiplier = self.multiplier;
         self.pool.run(weights.experts[0].1.groups(), &|groups| {
-            let kernels = multiplier.start(gated);
+            let mut kernels = multiplier.start(gated);
             let mut sums = GroupSums::new();
             for group in groups {
                 let columns = weights.experts[0].1.group_rows(group);
@@ -332,7 +339,11 @@ impl Cpu {
                 for piece in pieces {
                     let down = &weights.experts[piece.expert].1;
                     let (rows, blocks) = (piece.routes.clone(), down.segment_blocks(segment));
-                    kernels.multiply_wide(down, group, gated, rows.clone(), blocks, &mut sums);
+                    // SAFETY: the buffer has room for a group.
+                    unsafe {
+                        let to = sums.sums();
+                        kernels.multiply_wide(down, group, gated, rows.clone(), blocks, to);
+                    }
                     for (at, route) in routes[rows].iter().enumerate() {
                         // SAFETY: they were just multiplied.
                         let sums = unsafe { sums.row(at, columns.len()) };

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `lanes/` | sixteen f32 at once, per instruction set |
-//! | `memory` | huge pages for weights, lazy pages for KV |
+//! | `memory` | huge pages for weights and KV |
 //! | `pack` | the order of weights in memory |
 //! | `quants` | the quantised formats: bits, scales, products |
 //! | `rows` | activations and their form in bytes |
@@ -43,7 +43,7 @@ pub(crate) mod timed;
 use super::{Backend, BackendError, HeadNorms, Isa, KvShape, MixtureInput, Step, WeightView};
 use crate::model::SequenceSlice;
 use attention::{CpuKv, Slot, TILE_QUERIES, Tile};
-use matmul::{GroupSums, ROWS_MAX};
+use matmul::{GroupSums, ROWS_MAX, Sums};
 use mixture::{CpuMixture, Routing};
 use multiply::{Kernels, Multiplier};
 use pack::{BLOCK, Packed, TILE};
@@ -55,6 +55,8 @@ use trireme_shared::model::{Activation, ActivationFormat, Mixture, Span};
 
 /// Fewer values than this are not worth waking a thread for.
 const SERIAL_VALUES_MAX: usize = 8 << 10;
+/// Nor are so many products of queries and keys.
+const SERIAL_PRODUCTS_MAX: usize = 32 << 10;
 
 /// Queries of one attention task: at most so many in a small step, multiples of it in a large one.
 /// A task is one tile.
@@ -96,7 +98,7 @@ impl Gated {
     unsafe fn run_group(
         &self,
         isa: Isa,
-        kernels: &Kernels,
+        kernels: &mut Kernels,
         group: usize,
         x: &CpuRows,
         rows: Range<usize>,
@@ -105,27 +107,35 @@ impl Gated {
         out: GatedRows,
     ) {
         let columns = self.gate.group_rows(group);
-        kernels.multiply(&self.gate, group, x, rows.clone(), gates);
-        kernels.multiply(&self.up, group, x, rows.clone(), ups);
-        for (at, row) in rows.enumerate() {
-            // Whole vectors: a group has whole tiles.
-            let count = columns.len().next_multiple_of(TILE);
-            // SAFETY: both hold `count` values, which were just multiplied; the places are this task's.
-            // A group starts at a whole block, and where the width is whole blocks it ends at one.
-            unsafe {
-                let (gates, ups) = (gates.row(at, count), ups.row(at, count));
-                let (gate, up) = (gates.as_mut_ptr(), ups.as_ptr());
-                match activation {
-                    Activation::Silu => pointwise::silu_mul(isa, gate, up, count),
-                    Activation::GeluTanh => pointwise::gelu_mul(isa, gate, up, count),
+        let count = columns.len();
+        // SAFETY: the places are this task's; buffers have room for a group; `count` values of each were
+        // just multiplied, and where the last vector is not whole buffers have the rest of it. A group
+        // starts at a whole block, and where the width is whole blocks it ends at one.
+        unsafe {
+            let to = out.data.sums(out.width, rows.start, columns.start);
+            let is_whole = count.is_multiple_of(TILE);
+            let gated = match is_whole {
+                true => to,
+                false => {
+                    ups.clear();
+                    gates.clear()
                 }
-                let to = out
-                    .data
-                    .slice(row * out.width + columns.start, columns.len());
-                to.copy_from_slice(&gates[..columns.len()]);
+            };
+            kernels.multiply(&self.gate, group, x, rows.clone(), gated);
+            kernels.multiply(&self.up, group, x, rows.clone(), ups.sums());
+            for (at, row) in rows.enumerate() {
+                let (gate, up) = (gated.row(at), ups.sums().row(at));
+                let vectors = count.next_multiple_of(TILE);
+                match activation {
+                    Activation::Silu => pointwise::silu_mul(isa, gate, up, vectors),
+                    Activation::GeluTanh => pointwise::gelu_mul(isa, gate, up, vectors),
+                }
+                if !is_whole {
+                    std::ptr::copy_nonoverlapping(gate, to.row(at), count);
+                }
                 if let Some(quants) = out.quants {
-                    let (first, blocks) = (columns.start / BLOCK, columns.len() / BLOCK);
-                    rows::quantise(isa, to.as_ptr(), quants, row, first, blocks);
+                    let (first, blocks) = (columns.start / BLOCK, count / BLOCK);
+                    rows::quantise(isa, to.row(at), quants, row, first, blocks);
                 }
             }
         }
@@ -170,6 +180,18 @@ impl<T> Shared<T> {
     unsafe fn slice(&self, at: usize, length: usize) -> &mut [T] {
         // SAFETY: by this function's contract.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(at), length) }
+    }
+
+    /// The place of a column in rows of `width` values, from a row on.
+    ///
+    /// # Safety
+    /// They lie in the buffer.
+    unsafe fn sums(&self, width: usize, row: usize, column: usize) -> Sums<T> {
+        Sums {
+            // SAFETY: by this function's contract.
+            at: unsafe { self.0.add(row * width + column) },
+            pitch: width,
+        }
     }
 }
 
@@ -385,23 +407,17 @@ impl Backend for Cpu {
             .collect();
         let chunks = x.rows.div_ceil(ROWS_MAX);
         self.pool.run(chunks * groups, &|tasks| {
-            let kernels = multiplier.start(x);
-            let mut sums = GroupSums::new();
+            let mut kernels = multiplier.start(x);
             for task in tasks {
                 let (chunk, index) = (task / groups, task % groups);
                 let at = targets.partition_point(|t| t.2 <= index);
                 let (w, to, end) = &targets[at];
                 let group = index + w.groups() - end;
-                let columns = w.group_rows(group);
                 let rows = chunk_rows(chunk, x.rows);
-                kernels.multiply(w, group, x, rows.clone(), &mut sums);
-                for (at, row) in rows.enumerate() {
-                    // SAFETY: the columns of this group in rows of this chunk are this task's, and
-                    // were just multiplied.
-                    unsafe {
-                        to.slice(row * w.rows + columns.start, columns.len())
-                            .copy_from_slice(sums.row(at, columns.len()));
-                    }
+                // SAFETY: the columns of this group in rows of this chunk are this task's.
+                unsafe {
+                    let to = to.sums(w.rows, rows.start, w.group_rows(group).start);
+                    kernels.multiply(w, group, x, rows, to);
                 }
             }
         });
@@ -423,18 +439,43 @@ impl Backend for Cpu {
         let to = Shared(out.data.as_mut_ptr());
         let chunks = x.rows.div_ceil(ROWS_MAX);
         self.pool.run(chunks * groups, &|tasks| {
-            let kernels = multiplier.start(x);
+            let mut kernels = multiplier.start(x);
+            for task in tasks {
+                let (chunk, group) = (task / groups, task % groups);
+                let rows = chunk_rows(chunk, x.rows);
+                // SAFETY: as in `linear`.
+                unsafe {
+                    let to = to.sums(matrix.rows, rows.start, matrix.group_rows(group).start);
+                    kernels.multiply_wide(matrix, group, x, rows, segment, to);
+                }
+            }
+        });
+    }
+
+    fn linear_add(&mut self, x: &mut CpuRows, matrix: &Packed, segment: usize, sum: &mut CpuRows) {
+        assert!(sum.rows == x.rows && sum.width == matrix.rows);
+        sum.is_quantised = false;
+        if matrix.format.is_quantised() {
+            self.quantise_rows(x);
+        }
+        let (x, isa, multiplier, groups) = (&*x, self.isa, self.multiplier, matrix.groups());
+        let segment = matrix.segment_blocks(segment);
+        let to = Shared(sum.data.as_mut_ptr());
+        let chunks = x.rows.div_ceil(ROWS_MAX);
+        self.pool.run(chunks * groups, &|tasks| {
+            let mut kernels = multiplier.start(x);
             let mut sums = GroupSums::new();
             for task in tasks {
                 let (chunk, group) = (task / groups, task % groups);
-                let columns = matrix.group_rows(group);
-                let rows = chunk_rows(chunk, x.rows);
-                kernels.multiply_wide(matrix, group, x, rows.clone(), segment, &mut sums);
-                for (at, row) in rows.enumerate() {
-                    // SAFETY: as in `linear`.
-                    unsafe {
-                        to.slice(row * matrix.rows + columns.start, columns.len())
-                            .copy_from_slice(sums.row(at, columns.len()));
+                let (rows, columns) = (chunk_rows(chunk, x.rows), matrix.group_rows(group));
+                // SAFETY: the buffer has room for a group; the columns of this group in rows of this
+                // chunk are this task's; the instruction set is checked.
+                unsafe {
+                    let (sums, count) = (sums.sums(), columns.len());
+                    kernels.multiply_wide(matrix, group, x, rows.clone(), segment, sums);
+                    let to = to.sums(matrix.rows, rows.start, columns.start);
+                    for row in 0..rows.len() {
+                        pointwise::add_rounded(isa, to.row(row), sums.row(row), count);
                     }
                 }
             }
@@ -522,6 +563,11 @@ impl Backend for Cpu {
         assert!(window > 0, "a query sees itself");
         assert_eq!(q.width, heads * group * dim);
         out.reshape(q.rows, q.width);
+        let quantise = self.quantised && dim.is_multiple_of(BLOCK);
+        if quantise {
+            out.reserve_quants(self.multiplier.form(q.rows));
+        }
+        let quants = out.quants_mut();
         let size = task_queries(step, heads, self.pool.threads());
         let tasks = &mut self.attention_tasks;
         tasks.clear();
@@ -540,7 +586,9 @@ impl Backend for Cpu {
             q.width,
             Shared(out.data.as_mut_ptr()),
         );
-        self.pool.run(tasks.len(), &|range| {
+        let products = |s: &SequenceSlice| (s.context + s.len) as usize * s.len as usize * q.width;
+        let is_serial = step.sequences.iter().map(products).sum::<usize>() <= SERIAL_PRODUCTS_MAX;
+        let attend = |range: Range<usize>| {
             for task in &tasks[range] {
                 let slice = &step.sequences[task.sequence];
                 let mut tile = Tile::new(kv, step, layer, task.head, &slice.pages);
@@ -558,8 +606,21 @@ impl Backend for Cpu {
                 // SAFETY: pointers and pages are as the tile says (the model checked that pages
                 // cover the limits and lie in the cache); the instruction set is checked.
                 unsafe { attention::attend(isa, &tile) }
+                for (at, query) in task.queries.clone().enumerate().filter(|_| quantise) {
+                    let row = slice.first as usize + query / group;
+                    let first = (task.head * group + query % group) * dim / BLOCK;
+                    // SAFETY: each query's blocks are its own, and room for them was made.
+                    unsafe {
+                        rows::quantise(isa, tile.outputs[at], quants, row, first, dim / BLOCK);
+                    }
+                }
             }
-        });
+        };
+        match is_serial {
+            true => attend(0..tasks.len()),
+            false => self.pool.run(tasks.len(), &attend),
+        }
+        out.is_quantised = quantise;
     }
 
     fn gated_ffn(
@@ -580,14 +641,14 @@ impl Backend for Cpu {
         let to = GatedRows::new(out, quantise.then(|| multiplier.form(x.rows)));
         let chunks = x.rows.div_ceil(ROWS_MAX);
         self.pool.run(chunks * groups, &|tasks| {
-            let kernels = multiplier.start(x);
+            let mut kernels = multiplier.start(x);
             let mut sums = (GroupSums::new(), GroupSums::new());
             for task in tasks {
                 let (chunk, group) = (task / groups, task % groups);
                 let rows = chunk_rows(chunk, x.rows);
                 // SAFETY: the columns of this group in rows of this chunk are this task's.
                 unsafe {
-                    weights.run_group(isa, &kernels, group, x, rows, activation, &mut sums, to);
+                    weights.run_group(isa, &mut kernels, group, x, rows, activation, &mut sums, to);
                 }
             }
         });
@@ -632,12 +693,13 @@ impl Backend for Cpu {
     fn add(&mut self, x: &mut CpuRows, delta: &CpuPartial) {
         assert!(x.rows == delta.rows && x.width == delta.width);
         x.is_quantised = false;
-        let (width, to) = (x.width, Shared(x.data.as_mut_ptr()));
+        let (isa, width, to) = (self.isa, x.width, Shared(x.data.as_mut_ptr()));
         self.for_rows(delta.rows, width, &|row| {
-            // SAFETY: each task has rows of its own.
-            let x = unsafe { to.slice(row * width, width) };
-            for (x, d) in x.iter_mut().zip(&delta.data[row * width..]) {
-                *x += *d as f32;
+            let delta = delta.data[row * width..(row + 1) * width].as_ptr();
+            // SAFETY: each task has rows of its own; the instruction set is checked.
+            unsafe {
+                let x = to.slice(row * width, width).as_mut_ptr();
+                pointwise::add_rounded(isa, x, delta, width);
             }
         });
     }

@@ -2,8 +2,8 @@
 //! Both get the same sums to the last bit, so the choice is only one of speed.
 
 use super::amx::{self, TileConfig};
-use super::matmul::{self, GroupSums, Inputs, ROWS_MAX, Weights};
-use super::pack::{BLOCK, Format, GROUP_TILES, Packed};
+use super::matmul::{self, GroupSums, Inputs, ROWS_MAX, Sums, Weights};
+use super::pack::{BLOCK, Format, GROUP_TILES, Packed, TILE};
 use super::rows::{CpuRows, Form};
 use crate::backend::Isa;
 use std::ops::Range;
@@ -52,67 +52,102 @@ impl Multiplier {
         Kernels {
             isa: self.isa,
             tiles,
+            narrow: GroupSums::new(),
+            wide: GroupSums::new(),
         }
     }
 }
 
-/// One thread's kernels.
+/// One thread's kernels, and room for sums that cannot go where they belong at once: tiles add up in
+/// memory, and a group's last tile may be wider than the group.
 pub(super) struct Kernels {
     isa: Isa,
     tiles: Option<TileConfig>,
+    narrow: GroupSums<f32>,
+    wide: GroupSums<f64>,
 }
 
 impl Kernels {
-    /// `x[rows] * group^T` into `out`, at most [`ROWS_MAX`] rows.
-    pub(super) fn multiply(
-        &self,
+    /// `x[rows] * group^T` into `out`, at most [`ROWS_MAX`] rows; all of the
+    /// group's outputs.
+    ///
+    /// # Safety
+    /// `out` has room for so many columns of each row, and nobody else touches them meanwhile.
+    pub(super) unsafe fn multiply(
+        &mut self,
         w: &Packed,
         group: usize,
         x: &CpuRows,
         rows: Range<usize>,
-        out: &mut GroupSums<f32>,
+        out: Sums<f32>,
     ) {
         let (weights, inputs) = operands(w, group, x, rows);
-        // SAFETY: `operands` checked rows and shapes; the group's bytes are packed; `out` holds the
-        // largest result; whoever made the `Multiplier` checked the instruction set.
-        unsafe { self.group(w.format, weights, inputs, out.as_mut_ptr()) }
+        let columns = w.group_rows(group).len();
+        // SAFETY: `operands` checked rows and shapes; the group's bytes are packed; there is room for the
+        // sums; whoever made the `Multiplier` checked the instruction set.
+        unsafe {
+            match &self.tiles {
+                Some(tiles) if w.format.is_quantised() => {
+                    amx::group_matmul(tiles, w.format, weights, inputs, self.narrow.as_mut_ptr());
+                    copy_rows(&mut self.narrow, inputs.rows, columns, out);
+                }
+                _ if columns == weights.tiles * TILE => {
+                    matmul::group_matmul(self.isa, w.format, weights, inputs, out);
+                }
+                _ => {
+                    let whole = self.narrow.sums();
+                    matmul::group_matmul(self.isa, w.format, weights, inputs, whole);
+                    copy_rows(&mut self.narrow, inputs.rows, columns, out);
+                }
+            }
+        }
     }
 
     /// The same, in f64 over segments of so many blocks.
-    pub(super) fn multiply_wide(
-        &self,
+    ///
+    /// # Safety
+    /// As [`Kernels::multiply`]'s.
+    pub(super) unsafe fn multiply_wide(
+        &mut self,
         w: &Packed,
         group: usize,
         x: &CpuRows,
         rows: Range<usize>,
         segment: usize,
-        out: &mut GroupSums<f64>,
+        out: Sums<f64>,
     ) {
         let (weights, inputs) = operands(w, group, x, rows);
         assert!(segment > 0);
-        let out = out.as_mut_ptr();
+        let (format, columns) = (w.format, w.group_rows(group).len());
         // SAFETY: as in `multiply`; segments stay within the group's blocks.
         unsafe {
             match &self.tiles {
-                Some(tiles) if w.format.is_quantised() => {
-                    amx::group_matmul_wide(tiles, w.format, weights, inputs, segment, out);
+                Some(tiles) if format.is_quantised() => {
+                    let whole = self.wide.as_mut_ptr();
+                    amx::group_matmul_wide(tiles, format, weights, inputs, segment, whole);
+                    copy_rows(&mut self.wide, inputs.rows, columns, out);
                 }
-                _ => matmul::group_matmul_wide(self.isa, w.format, weights, inputs, segment, out),
+                _ if columns == weights.tiles * TILE => {
+                    matmul::group_matmul_wide(self.isa, format, weights, inputs, segment, out);
+                }
+                _ => {
+                    let whole = self.wide.sums();
+                    matmul::group_matmul_wide(self.isa, format, weights, inputs, segment, whole);
+                    copy_rows(&mut self.wide, inputs.rows, columns, out);
+                }
             }
         }
     }
+}
 
-    /// # Safety
-    /// As `matmul::group_matmul`'s.
-    unsafe fn group(&self, format: Format, w: Weights, x: Inputs, out: *mut f32) {
-        // SAFETY: by this function's contract. Strips are whole: `CpuRows` has rows past the last.
+/// # Safety
+/// A call wrote `from`, and there is room in `to`.
+unsafe fn copy_rows<T: Copy>(from: &mut GroupSums<T>, rows: usize, columns: usize, to: Sums<T>) {
+    for row in 0..rows {
+        // SAFETY: by this function's contract.
         unsafe {
-            match &self.tiles {
-                Some(tiles) if format.is_quantised() => {
-                    amx::group_matmul(tiles, format, w, x, out);
-                }
-                _ => matmul::group_matmul(self.isa, format, w, x, out),
-            }
+            let from = from.row(row, columns).as_ptr();
+            std::ptr::copy_nonoverlapping(from, to.row(row), columns);
         }
     }
 }
@@ -163,15 +198,18 @@ pub(super) fn tiles_win_from(activations: ActivationFormat) -> Option<usize> {
         let (lines, quads) = (rows_of(true), rows_of(false));
         let mut out = GroupSums::new();
         let mut time = |tiles: bool, rows: usize| -> Duration {
-            let kernels = Kernels {
-                isa: Isa::Amx,
-                tiles: if tiles { TileConfig::load() } else { None },
-            };
-            let inputs = Inputs::new(if tiles { &lines } else { &quads }, 0, rows);
+            let tiles = if tiles { TileConfig::load() } else { None };
+            let (format, isa) = (Format::Nibbles, Isa::Amx);
+            let inputs = Inputs::new(if tiles.is_some() { &lines } else { &quads }, 0, rows);
             let begun = Instant::now();
             // SAFETY: weights and rows are of one width, `out` holds the largest result, and this is
             // only called where the machine has AMX.
-            unsafe { kernels.group(Format::Nibbles, w, inputs, out.as_mut_ptr()) };
+            unsafe {
+                match tiles {
+                    Some(tiles) => amx::group_matmul(&tiles, format, w, inputs, out.as_mut_ptr()),
+                    None => matmul::group_matmul(isa, format, w, inputs, out.sums()),
+                }
+            }
             begun.elapsed()
         };
         // In turn, so that a busy moment hits both.

@@ -44,6 +44,23 @@ unsafe fn norm_row_lanes<V: Lanes>(
 }
 
 kernel! {
+    /// `x += delta`, each rounded to f32, over `count` values.
+    pub(super) fn add_rounded(x: *mut f32, delta: *const f64, count: usize) = add_rounded_lanes
+}
+
+#[inline(always)]
+unsafe fn add_rounded_lanes<V: Lanes>(x: *mut f32, delta: *const f64, count: usize) {
+    let whole = count / LANES * LANES;
+    for at in (0..whole).step_by(LANES) {
+        let sum = V::load(x.add(at)).add(V::load_f64(delta.add(at)));
+        sum.store(x.add(at));
+    }
+    for at in whole..count {
+        *x.add(at) += *delta.add(at) as f32;
+    }
+}
+
+kernel! {
     /// `gate = silu(gate) * up` over `count` values, a multiple of 16; silu(x) = x / (1 + e^-x).
     pub(super) fn silu_mul(gate: *mut f32, up: *const f32, count: usize) = silu_mul_lanes
 }

@@ -160,6 +160,13 @@ fn products_of_every_format_shape_and_row_count() {
                     cpu.linear_partial(&mut x, &matrix, 64, &mut partial);
                     cpu.round(&partial, 1.0, &mut out);
                     assert_near(&out.data, &want, 2e-6, &what);
+                    // At once what it is in two steps.
+                    let (mut at_once, mut after) = (CpuRows::default(), CpuRows::default());
+                    cpu.upload(&out.data, outputs, &mut at_once);
+                    cpu.upload(&out.data, outputs, &mut after);
+                    cpu.linear_add(&mut x, &matrix, 64, &mut at_once);
+                    cpu.add(&mut after, &partial);
+                    assert!(at_once.data == after.data, "{what}");
                 }
             }
         }

@@ -607,7 +607,7 @@ mod tests {
                 let words = Inputs::new(&in_words, 2, rows);
                 let lines = Inputs::new(&in_lines, 2, rows);
                 let format = packed.format;
-                let (to, reference) = (got.as_mut_ptr(), want.as_mut_ptr());
+                let (to, reference) = (got.as_mut_ptr(), want.sums());
                 unsafe {
                     group_matmul(Isa::Portable, format, w, words, reference);
                     multiply::<Portable, _>(&mut Written::new(), format, w, lines, to);
@@ -627,7 +627,7 @@ mod tests {
                         "AMX: {what}"
                     );
                 }
-                let (to, reference) = (got_wide.as_mut_ptr(), want_wide.as_mut_ptr());
+                let (to, reference) = (got_wide.as_mut_ptr(), want_wide.sums());
                 for &segment in segments {
                     let what = format!("{what}, segments of {segment}");
                     let unit = &mut Written::new();

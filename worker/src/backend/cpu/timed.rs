@@ -84,6 +84,14 @@ impl Timed {
         out
     }
 
+    /// Which part a product is that is added to the hidden state.
+    fn after_gate(&mut self) -> Part {
+        match std::mem::take(&mut self.gated) {
+            true => Part::Down,
+            false => Part::AttentionOutput,
+        }
+    }
+
     fn rest<T>(&mut self, run: impl FnOnce(&mut Cpu) -> T) -> T {
         self.timed(Part::Rest, Tally::default(), run)
     }
@@ -199,14 +207,15 @@ impl Backend for Timed {
         segment: usize,
         out: &mut CpuPartial,
     ) {
-        let part = match std::mem::take(&mut self.gated) {
-            true => Part::Down,
-            false => Part::AttentionOutput,
-        };
-        let work = product(x.rows, &[matrix]);
+        let (part, work) = (self.after_gate(), product(x.rows, &[matrix]));
         self.timed(part, work, |cpu| {
             cpu.linear_partial(x, matrix, segment, out)
         });
+    }
+
+    fn linear_add(&mut self, x: &mut CpuRows, matrix: &Packed, segment: usize, sum: &mut CpuRows) {
+        let (part, work) = (self.after_gate(), product(x.rows, &[matrix]));
+        self.timed(part, work, |cpu| cpu.linear_add(x, matrix, segment, sum));
     }
 
     fn add_bias(&mut self, x: &mut CpuRows, bias: &Vec<f32>) {

@@ -33,6 +33,14 @@ unsafe fn widen_i8(from: *const i8) -> __m256 {
     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())))
 }
 
+/// Eight numbers.
+#[inline(always)]
+unsafe fn round_f64(from: *const f64) -> __m256 {
+    let low = _mm256_cvtpd_ps(_mm256_loadu_pd(from));
+    let high = _mm256_cvtpd_ps(_mm256_loadu_pd(from.add(4)));
+    _mm256_set_m128(high, low)
+}
+
 #[inline(always)]
 unsafe fn widen_bf16(from: *const u16) -> __m256 {
     let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
@@ -82,6 +90,10 @@ impl Lanes for Avx2 {
     unsafe fn store(self, to: *mut f32) {
         _mm256_storeu_ps(to, self.0);
         _mm256_storeu_ps(to.add(8), self.1)
+    }
+    #[inline(always)]
+    unsafe fn load_f64(from: *const f64) -> Self {
+        Self(round_f64(from), round_f64(from.add(8)))
     }
     #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
@@ -321,10 +333,6 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
-        _mm_prefetch::<_MM_HINT_T0>(at.cast())
-    }
-    #[inline(always)]
-    unsafe fn prefetch_far(at: *const u8) {
         _mm_prefetch::<_MM_HINT_T1>(at.cast())
     }
 }

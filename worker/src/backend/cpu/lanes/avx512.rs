@@ -45,6 +45,13 @@ impl Lanes for Avx512 {
         _mm512_storeu_ps(to, self.0)
     }
     #[inline(always)]
+    unsafe fn load_f64(from: *const f64) -> Self {
+        let low = _mm512_castps256_ps512(_mm512_cvtpd_ps(_mm512_loadu_pd(from)));
+        let high = _mm512_cvtpd_ps(_mm512_loadu_pd(from.add(8)));
+        let (low, high) = (_mm512_castps_pd(low), _mm256_castps_pd(high));
+        Self(_mm512_castpd_ps(_mm512_insertf64x4::<1>(low, high)))
+    }
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         let wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()));
         Self(_mm512_cvtepi32_ps(wide))
@@ -270,10 +277,6 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
-        _mm_prefetch::<_MM_HINT_T0>(at.cast())
-    }
-    #[inline(always)]
-    unsafe fn prefetch_far(at: *const u8) {
         _mm_prefetch::<_MM_HINT_T1>(at.cast())
     }
 }

@@ -65,6 +65,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
+    /// Rounds to nearest even.
+    unsafe fn load_f64(from: *const f64) -> Self;
     unsafe fn load_i8(from: *const i8) -> Self;
     unsafe fn load_f16(from: *const u16) -> Self;
     unsafe fn load_bf16(from: *const u16) -> Self;
@@ -166,10 +168,9 @@ pub(super) trait Lanes: Copy {
         }
     }
 
-    /// Asks for the cache line of `at`, into the first-level cache; any address is allowed.
+    /// Asks for the cache line of `at`; any address is allowed. Into the second-level cache, which can wait
+    /// for more lines of memory at once than the first can.
     unsafe fn prefetch(at: *const u8);
-    /// The same, into the second-level cache.
-    unsafe fn prefetch_far(at: *const u8);
 
     /// e^x, relative error below 2e-7, clamped to e^-87 and e^88.
     ///

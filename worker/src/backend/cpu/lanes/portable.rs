@@ -100,6 +100,11 @@ impl Lanes for Portable {
         to.cast::<[f32; LANES]>().write_unaligned(self.0)
     }
     #[inline(always)]
+    unsafe fn load_f64(from: *const f64) -> Self {
+        let numbers = from.cast::<[f64; LANES]>().read_unaligned();
+        Self(numbers.map(|number| number as f32))
+    }
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         let whole = from.cast::<[i8; LANES]>().read_unaligned();
         Self(whole.map(f32::from))
@@ -275,6 +280,4 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
-    #[inline(always)]
-    unsafe fn prefetch_far(_at: *const u8) {}
 }
