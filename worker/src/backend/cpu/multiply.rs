@@ -68,8 +68,7 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
-    /// `x[rows] * group^T` into `out`, at most [`ROWS_MAX`] rows; all of the
-    /// group's outputs.
+    /// `x[rows] * group^T` into `out`, at most [`ROWS_MAX`] rows; all of the group's outputs.
     ///
     /// # Safety
     /// `out` has room for so many columns of each row, and nobody else touches them meanwhile.
