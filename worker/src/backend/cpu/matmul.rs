@@ -59,13 +59,6 @@ impl<T> GroupSums<T> {
         self.0.as_mut_ptr().cast()
     }
 
-    /// All zeroes.
-    pub(super) fn clear(&mut self) -> Sums<T> {
-        // SAFETY: the buffer is this long; of floats, which `T` is, zeroes are values.
-        unsafe { self.as_mut_ptr().write_bytes(0, ROWS_MAX * GROUP_ROWS) };
-        self.sums()
-    }
-
     pub(super) fn sums(&mut self) -> Sums<T> {
         Sums {
             at: self.as_mut_ptr(),

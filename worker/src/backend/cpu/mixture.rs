@@ -292,23 +292,13 @@ impl Cpu {
         let out = GatedRows::new(gated, quantise.then_some(form));
         self.pool.run(pieces.len() * groups, &|tasks| {
             let mut kernels = multiplier.start(inputs);
-            let mut sums = (GroupSums::new(), GroupSums::new());
             for task in tasks {
                 let (piece, group) = (&pieces[task / groups], task % groups);
                 let gated = &weights.experts[piece.expert].0;
                 let rows = piece.routes.clone();
                 // SAFETY: this group's columns in rows of this piece are this task's.
                 unsafe {
-                    gated.run_group(
-                        isa,
-                        &mut kernels,
-                        group,
-                        inputs,
-                        rows,
-                        activation,
-                        &mut sums,
-                        out,
-                    );
+                    gated.run_group(isa, &mut kernels, group, inputs, rows, activation, out);
                 }
             }
         });

@@ -103,29 +103,22 @@ impl Gated {
         x: &CpuRows,
         rows: Range<usize>,
         activation: Activation,
-        (gates, ups): &mut (GroupSums<f32>, GroupSums<f32>),
         out: GatedRows,
     ) {
         let columns = self.gate.group_rows(group);
         let count = columns.len();
-        // SAFETY: the places are this task's; buffers have room for a group; `count` values of each were
-        // just multiplied, and where the last vector is not whole buffers have the rest of it. A group
-        // starts at a whole block, and where the width is whole blocks it ends at one.
+        let vectors = count.next_multiple_of(TILE);
+        let (mut gates, mut ups) = (GroupSums::new(), GroupSums::new());
+        // SAFETY: the places are this task's; buffers have room for a group, of which whole tiles were just
+        // multiplied. A group starts at a whole block, and where the width is whole blocks it ends at one.
         unsafe {
             let to = out.data.sums(out.width, rows.start, columns.start);
-            let is_whole = count.is_multiple_of(TILE);
-            let gated = match is_whole {
-                true => to,
-                false => {
-                    ups.clear();
-                    gates.clear()
-                }
-            };
+            let is_whole = count == vectors;
+            let (gated, ups) = (if is_whole { to } else { gates.sums() }, ups.sums());
             kernels.multiply(&self.gate, group, x, rows.clone(), gated);
-            kernels.multiply(&self.up, group, x, rows.clone(), ups.sums());
+            kernels.multiply(&self.up, group, x, rows.clone(), ups);
             for (at, row) in rows.enumerate() {
-                let (gate, up) = (gated.row(at), ups.sums().row(at));
-                let vectors = count.next_multiple_of(TILE);
+                let (gate, up) = (gated.row(at), ups.row(at));
                 match activation {
                     Activation::Silu => pointwise::silu_mul(isa, gate, up, vectors),
                     Activation::GeluTanh => pointwise::gelu_mul(isa, gate, up, vectors),
@@ -226,11 +219,6 @@ fn task_queries(step: &Step<'_>, heads: usize, threads: usize) -> usize {
     }
 }
 
-/// The rows of chunk `chunk`: what one task takes through a group.
-fn chunk_rows(chunk: usize, rows: usize) -> Range<usize> {
-    chunk * ROWS_MAX..((chunk + 1) * ROWS_MAX).min(rows)
-}
-
 impl Cpu {
     /// # Errors
     /// If `isa` is not one this machine has, or threads cannot be started.
@@ -264,6 +252,25 @@ impl Cpu {
         } else {
             self.pool.run(rows, &|range| range.for_each(each));
         }
+    }
+
+    /// Calls `each` for every one of `groups` groups of weights and every chunk of the rows that it meets, on
+    /// all threads.
+    fn for_groups(
+        &mut self,
+        x: &CpuRows,
+        groups: usize,
+        each: &(dyn Fn(&mut Kernels, usize, Range<usize>) + Sync),
+    ) {
+        let multiplier = self.multiplier;
+        self.pool.run(x.rows.div_ceil(ROWS_MAX) * groups, &|tasks| {
+            let mut kernels = multiplier.start(x);
+            for task in tasks {
+                let first = task / groups * ROWS_MAX;
+                let rows = first..(first + ROWS_MAX).min(x.rows);
+                each(&mut kernels, task % groups, rows);
+            }
+        });
     }
 
     fn quantise_rows(&mut self, x: &mut CpuRows) {
@@ -395,7 +402,7 @@ impl Backend for Cpu {
         if outputs.iter().any(|(w, _)| w.format.is_quantised()) {
             self.quantise_rows(x);
         }
-        let (x, multiplier) = (&*x, self.multiplier);
+        let x = &*x;
         let mut groups = 0;
         let targets: Vec<(&Packed, Shared<f32>, usize)> = outputs
             .iter_mut()
@@ -405,20 +412,14 @@ impl Backend for Cpu {
                 (*w, Shared(out.data.as_mut_ptr()), groups)
             })
             .collect();
-        let chunks = x.rows.div_ceil(ROWS_MAX);
-        self.pool.run(chunks * groups, &|tasks| {
-            let mut kernels = multiplier.start(x);
-            for task in tasks {
-                let (chunk, index) = (task / groups, task % groups);
-                let at = targets.partition_point(|t| t.2 <= index);
-                let (w, to, end) = &targets[at];
-                let group = index + w.groups() - end;
-                let rows = chunk_rows(chunk, x.rows);
-                // SAFETY: the columns of this group in rows of this chunk are this task's.
-                unsafe {
-                    let to = to.sums(w.rows, rows.start, w.group_rows(group).start);
-                    kernels.multiply(w, group, x, rows, to);
-                }
+        self.for_groups(x, groups, &|kernels, index, rows| {
+            let at = targets.partition_point(|t| t.2 <= index);
+            let (w, to, end) = &targets[at];
+            let group = index + w.groups() - end;
+            // SAFETY: the columns of this group in these rows are this call's.
+            unsafe {
+                let to = to.sums(w.rows, rows.start, w.group_rows(group).start);
+                kernels.multiply(w, group, x, rows, to);
             }
         });
     }
@@ -433,21 +434,14 @@ impl Backend for Cpu {
         if matrix.format.is_quantised() {
             self.quantise_rows(x);
         }
-        let (x, multiplier, groups) = (&*x, self.multiplier, matrix.groups());
-        let segment = matrix.segment_blocks(segment);
+        let (x, segment) = (&*x, matrix.segment_blocks(segment));
         out.reshape(x.rows, matrix.rows);
         let to = Shared(out.data.as_mut_ptr());
-        let chunks = x.rows.div_ceil(ROWS_MAX);
-        self.pool.run(chunks * groups, &|tasks| {
-            let mut kernels = multiplier.start(x);
-            for task in tasks {
-                let (chunk, group) = (task / groups, task % groups);
-                let rows = chunk_rows(chunk, x.rows);
-                // SAFETY: as in `linear`.
-                unsafe {
-                    let to = to.sums(matrix.rows, rows.start, matrix.group_rows(group).start);
-                    kernels.multiply_wide(matrix, group, x, rows, segment, to);
-                }
+        self.for_groups(x, matrix.groups(), &|kernels, group, rows| {
+            // SAFETY: as in `linear`.
+            unsafe {
+                let to = to.sums(matrix.rows, rows.start, matrix.group_rows(group).start);
+                kernels.multiply_wide(matrix, group, x, rows, segment, to);
             }
         });
     }
@@ -458,25 +452,19 @@ impl Backend for Cpu {
         if matrix.format.is_quantised() {
             self.quantise_rows(x);
         }
-        let (x, isa, multiplier, groups) = (&*x, self.isa, self.multiplier, matrix.groups());
-        let segment = matrix.segment_blocks(segment);
+        let (x, isa, segment) = (&*x, self.isa, matrix.segment_blocks(segment));
         let to = Shared(sum.data.as_mut_ptr());
-        let chunks = x.rows.div_ceil(ROWS_MAX);
-        self.pool.run(chunks * groups, &|tasks| {
-            let mut kernels = multiplier.start(x);
+        self.for_groups(x, matrix.groups(), &|kernels, group, rows| {
+            let columns = matrix.group_rows(group);
             let mut sums = GroupSums::new();
-            for task in tasks {
-                let (chunk, group) = (task / groups, task % groups);
-                let (rows, columns) = (chunk_rows(chunk, x.rows), matrix.group_rows(group));
-                // SAFETY: the buffer has room for a group; the columns of this group in rows of this
-                // chunk are this task's; the instruction set is checked.
-                unsafe {
-                    let (sums, count) = (sums.sums(), columns.len());
-                    kernels.multiply_wide(matrix, group, x, rows.clone(), segment, sums);
-                    let to = to.sums(matrix.rows, rows.start, columns.start);
-                    for row in 0..rows.len() {
-                        pointwise::add_rounded(isa, to.row(row), sums.row(row), count);
-                    }
+            // SAFETY: the buffer has room for a group; otherwise as in `linear`; the instruction set is
+            // checked.
+            unsafe {
+                let (sums, count) = (sums.sums(), columns.len());
+                kernels.multiply_wide(matrix, group, x, rows.clone(), segment, sums);
+                let to = to.sums(matrix.rows, rows.start, columns.start);
+                for row in 0..rows.len() {
+                    pointwise::add_rounded(isa, to.row(row), sums.row(row), count);
                 }
             }
         });
@@ -634,23 +622,13 @@ impl Backend for Cpu {
         if gate.format.is_quantised() || up.format.is_quantised() {
             self.quantise_rows(x);
         }
-        let (x, isa, multiplier) = (&*x, self.isa, self.multiplier);
-        let (width, groups) = (gate.rows, gate.groups());
+        let (x, isa, width) = (&*x, self.isa, gate.rows);
         let quantise = self.quantises(width);
         out.reshape(x.rows, width);
-        let to = GatedRows::new(out, quantise.then(|| multiplier.form(x.rows)));
-        let chunks = x.rows.div_ceil(ROWS_MAX);
-        self.pool.run(chunks * groups, &|tasks| {
-            let mut kernels = multiplier.start(x);
-            let mut sums = (GroupSums::new(), GroupSums::new());
-            for task in tasks {
-                let (chunk, group) = (task / groups, task % groups);
-                let rows = chunk_rows(chunk, x.rows);
-                // SAFETY: the columns of this group in rows of this chunk are this task's.
-                unsafe {
-                    weights.run_group(isa, &mut kernels, group, x, rows, activation, &mut sums, to);
-                }
-            }
+        let to = GatedRows::new(out, quantise.then(|| self.multiplier.form(x.rows)));
+        self.for_groups(x, gate.groups(), &|kernels, group, rows| {
+            // SAFETY: as in `linear`.
+            unsafe { weights.run_group(isa, kernels, group, x, rows, activation, to) }
         });
         out.is_quantised = quantise;
     }

@@ -3,7 +3,7 @@
 
 use super::amx::{self, TileConfig};
 use super::matmul::{self, GroupSums, Inputs, ROWS_MAX, Sums, Weights};
-use super::pack::{BLOCK, Format, GROUP_TILES, Packed, TILE};
+use super::pack::{BLOCK, Format, GROUP_ROWS, GROUP_TILES, Packed, TILE};
 use super::rows::{CpuRows, Form};
 use crate::backend::Isa;
 use std::ops::Range;
@@ -58,8 +58,7 @@ impl Multiplier {
     }
 }
 
-/// One thread's kernels, and room for sums that cannot go where they belong at once: tiles add up in
-/// memory, and a group's last tile may be wider than the group.
+/// One thread's kernels, and room for sums that cannot go where they belong at once.
 pub(super) struct Kernels {
     isa: Isa,
     tiles: Option<TileConfig>,
@@ -71,7 +70,8 @@ impl Kernels {
     /// `x[rows] * group^T` into `out`, at most [`ROWS_MAX`] rows; all of the group's outputs.
     ///
     /// # Safety
-    /// `out` has room for so many columns of each row, and nobody else touches them meanwhile.
+    /// `out` has room for so many columns of each row, or is a [`GroupSums`], of which whole tiles are
+    /// written. Nobody else touches them meanwhile.
     pub(super) unsafe fn multiply(
         &mut self,
         w: &Packed,
@@ -82,22 +82,19 @@ impl Kernels {
     ) {
         let (weights, inputs) = operands(w, group, x, rows);
         let columns = w.group_rows(group).len();
+        let is_direct = self.is_direct(columns, out.pitch);
         // SAFETY: `operands` checked rows and shapes; the group's bytes are packed; there is room for the
         // sums; whoever made the `Multiplier` checked the instruction set.
         unsafe {
+            let to = if is_direct { out } else { self.narrow.sums() };
             match &self.tiles {
                 Some(tiles) if w.format.is_quantised() => {
-                    amx::group_matmul(tiles, w.format, weights, inputs, self.narrow.as_mut_ptr());
-                    copy_rows(&mut self.narrow, inputs.rows, columns, out);
+                    amx::group_matmul(tiles, w.format, weights, inputs, to.at);
                 }
-                _ if columns == weights.tiles * TILE => {
-                    matmul::group_matmul(self.isa, w.format, weights, inputs, out);
-                }
-                _ => {
-                    let whole = self.narrow.sums();
-                    matmul::group_matmul(self.isa, w.format, weights, inputs, whole);
-                    copy_rows(&mut self.narrow, inputs.rows, columns, out);
-                }
+                _ => matmul::group_matmul(self.isa, w.format, weights, inputs, to),
+            }
+            if !is_direct {
+                copy_rows(to, inputs.rows, columns, out);
             }
         }
     }
@@ -117,37 +114,37 @@ impl Kernels {
     ) {
         let (weights, inputs) = operands(w, group, x, rows);
         assert!(segment > 0);
-        let (format, columns) = (w.format, w.group_rows(group).len());
+        let columns = w.group_rows(group).len();
+        let is_direct = self.is_direct(columns, out.pitch);
         // SAFETY: as in `multiply`; segments stay within the group's blocks.
         unsafe {
+            let to = if is_direct { out } else { self.wide.sums() };
             match &self.tiles {
-                Some(tiles) if format.is_quantised() => {
-                    let whole = self.wide.as_mut_ptr();
-                    amx::group_matmul_wide(tiles, format, weights, inputs, segment, whole);
-                    copy_rows(&mut self.wide, inputs.rows, columns, out);
+                Some(tiles) if w.format.is_quantised() => {
+                    amx::group_matmul_wide(tiles, w.format, weights, inputs, segment, to.at);
                 }
-                _ if columns == weights.tiles * TILE => {
-                    matmul::group_matmul_wide(self.isa, format, weights, inputs, segment, out);
-                }
-                _ => {
-                    let whole = self.wide.sums();
-                    matmul::group_matmul_wide(self.isa, format, weights, inputs, segment, whole);
-                    copy_rows(&mut self.wide, inputs.rows, columns, out);
-                }
+                _ => matmul::group_matmul_wide(self.isa, w.format, weights, inputs, segment, to),
+            }
+            if !is_direct {
+                copy_rows(to, inputs.rows, columns, out);
             }
         }
+    }
+
+    /// Whether sums of so many columns can be written where they belong: tiles add up in memory and take
+    /// nothing but a [`GroupSums`] (or what is laid out as one: a matrix of one group), and the last tile
+    /// of a group may be wider than the group.
+    fn is_direct(&self, columns: usize, pitch: usize) -> bool {
+        pitch == GROUP_ROWS || (self.tiles.is_none() && columns.is_multiple_of(TILE))
     }
 }
 
 /// # Safety
-/// A call wrote `from`, and there is room in `to`.
-unsafe fn copy_rows<T: Copy>(from: &mut GroupSums<T>, rows: usize, columns: usize, to: Sums<T>) {
+/// There are such rows in both.
+unsafe fn copy_rows<T: Copy>(from: Sums<T>, rows: usize, columns: usize, to: Sums<T>) {
     for row in 0..rows {
         // SAFETY: by this function's contract.
-        unsafe {
-            let from = from.row(row, columns).as_ptr();
-            std::ptr::copy_nonoverlapping(from, to.row(row), columns);
-        }
+        unsafe { std::ptr::copy_nonoverlapping(from.row(row), to.row(row), columns) }
     }
 }
 
