@@ -437,6 +437,9 @@ enum ActivationChoice {
     Int16,
     /// Half the products, for batches and prompts; logprobs move by a few hundredths
     Int8,
+    /// Weights, too: the fastest for batches and prompts where all workers have AMX, the slowest where they
+    /// do not; logprobs move by some thousandths
+    Bf16,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -457,6 +460,7 @@ impl From<PrecisionArgs> for Precision {
             activations: match args.activations {
                 ActivationChoice::Int16 => ActivationFormat::Int16,
                 ActivationChoice::Int8 => ActivationFormat::Int8,
+                ActivationChoice::Bf16 => ActivationFormat::Bf16,
             },
             kv: match args.kv {
                 KvChoice::F16 => KvFormat::F16,

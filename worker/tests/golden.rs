@@ -117,7 +117,11 @@ fn bytes_cost_the_real_model_less_than_a_per_cent_of_perplexity() {
     };
     let exact = off(Isa::detect(), exact);
     let paths = Isa::ALL.into_iter().filter(|isa| isa.available());
-    let cases = paths.map(|isa| (isa, activations));
+    let bf16 = Precision {
+        activations: ActivationFormat::Bf16,
+        ..Precision::default()
+    };
+    let cases = paths.flat_map(|isa| [(isa, activations), (isa, bf16)]);
     for (isa, precision) in cases.chain([(Isa::detect(), kv)]) {
         let off = off(isa, precision);
         assert!(off != exact && off.abs() < 0.01, "{isa:?} {precision:?}");

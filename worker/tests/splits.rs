@@ -186,7 +186,15 @@ fn numbers_of_bytes_are_the_same_however_they_come() {
         activations: ActivationFormat::Int8,
         ..halves
     };
-    for (precision, dtype) in [(kv, DType::F32), (activations, DType::Q4_1)] {
+    let bf16 = Precision {
+        activations: ActivationFormat::Bf16,
+        ..halves
+    };
+    for (precision, dtype) in [
+        (kv, DType::F32),
+        (activations, DType::Q4_1),
+        (bf16, DType::Q4_1),
+    ] {
         let model = RandomModel {
             ffn: 640,
             dtype,

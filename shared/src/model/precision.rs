@@ -42,7 +42,7 @@ impl Precision {
     }
 }
 
-/// How activations are rounded before quantised weights multiply them, in blocks of 32 with a scale each.
+/// How activations are rounded before quantised weights multiply them.
 #[derive(
     Clone,
     Copy,
@@ -58,11 +58,14 @@ impl Precision {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum ActivationFormat {
-    /// To 64,769 steps: next to nothing is lost.
+    /// To 64,769 steps, blocks of 32 with a scale each: next to nothing is lost.
     #[default]
     Int16,
     /// To 255 steps, as llama.cpp does: half the products.
     Int8,
+    /// To eight bits of fraction each, and the weights that they meet, too: what a unit multiplies that
+    /// has tiles of bf16. Elsewhere the same numbers, slowly.
+    Bf16,
 }
 
 impl ActivationFormat {
@@ -70,6 +73,7 @@ impl ActivationFormat {
         match self {
             Self::Int16 => "int16",
             Self::Int8 => "int8",
+            Self::Bf16 => "bf16",
         }
     }
 }

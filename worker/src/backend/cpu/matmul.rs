@@ -12,7 +12,7 @@
               registers are counted, so that they unroll"
 )]
 
-use super::lanes::{LANES, Lanes, kernel};
+use super::lanes::{LANES, Lanes, PAIRS, kernel};
 use super::pack::{BLOCK, Format, GROUP_ROWS, GROUP_TILES, TILE};
 use super::quants::{self, Least, Quads, Quant, VECTORS};
 use super::rows::{CpuRows, Form, Line};
@@ -20,7 +20,7 @@ use crate::backend::Isa;
 use std::hint::black_box;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use trireme_shared::model::ActivationFormat::{Int8, Int16};
+use trireme_shared::model::ActivationFormat::{Bf16 as InBf16, Int8, Int16};
 
 /// Rows of one call: their bytes stay in the caches while a prefill walks over the weights.
 pub(super) const ROWS_MAX: usize = 64;
@@ -43,6 +43,28 @@ impl<T> Sums<T> {
     /// There is such a row.
     pub(super) unsafe fn row(self, row: usize) -> *mut T {
         self.at.add(row * self.pitch)
+    }
+
+    /// The same rows from a later column on.
+    ///
+    /// # Safety
+    /// They have it.
+    pub(super) unsafe fn from(self, column: usize) -> Self {
+        Self {
+            at: self.at.add(column),
+            ..self
+        }
+    }
+
+    /// The same columns from a later row on.
+    ///
+    /// # Safety
+    /// There is such a row.
+    pub(super) unsafe fn from_row(self, row: usize) -> Self {
+        Self {
+            at: self.at.add(row * self.pitch),
+            ..self
+        }
     }
 }
 
@@ -85,10 +107,10 @@ pub(super) struct Inputs {
     pub(super) width: usize,
     pub(super) row_blocks: usize,
     data: *const f32,
-    /// The first row's quads; the other rows' follow, `2 * width` apart.
+    /// The first row's quads, or its bf16; the other rows' follow, `2 * width` bytes apart.
     pub(super) bytes: *const i8,
     /// Instead of quads, where the form says so: the first row's lines; the other rows' follow,
-    /// `pitch` apart.
+    /// `pitch` apart. Or the first strip.
     pub(super) lines: *const Line,
     pub(super) pitch: usize,
     pub(super) form: Form,
@@ -122,13 +144,16 @@ impl Inputs {
         };
         if x.is_quantised {
             match x.form.in_lines {
+                true if x.form.is_in_strips() => inputs.lines = x.strips(first).as_ptr(),
                 true => inputs.lines = x.lines[first * x.pitch()..].as_ptr(),
                 false => inputs.bytes = x.bytes[2 * block..].as_ptr().cast(),
             }
-            inputs.scales = x.scales[block..].as_ptr();
-            inputs.totals = x.totals[block..].as_ptr();
-            inputs.scaled_totals = x.scaled_totals[block..].as_ptr();
-            inputs.half_totals = x.half_totals[block..].as_ptr();
+            if x.form.activations != InBf16 {
+                inputs.scales = x.scales[block..].as_ptr();
+                inputs.totals = x.totals[block..].as_ptr();
+                inputs.scaled_totals = x.scaled_totals[block..].as_ptr();
+                inputs.half_totals = x.half_totals[block..].as_ptr();
+            }
         }
         inputs
     }
@@ -144,10 +169,11 @@ impl Inputs {
         }
         Self {
             first_column: self.first_column + block * BLOCK,
-            scales: self.scales.add(block),
-            totals: self.totals.add(block),
-            scaled_totals: self.scaled_totals.add(block),
-            half_totals: self.half_totals.add(block),
+            // Null of rows in bf16.
+            scales: self.scales.wrapping_add(block),
+            totals: self.totals.wrapping_add(block),
+            scaled_totals: self.scaled_totals.wrapping_add(block),
+            half_totals: self.half_totals.wrapping_add(block),
             ..self
         }
     }
@@ -220,6 +246,14 @@ kernels! {
     Fives, Int8 => fives_fine: Blocks<quants::Fives, quants::Fine>;
     Sixes, Int8 => sixes_fine: Blocks<quants::Sixes, quants::Fine>;
     Bytes, Int8 => bytes_fine: Blocks<quants::Bytes, quants::Fine>;
+    Twos, InBf16 => twos_rounded: Rounded<quants::Twos>;
+    Threes, InBf16 => threes_rounded: Rounded<quants::Threes>;
+    Fours, InBf16 => fours_rounded: Rounded<quants::Fours>;
+    Nibbles, InBf16 => nibbles_rounded: Rounded<quants::Nibbles>;
+    Levels, InBf16 => levels_rounded: Rounded<quants::Levels>;
+    Fives, InBf16 => fives_rounded: Rounded<quants::Fives>;
+    Sixes, InBf16 => sixes_rounded: Rounded<quants::Sixes>;
+    Bytes, InBf16 => bytes_rounded: Rounded<quants::Bytes>;
     F16, _ => f16: F16;
     Bf16, _ => bf16: Bf16;
     F32, _ => f32: F32;
@@ -390,6 +424,59 @@ impl<Q: Quant, A: Quads> Kernel for Blocks<Q, A> {
         }
         sums
     }
+}
+
+/// Of a quantised format and activations in bf16: as tiles of bf16 add up, to the last bit (Intel SDM
+/// volume 2, `TDPBF16PS`). Of a block the products of each pair's first columns make one chain of sums
+/// that are rounded once each, those of the second columns another; then the two are added, and their
+/// sum to the blocks' before.
+struct Rounded<Q>(PhantomData<Q>);
+
+impl<Q: Quant> Kernel for Rounded<Q> {
+    #[inline(always)]
+    unsafe fn run<V: Lanes, const M: usize, const W: usize>(
+        w: Weights,
+        tile: usize,
+        x: Inputs,
+        row: usize,
+    ) -> [[V; W]; M] {
+        let tile_bytes = const { Q::SHAPE.tile_bytes() };
+        let columns = x.bytes.cast::<u16>().add(row * x.width + x.first_column);
+        let mut sums = [[V::zero(); W]; M];
+        for block in 0..w.blocks {
+            let base = w.start.add((block * w.tiles + tile) * tile_bytes);
+            for t in 0..W {
+                let from = base.add(t * tile_bytes);
+                prefetch::<V, M>(from, tile_bytes, w.tiles * w.blocks * tile_bytes);
+                let mut chains = [[V::zero(); 2]; M];
+                // Not unrolled: it is long.
+                for pair in 0..black_box(PAIRS.len()) {
+                    let column = PAIRS[pair];
+                    let bytes = quants::weights::<V, Q>(from, column / 4);
+                    let part = column / 4 * Q::SHAPE.parts / VECTORS;
+                    let (scale, least) = quants::scale_and_offset::<V, Q>(from, part);
+                    for side in 0..2 {
+                        let at = (column % 4 + 2 * side) as u32;
+                        let weights = V::column(bytes, at).fma(scale, least).to_bf16();
+                        for m in 0..M {
+                            let value = columns.add(m * x.width + block * BLOCK + column);
+                            let value = V::splat(bf16_value(*value.add(2 * side)));
+                            chains[m][side] = weights.fma(value, chains[m][side]);
+                        }
+                    }
+                }
+                for m in 0..M {
+                    sums[m][t] = sums[m][t].add(chains[m][0].add(chains[m][1]));
+                }
+            }
+        }
+        sums
+    }
+}
+
+#[inline(always)]
+fn bf16_value(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
 }
 
 macro_rules! float_kernel {

@@ -86,12 +86,16 @@ struct Route {
     expert: usize,
     row: usize,
     weight: f64,
+    /// Its row among all routes' inputs.
+    place: usize,
 }
 
 /// Routes of one expert that one task takes through a group.
 struct Piece {
     expert: usize,
     routes: Range<usize>,
+    /// Their places.
+    rows: Range<usize>,
 }
 
 /// A step's routes and activations, kept from step to step.
@@ -114,8 +118,8 @@ impl Routing {
         (self.routes.len(), experts.count())
     }
 
-    /// Fills `routes` and `pieces` from `products`.
-    fn choose(&mut self, weights: &CpuMixture, width: usize, eps: f32) {
+    /// Fills `routes` and `pieces` from `products`. An expert's first place is a multiple of `align`.
+    fn choose(&mut self, weights: &CpuMixture, width: usize, eps: f32, align: usize) {
         let Mixture {
             experts,
             used,
@@ -151,19 +155,34 @@ impl Routing {
                 expert: e - held.start,
                 row,
                 weight: power(e) / sum,
+                place: 0,
             }));
         }
         routes.sort_by_key(|route| route.expert);
         pieces.clear();
-        let mut first = 0;
-        for routes in routes.chunk_by(|a, b| a.expert == b.expert) {
+        let (mut first, mut place) = (0, 0usize);
+        for routes in routes.chunk_by_mut(|a, b| a.expert == b.expert) {
             let (expert, end) = (routes[0].expert, first + routes.len());
-            pieces.extend((first..end).step_by(ROWS_MAX).map(|at| Piece {
-                expert,
-                routes: at..(at + ROWS_MAX).min(end),
+            place = place.next_multiple_of(align);
+            pieces.extend((first..end).step_by(ROWS_MAX).map(|at| {
+                let (to, offset) = ((at + ROWS_MAX).min(end), place - first);
+                Piece {
+                    expert,
+                    routes: at..to,
+                    rows: at + offset..to + offset,
+                }
             }));
+            for route in routes {
+                route.place = place;
+                place += 1;
+            }
             first = end;
         }
+    }
+
+    /// Rows of the routes' inputs, those between experts' included.
+    fn rows(&self) -> usize {
+        self.pieces.last().map_or(0, |piece| piece.rows.end)
     }
 }
 
@@ -186,19 +205,14 @@ impl Cpu {
         out.reshape(rows, width);
         let mut routing = std::mem::take(&mut self.routing);
         self.route(input.x, weights, &mut routing.products);
-        routing.choose(weights, width, input.eps);
+        let align = self.multiplier.row_align();
+        routing.choose(weights, width, input.eps, align);
         if routing.pieces.is_empty() {
             out.data.fill(0.0);
         } else {
             // Experts meet few rows each.
             let form = self.multiplier.form(most_rows(&routing.pieces));
-            self.gather(
-                input.normed,
-                form,
-                weights,
-                &routing.routes,
-                &mut routing.inputs,
-            );
+            self.gather(input.normed, form, weights, &mut routing);
             self.gate_experts(weights, activation, &mut routing);
             self.sum_experts(weights, segment, &routing, out);
         }
@@ -234,35 +248,30 @@ impl Cpu {
     }
 
     /// `inputs` becomes the rows of `x` that the routes name.
-    fn gather(
-        &mut self,
-        x: &CpuRows,
-        form: Form,
-        weights: &CpuMixture,
-        routes: &[Route],
-        inputs: &mut CpuRows,
-    ) {
+    fn gather(&mut self, x: &CpuRows, form: Form, weights: &CpuMixture, routing: &mut Routing) {
+        let rows = routing.rows();
+        let Routing { routes, inputs, .. } = routing;
         let gated = weights.experts.iter().map(|(gated, _)| gated);
         let mut formats = gated.flat_map(|gated| [gated.gate.format, gated.up.format]);
         let is_quantised = formats.clone().any(|f| f.is_quantised());
         let has_floats = formats.any(|f| !f.is_quantised());
         let (width, isa) = (x.width, self.isa);
-        inputs.reshape(routes.len(), width);
+        inputs.reshape(rows, width);
         if is_quantised {
             inputs.reserve_quants(form);
         }
         let (data, quants) = (Shared(inputs.data.as_mut_ptr()), inputs.quants_mut());
         self.for_rows(routes.len(), width, &|at| {
-            let row = routes[at].row;
+            let Route { row, place, .. } = routes[at];
             let from = &x.data[row * width..(row + 1) * width];
             // SAFETY: each task has rows of its own, room was made where they are quantised, and the
             // instruction set is checked.
             unsafe {
                 if has_floats {
-                    data.slice(at * width, width).copy_from_slice(from);
+                    data.slice(place * width, width).copy_from_slice(from);
                 }
                 if is_quantised {
-                    rows::quantise(isa, from.as_ptr(), quants, at, 0, width / BLOCK);
+                    rows::quantise(isa, from.as_ptr(), quants, place, 0, width / BLOCK);
                 }
             }
         });
@@ -276,8 +285,8 @@ impl Cpu {
         activation: Activation,
         routing: &mut Routing,
     ) {
+        let rows = routing.rows();
         let Routing {
-            routes,
             pieces,
             inputs,
             gated,
@@ -286,16 +295,16 @@ impl Cpu {
         let first = &weights.experts[0].0.gate;
         let (width, groups) = (first.rows, first.groups());
         let quantise = self.quantises(width);
-        gated.reshape(routes.len(), width);
+        gated.reshape(rows, width);
         let (isa, multiplier) = (self.isa, self.multiplier);
         let form = multiplier.form(most_rows(pieces));
-        let out = GatedRows::new(gated, quantise.then_some(form));
+        let out = GatedRows::new(gated, quantise.then_some(form), self.has_floats);
         self.pool.run(pieces.len() * groups, &|tasks| {
             let mut kernels = multiplier.start(inputs);
             for task in tasks {
                 let (piece, group) = (&pieces[task / groups], task % groups);
                 let gated = &weights.experts[piece.expert].0;
-                let rows = piece.routes.clone();
+                let rows = piece.rows.clone();
                 // SAFETY: this group's columns in rows of this piece are this task's.
                 unsafe {
                     gated.run_group(isa, &mut kernels, group, inputs, rows, activation, out);
@@ -328,13 +337,13 @@ impl Cpu {
                 (0..rows).for_each(|row| out(row).fill(0.0));
                 for piece in pieces {
                     let down = &weights.experts[piece.expert].1;
-                    let (rows, blocks) = (piece.routes.clone(), down.segment_blocks(segment));
+                    let (rows, blocks) = (piece.rows.clone(), down.segment_blocks(segment));
                     // SAFETY: the buffer has room for a group.
                     unsafe {
                         let to = sums.sums();
-                        kernels.multiply_wide(down, group, gated, rows.clone(), blocks, to);
+                        kernels.multiply_wide(down, group, gated, rows, blocks, to);
                     }
-                    for (at, route) in routes[rows].iter().enumerate() {
+                    for (at, route) in routes[piece.routes.clone()].iter().enumerate() {
                         // SAFETY: they were just multiplied.
                         let sums = unsafe { sums.row(at, columns.len()) };
                         let both = out(route.row).iter_mut().zip(sums);

@@ -1,10 +1,12 @@
 //! Mixtures against plain f64 arithmetic, on each instruction set this machine has.
 
-use super::super::tests::{assert_near, backends, file_bytes, product, quantised, uniform, view};
+use super::super::tests::{
+    assert_near, backends, backends_with, file_bytes, product, quantised, uniform, view,
+};
 use super::*;
 use crate::backend::Backend;
-use trireme_shared::model::DType;
 use trireme_shared::model::random::SplitMix;
+use trireme_shared::model::{ActivationFormat, DType};
 
 const EPS: f32 = 1e-5;
 const HIDDEN: usize = 64;
@@ -170,7 +172,8 @@ fn experts_add_up_by_the_weights_of_the_router() {
 #[test]
 fn shares_of_the_experts_add_up_to_the_same_and_a_row_is_alone_or_not() {
     let mut random = SplitMix(32);
-    for mut cpu in backends() {
+    let all = [ActivationFormat::Int16, ActivationFormat::Bf16];
+    for mut cpu in all.into_iter().flat_map(backends_with) {
         let files = Files::new(&mut random, DType::Q4_1, 160, mixture(7, 3, true));
         let values = uniform(&mut random, 150 * HIDDEN);
         let whole = files.load(&mut cpu, Span::new(0, 7));
@@ -186,6 +189,31 @@ fn shares_of_the_experts_add_up_to_the_same_and_a_row_is_alone_or_not() {
         }
         for (sum, want) in sum.iter().zip(&want) {
             assert_eq!(*sum as f32, *want as f32);
+        }
+    }
+}
+
+/// Rows in bf16 stand where strips begin; what they add up to depends neither on that nor on who adds it up.
+#[test]
+fn experts_of_bf16_add_up_to_the_same_on_every_instruction_set() {
+    let mut random = SplitMix(36);
+    for dtype in [DType::Q4_1, DType::Q8_0, DType::F32] {
+        let files = Files::new(&mut random, dtype, 256, mixture(5, 2, true));
+        let values = uniform(&mut random, 90 * HIDDEN);
+        let mut sums = backends_with(ActivationFormat::Bf16).map(|mut cpu| {
+            let weights = files.load(&mut cpu, Span::new(0, 5));
+            (cpu.isa, run(&mut cpu, &weights, &files.norm, &values))
+        });
+        let (_, first) = sums.next().unwrap();
+        let first: Vec<f32> = first.iter().map(|v| *v as f32).collect();
+        let want = files.answer(&values, Span::new(0, 5));
+        // Of eight bits twice, and again.
+        assert_near(&first, &want, 2e-2, &format!("{dtype:?}"));
+        // Exponentials are not the same everywhere.
+        for (isa, sums) in sums {
+            let sums: Vec<f32> = sums.iter().map(|v| *v as f32).collect();
+            let want: Vec<f64> = first.iter().map(|v| f64::from(*v)).collect();
+            assert_near(&sums, &want, 5e-3, &format!("{isa:?} {dtype:?}"));
         }
     }
 }

@@ -11,6 +11,7 @@
 //! | `mixture` | routes through experts |
 //! | `matmul` | products by lanes |
 //! | `tiles`, `amx/` | products of several rows by tiles |
+//! | `bf16` | products of activations and weights in bf16 by tiles |
 //! | `multiply` | which of them when |
 //! | `attention` | paged KV, RoPE, attention |
 //! | `pool` | threads |
@@ -24,6 +25,7 @@ mod amx;
 mod attention;
 #[cfg(test)]
 mod attention_tests;
+mod bf16;
 mod lanes;
 mod matmul;
 mod memory;
@@ -48,7 +50,7 @@ use mixture::{CpuMixture, Routing};
 use multiply::{Kernels, Multiplier};
 use pack::{BLOCK, Packed, TILE};
 use pool::Pool;
-use rows::{CpuPartial, CpuRows, Form, QuantsMut};
+use rows::{CpuPartial, CpuRows, Form, QuantsMut, STRIP_ROWS};
 use std::ops::Range;
 use trireme_shared::limits::HEAD_DIM_MAX;
 use trireme_shared::model::{Activation, ActivationFormat, Mixture, Span};
@@ -71,6 +73,8 @@ pub struct Cpu {
     arena: memory::Arena,
     /// Some matrix takes activations in bytes, so that producing them at once pays.
     quantised: bool,
+    /// Some matrix takes them as they are.
+    has_floats: bool,
     attention_tasks: Vec<AttentionTask>,
     routing: Routing,
 }
@@ -108,27 +112,38 @@ impl Gated {
         let columns = self.gate.group_rows(group);
         let count = columns.len();
         let vectors = count.next_multiple_of(TILE);
-        let (mut gates, mut ups) = (GroupSums::new(), GroupSums::new());
-        // SAFETY: the places are this task's; buffers have room for a group, of which whole tiles were just
-        // multiplied. A group starts at a whole block, and where the width is whole blocks it ends at one.
-        unsafe {
-            let to = out.data.sums(out.width, rows.start, columns.start);
-            let is_whole = count == vectors;
-            let (gated, ups) = (if is_whole { to } else { gates.sums() }, ups.sums());
-            kernels.multiply(&self.gate, group, x, rows.clone(), gated);
-            kernels.multiply(&self.up, group, x, rows.clone(), ups);
-            for (at, row) in rows.enumerate() {
-                let (gate, up) = (gated.row(at), ups.row(at));
-                match activation {
-                    Activation::Silu => pointwise::silu_mul(isa, gate, up, vectors),
-                    Activation::GeluTanh => pointwise::gelu_mul(isa, gate, up, vectors),
-                }
-                if !is_whole {
-                    std::ptr::copy_nonoverlapping(gate, to.row(at), count);
-                }
-                if let Some(quants) = out.quants {
-                    let (first, blocks) = (columns.start / BLOCK, count / BLOCK);
-                    rows::quantise(isa, to.row(at), quants, row, first, blocks);
+        // SAFETY: the places are this task's.
+        let values = unsafe { out.data.sums(out.width, rows.start, columns.start) };
+        let to = (out.has_values.then_some(values), out.quants);
+        let both = [&self.gate, &self.up];
+        // SAFETY: as above.
+        if unsafe { kernels.gate_by_strips(both, group, x, rows.clone(), activation, to) } {
+            return;
+        }
+        for first in rows.clone().step_by(ROWS_MAX) {
+            let chunk = first..(first + ROWS_MAX).min(rows.end);
+            let (mut gates, mut ups) = (GroupSums::new(), GroupSums::new());
+            // SAFETY: the places are this task's; buffers have room for a group, of which whole tiles were just
+            // multiplied. A group starts at a whole block, and where the width is whole blocks it ends at one.
+            unsafe {
+                let to = values.from_row(first - rows.start);
+                let is_whole = count == vectors;
+                let (gated, ups) = (if is_whole { to } else { gates.sums() }, ups.sums());
+                kernels.multiply(&self.gate, group, x, chunk.clone(), gated);
+                kernels.multiply(&self.up, group, x, chunk.clone(), ups);
+                for (at, row) in chunk.enumerate() {
+                    let (gate, up) = (gated.row(at), ups.row(at));
+                    match activation {
+                        Activation::Silu => pointwise::silu_mul(isa, gate, up, vectors),
+                        Activation::GeluTanh => pointwise::gelu_mul(isa, gate, up, vectors),
+                    }
+                    if !is_whole {
+                        std::ptr::copy_nonoverlapping(gate, to.row(at), count);
+                    }
+                    if let Some(quants) = out.quants {
+                        let (first, blocks) = (columns.start / BLOCK, count / BLOCK);
+                        rows::quantise(isa, to.row(at), quants, row, first, blocks);
+                    }
                 }
             }
         }
@@ -140,18 +155,22 @@ impl Gated {
 struct GatedRows {
     width: usize,
     data: Shared<f32>,
+    /// Somebody takes them as they are, and not quantised. (They may be there in any case.)
+    has_values: bool,
     quants: Option<QuantsMut>,
 }
 
 impl GatedRows {
-    /// `rows` has its shape; they are to be quantised too, where asked for.
-    fn new(rows: &mut CpuRows, quantise: Option<Form>) -> Self {
+    /// `rows` has its shape; they are to be quantised where asked for, and then need not be there otherwise
+    /// unless asked for, too.
+    fn new(rows: &mut CpuRows, quantise: Option<Form>, has_values: bool) -> Self {
         if let Some(form) = quantise {
             rows.reserve_quants(form);
         }
         Self {
             width: rows.width,
             data: Shared(rows.data.as_mut_ptr()),
+            has_values: has_values || quantise.is_none(),
             quants: quantise.map(|_| rows.quants_mut()),
         }
     }
@@ -240,6 +259,7 @@ impl Cpu {
             pool: Pool::new(threads).map_err(BackendError::Threads)?,
             arena: memory::Arena::default(),
             quantised: false,
+            has_floats: false,
             attention_tasks: Vec::new(),
             routing: Routing::default(),
         })
@@ -254,6 +274,14 @@ impl Cpu {
         }
     }
 
+    /// Calls `each` for the rows of every strip, on all threads where that pays.
+    fn for_strips(&mut self, rows: usize, width: usize, each: &(dyn Fn(Range<usize>) + Sync)) {
+        self.for_rows(rows.div_ceil(STRIP_ROWS), STRIP_ROWS * width, &|strip| {
+            let first = strip * STRIP_ROWS;
+            each(first..(first + STRIP_ROWS).min(rows));
+        });
+    }
+
     /// Calls `each` for every one of `groups` groups of weights and every chunk of the rows that it meets, on
     /// all threads.
     fn for_groups(
@@ -262,12 +290,12 @@ impl Cpu {
         groups: usize,
         each: &(dyn Fn(&mut Kernels, usize, Range<usize>) + Sync),
     ) {
-        let multiplier = self.multiplier;
-        self.pool.run(x.rows.div_ceil(ROWS_MAX) * groups, &|tasks| {
+        let (multiplier, most) = (self.multiplier, Multiplier::rows_max(x));
+        self.pool.run(x.rows.div_ceil(most) * groups, &|tasks| {
             let mut kernels = multiplier.start(x);
             for task in tasks {
-                let first = task / groups * ROWS_MAX;
-                let rows = first..(first + ROWS_MAX).min(x.rows);
+                let first = task / groups * most;
+                let rows = first..(first + most).min(x.rows);
                 each(&mut kernels, task % groups, rows);
             }
         });
@@ -280,6 +308,17 @@ impl Cpu {
         x.reserve_quants(self.multiplier.form(x.rows));
         let (to, blocks, isa) = (x.quants_mut(), x.width / BLOCK, self.isa);
         let (data, width) = (&x.data, x.width);
+        if x.form.is_in_strips() {
+            let rows = x.rows;
+            self.for_strips(rows, width, &|strip| {
+                let from = data[strip.start * width..].as_ptr();
+                // SAFETY: there are so many rows, room was made, strips are apart, and `new` checked the
+                // instruction set.
+                unsafe { rows::quantise_strip(isa, from, to, strip.start, strip.len()) }
+            });
+            x.is_quantised = true;
+            return;
+        }
         self.for_rows(x.rows, width, &|row| {
             let from = data[row * width..(row + 1) * width].as_ptr();
             // SAFETY: the row has `blocks` blocks, room was made, rows are apart, and `new`
@@ -295,7 +334,10 @@ impl Cpu {
     }
 
     fn note_format(&mut self, packed: &Packed) {
-        self.quantised |= packed.format.is_quantised();
+        match packed.format.is_quantised() {
+            true => self.quantised = true,
+            false => self.has_floats = true,
+        }
     }
 }
 
@@ -383,18 +425,31 @@ impl Backend for Cpu {
             out.reserve_quants(self.multiplier.form(x.rows));
         }
         let (data, quants) = (Shared(out.data.as_mut_ptr()), out.quants_mut());
-        self.for_rows(x.rows, width, &|row| {
+        let in_strips = quantise && out.form.is_in_strips();
+        let normalise = |row: usize| {
             let from = x.data[row * width..(row + 1) * width].as_ptr();
             // SAFETY: input, weight and output have `width` values, rows are apart, room for the
             // quantised form was made where it is written, and the instruction set is checked.
             unsafe {
                 let to = data.slice(row * width, width).as_mut_ptr();
                 pointwise::norm_row(isa, from, weight.as_ptr(), width, eps, to);
-                if quantise {
+                if quantise && !in_strips {
                     rows::quantise(isa, to, quants, row, 0, width / BLOCK);
                 }
             }
-        });
+        };
+        if in_strips {
+            self.for_strips(x.rows, width, &|strip| {
+                strip.clone().for_each(normalise);
+                // SAFETY: as above, and strips are apart.
+                unsafe {
+                    let from = data.slice(strip.start * width, strip.len() * width);
+                    rows::quantise_strip(isa, from.as_ptr(), quants, strip.start, strip.len());
+                }
+            });
+        } else {
+            self.for_rows(x.rows, width, &normalise);
+        }
         out.is_quantised = quantise;
     }
 
@@ -452,20 +507,13 @@ impl Backend for Cpu {
         if matrix.format.is_quantised() {
             self.quantise_rows(x);
         }
-        let (x, isa, segment) = (&*x, self.isa, matrix.segment_blocks(segment));
+        let (x, segment) = (&*x, matrix.segment_blocks(segment));
         let to = Shared(sum.data.as_mut_ptr());
         self.for_groups(x, matrix.groups(), &|kernels, group, rows| {
-            let columns = matrix.group_rows(group);
-            let mut sums = GroupSums::new();
-            // SAFETY: the buffer has room for a group; otherwise as in `linear`; the instruction set is
-            // checked.
+            // SAFETY: as in `linear`.
             unsafe {
-                let (sums, count) = (sums.sums(), columns.len());
-                kernels.multiply_wide(matrix, group, x, rows.clone(), segment, sums);
-                let to = to.sums(matrix.rows, rows.start, columns.start);
-                for row in 0..rows.len() {
-                    pointwise::add_rounded(isa, to.row(row), sums.row(row), count);
-                }
+                let to = to.sums(matrix.rows, rows.start, matrix.group_rows(group).start);
+                kernels.add(matrix, group, x, rows, segment, to);
             }
         });
     }
@@ -551,9 +599,11 @@ impl Backend for Cpu {
         assert!(window > 0, "a query sees itself");
         assert_eq!(q.width, heads * group * dim);
         out.reshape(q.rows, q.width);
-        let quantise = self.quantised && dim.is_multiple_of(BLOCK);
+        let form = self.multiplier.form(q.rows);
+        // A strip's rows are several tasks', and share cache lines: whoever needs them quantises them later.
+        let quantise = self.quantised && dim.is_multiple_of(BLOCK) && !form.is_in_strips();
         if quantise {
-            out.reserve_quants(self.multiplier.form(q.rows));
+            out.reserve_quants(form);
         }
         let quants = out.quants_mut();
         let size = task_queries(step, heads, self.pool.threads());
@@ -625,7 +675,8 @@ impl Backend for Cpu {
         let (x, isa, width) = (&*x, self.isa, gate.rows);
         let quantise = self.quantises(width);
         out.reshape(x.rows, width);
-        let to = GatedRows::new(out, quantise.then(|| self.multiplier.form(x.rows)));
+        let form = quantise.then(|| self.multiplier.form(x.rows));
+        let to = GatedRows::new(out, form, self.has_floats);
         self.for_groups(x, gate.groups(), &|kernels, group, rows| {
             // SAFETY: as in `linear`.
             unsafe { weights.run_group(isa, kernels, group, x, rows, activation, to) }

@@ -2,14 +2,17 @@
 //! Both get the same sums to the last bit, so the choice is only one of speed.
 
 use super::amx::{self, TileConfig};
+use super::bf16::{GatedTo, Pair, Room, STRIPS_MAX, Slot, To};
 use super::matmul::{self, GroupSums, Inputs, ROWS_MAX, Sums, Weights};
 use super::pack::{BLOCK, Format, GROUP_ROWS, GROUP_TILES, Packed, TILE};
-use super::rows::{CpuRows, Form};
+use super::pointwise;
+use super::rows::{CpuRows, Form, QuantsMut, STRIP_ROWS};
 use crate::backend::Isa;
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
-use trireme_shared::model::ActivationFormat;
+use trireme_shared::model::{Activation, ActivationFormat};
 
 /// Chosen once for a backend.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +35,22 @@ impl Multiplier {
             isa,
             activations,
             tile_rows_min,
+        }
+    }
+
+    /// Rows that are multiplied apart begin at multiples of it.
+    pub(super) fn row_align(self) -> usize {
+        match self.form(1).is_in_strips() {
+            true => STRIP_ROWS,
+            false => 1,
+        }
+    }
+
+    /// Rows of one call.
+    pub(super) fn rows_max(x: &CpuRows) -> usize {
+        match x.is_quantised && x.form.is_in_strips() {
+            true => STRIPS_MAX * STRIP_ROWS,
+            false => ROWS_MAX,
         }
     }
 
@@ -66,8 +85,13 @@ pub(super) struct Kernels {
     wide: GroupSums<f64>,
 }
 
+thread_local! {
+    /// Kept from call to call. On a stack it would be part of what a new frame may be filled with.
+    static ROOM: RefCell<Box<Room>> = RefCell::new(Room::boxed());
+}
+
 impl Kernels {
-    /// `x[rows] * group^T` into `out`, at most [`ROWS_MAX`] rows; all of the group's outputs.
+    /// `x[rows] * group^T` into `out`; all of the group's outputs.
     ///
     /// # Safety
     /// `out` has room for so many columns of each row, or is a [`GroupSums`], of which whole tiles are
@@ -80,21 +104,29 @@ impl Kernels {
         rows: Range<usize>,
         out: Sums<f32>,
     ) {
-        let (weights, inputs) = operands(w, group, x, rows);
         let columns = w.group_rows(group).len();
+        if self.takes_strips(w, x) {
+            // SAFETY: by this function's contract.
+            unsafe { self.pairs(w, group, x, rows, None, To::Put(out, columns)) }
+            return;
+        }
         let is_direct = self.is_direct(columns, out.pitch);
-        // SAFETY: `operands` checked rows and shapes; the group's bytes are packed; there is room for the
-        // sums; whoever made the `Multiplier` checked the instruction set.
-        unsafe {
-            let to = if is_direct { out } else { self.narrow.sums() };
-            match &self.tiles {
-                Some(tiles) if w.format.is_quantised() => {
-                    amx::group_matmul(tiles, w.format, weights, inputs, to.at);
+        for (at, rows) in chunks(rows) {
+            let (weights, inputs) = operands(w, group, x, rows);
+            // SAFETY: `operands` checked rows and shapes; the group's bytes are packed; there is room for
+            // the sums; whoever made the `Multiplier` checked the instruction set.
+            unsafe {
+                let out = out.from_row(at);
+                let to = if is_direct { out } else { self.narrow.sums() };
+                match &self.tiles {
+                    Some(tiles) if w.format.is_quantised() => {
+                        amx::group_matmul(tiles, w.format, weights, inputs, to.at);
+                    }
+                    _ => matmul::group_matmul(self.isa, w.format, weights, inputs, to),
                 }
-                _ => matmul::group_matmul(self.isa, w.format, weights, inputs, to),
-            }
-            if !is_direct {
-                copy_rows(to, inputs.rows, columns, out);
+                if !is_direct {
+                    copy_rows(to, inputs.rows, columns, out);
+                }
             }
         }
     }
@@ -112,23 +144,162 @@ impl Kernels {
         segment: usize,
         out: Sums<f64>,
     ) {
-        let (weights, inputs) = operands(w, group, x, rows);
         assert!(segment > 0);
         let columns = w.group_rows(group).len();
+        if self.takes_strips(w, x) {
+            // SAFETY: by this function's contract.
+            unsafe { self.pairs(w, group, x, rows, Some(segment), To::Wide(out, columns)) }
+            return;
+        }
         let is_direct = self.is_direct(columns, out.pitch);
-        // SAFETY: as in `multiply`; segments stay within the group's blocks.
-        unsafe {
-            let to = if is_direct { out } else { self.wide.sums() };
-            match &self.tiles {
-                Some(tiles) if w.format.is_quantised() => {
-                    amx::group_matmul_wide(tiles, w.format, weights, inputs, segment, to.at);
+        for (at, rows) in chunks(rows) {
+            let (weights, inputs) = operands(w, group, x, rows);
+            // SAFETY: as in `multiply`; segments stay within the group's blocks.
+            unsafe {
+                let out = out.from_row(at);
+                let to = if is_direct { out } else { self.wide.sums() };
+                match &self.tiles {
+                    Some(tiles) if w.format.is_quantised() => {
+                        amx::group_matmul_wide(tiles, w.format, weights, inputs, segment, to.at);
+                    }
+                    _ => {
+                        matmul::group_matmul_wide(self.isa, w.format, weights, inputs, segment, to)
+                    }
                 }
-                _ => matmul::group_matmul_wide(self.isa, w.format, weights, inputs, segment, to),
-            }
-            if !is_direct {
-                copy_rows(to, inputs.rows, columns, out);
+                if !is_direct {
+                    copy_rows(to, inputs.rows, columns, out);
+                }
             }
         }
+    }
+
+    /// Adds what `multiply_wide` gives, rounded to f32, to what is there.
+    ///
+    /// # Safety
+    /// `to` has room for the group's columns of each row, and nobody else touches them meanwhile.
+    pub(super) unsafe fn add(
+        &mut self,
+        w: &Packed,
+        group: usize,
+        x: &CpuRows,
+        rows: Range<usize>,
+        segment: usize,
+        to: Sums<f32>,
+    ) {
+        let columns = w.group_rows(group).len();
+        if self.takes_strips(w, x) {
+            // SAFETY: by this function's contract.
+            unsafe { self.pairs(w, group, x, rows, Some(segment), To::AddTo(to, columns)) }
+            return;
+        }
+        for (at, rows) in chunks(rows) {
+            let (mut sums, count) = (GroupSums::new(), rows.len());
+            // SAFETY: the buffer has room for a group; otherwise as above; the instruction set is checked.
+            unsafe {
+                let (sums, to) = (sums.sums(), to.from_row(at));
+                self.multiply_wide(w, group, x, rows, segment, sums);
+                for row in 0..count {
+                    pointwise::add_rounded(self.isa, to.row(row), sums.row(row), columns);
+                }
+            }
+        }
+    }
+
+    /// `activation(x * gate^T) * (x * up^T)` of one group by strips, where both matrices take them: into
+    /// values and strips that have room for all columns of these rows. Says whether that was done.
+    ///
+    /// # Safety
+    /// Nobody else touches this group's columns in these rows meanwhile.
+    pub(super) unsafe fn gate_by_strips(
+        &mut self,
+        [gate, up]: [&Packed; 2],
+        group: usize,
+        x: &CpuRows,
+        rows: Range<usize>,
+        activation: Activation,
+        (values, quants): (Option<Sums<f32>>, Option<QuantsMut>),
+    ) -> bool {
+        if !(self.takes_strips(gate, x) && self.takes_strips(up, x)) {
+            return false;
+        }
+        let outputs = gate.group_rows(group);
+        for tile in 0..gate.group_tiles(group) {
+            let first = tile * TILE;
+            // SAFETY: the tile's first output is one of the group's, and so by this function's contract.
+            let values = values.map(|to| (unsafe { to.from(first) }, outputs.len() - first));
+            let to = GatedTo {
+                values,
+                quants: quants.map(|to| (to, rows.start, outputs.start + first)),
+            };
+            let slots = [gate, up].map(|w| slot(w, group, tile, 1));
+            // SAFETY: as above.
+            unsafe {
+                self.pair(
+                    &slots,
+                    gate,
+                    x,
+                    rows.clone(),
+                    None,
+                    To::Gated(activation, to),
+                )
+            }
+        }
+        true
+    }
+
+    /// A group's tiles, two by two.
+    ///
+    /// # Safety
+    /// `to` has room for the group's sums of these rows.
+    unsafe fn pairs(
+        &mut self,
+        w: &Packed,
+        group: usize,
+        x: &CpuRows,
+        rows: Range<usize>,
+        segment: Option<usize>,
+        to: To,
+    ) {
+        let tiles = w.group_tiles(group);
+        for tile in (0..tiles).step_by(2) {
+            let slots = [tile, (tile + 1).min(tiles - 1)].map(|tile| slot(w, group, tile, 2));
+            let slots = &slots[..2.min(tiles - tile)];
+            // SAFETY: by this function's contract.
+            unsafe { self.pair(slots, w, x, rows.clone(), segment, to.from(tile * TILE)) }
+        }
+    }
+
+    /// # Safety
+    /// `to` has room for these outputs' sums of these rows.
+    unsafe fn pair(
+        &mut self,
+        slots: &[Slot],
+        w: &Packed,
+        x: &CpuRows,
+        rows: Range<usize>,
+        segment: Option<usize>,
+        to: To,
+    ) {
+        assert!(
+            x.width == w.columns && rows.len() <= STRIPS_MAX * STRIP_ROWS && rows.end <= x.rows
+        );
+        let pair = Pair {
+            slots,
+            blocks: w.blocks,
+            segment,
+            strips: x.strips(rows.start).as_ptr(),
+            rows: rows.len(),
+        };
+        if let Some(tiles) = &self.tiles {
+            // SAFETY: rows and shapes were just checked, strips are whole; otherwise by this function's
+            // contract. There are tiles only where the instruction set is.
+            ROOM.with_borrow_mut(|room| unsafe { amx::multiply_bf16(tiles, pair, room, to) });
+        }
+    }
+
+    /// Whether `w` meets these rows strip by strip.
+    fn takes_strips(&self, w: &Packed, x: &CpuRows) -> bool {
+        w.format.is_quantised() && x.is_quantised && x.form.is_in_strips()
     }
 
     /// Whether sums of so many columns can be written where they belong: tiles add up in memory and take
@@ -136,6 +307,29 @@ impl Kernels {
     /// of a group may be wider than the group.
     fn is_direct(&self, columns: usize, pitch: usize) -> bool {
         pitch == GROUP_ROWS || (self.tiles.is_none() && columns.is_multiple_of(TILE))
+    }
+}
+
+/// Of at most [`ROWS_MAX`] rows each, and how many are before it.
+fn chunks(rows: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let firsts = rows.clone().step_by(ROWS_MAX);
+    firsts.map(move |first| (first - rows.start, first..(first + ROWS_MAX).min(rows.end)))
+}
+
+/// A tile of a group, after which the one `step` further follows, or the next group's.
+fn slot(w: &Packed, group: usize, tile: usize, step: usize) -> Slot {
+    let bytes = w.format.tile_bytes();
+    let (tiles, next) = (w.group_tiles(group), tile + step);
+    let (next_group, next) = match next < tiles {
+        true => (group, next),
+        false => ((group + 1).min(w.groups() - 1), next - tiles),
+    };
+    Slot {
+        start: w.group(group).wrapping_add(tile * bytes),
+        next: w.group(next_group).wrapping_add(next * bytes),
+        pitch: w.group_tiles(group) * bytes,
+        bytes,
+        unpack: amx::unpacker(w.format),
     }
 }
 
@@ -168,6 +362,8 @@ pub(super) fn tiles_win_from(activations: ActivationFormat) -> Option<usize> {
     let rows = match activations {
         ActivationFormat::Int16 => &ROWS[0],
         ActivationFormat::Int8 => &ROWS[1],
+        // Lanes multiply them one by one.
+        ActivationFormat::Bf16 => return Some(1),
     };
     *rows.get_or_init(|| {
         const COLUMNS: usize = 576;

@@ -30,6 +30,8 @@ unsafe fn whole_lanes<V: Lanes>(activations: ActivationFormat, made: *mut u64) {
     match activations {
         ActivationFormat::Int16 => whole_quads::<V, quants::Words>(made),
         ActivationFormat::Int8 => whole_quads::<V, quants::Fine>(made),
+        // Numbers, one by one.
+        ActivationFormat::Bf16 => float_lanes::<V>(made),
     }
 }
 

@@ -7,6 +7,7 @@
 )]
 
 use super::lanes::{LANES, Lanes, kernel};
+use trireme_shared::model::Activation;
 
 kernel! {
     /// `out = x / sqrt(mean(x^2) + eps) * weight` over `columns` values.
@@ -68,10 +69,14 @@ kernel! {
 #[inline(always)]
 unsafe fn silu_mul_lanes<V: Lanes>(gate: *mut f32, up: *const f32, count: usize) {
     for at in (0..count).step_by(LANES) {
-        let g = V::load(gate.add(at));
-        let below = V::zero().sub(g).exp().add(V::splat(1.0));
-        g.div(below).mul(V::load(up.add(at))).store(gate.add(at));
+        let bent = silu(V::load(gate.add(at)));
+        bent.mul(V::load(up.add(at))).store(gate.add(at));
     }
+}
+
+#[inline(always)]
+unsafe fn silu<V: Lanes>(x: V) -> V {
+    x.div(V::zero().sub(x).exp().add(V::splat(1.0)))
 }
 
 kernel! {
@@ -82,14 +87,27 @@ kernel! {
 
 #[inline(always)]
 unsafe fn gelu_mul_lanes<V: Lanes>(gate: *mut f32, up: *const f32, count: usize) {
+    for at in (0..count).step_by(LANES) {
+        let bent = gelu(V::load(gate.add(at)));
+        bent.mul(V::load(up.add(at))).store(gate.add(at));
+    }
+}
+
+#[inline(always)]
+unsafe fn gelu<V: Lanes>(x: V) -> V {
     const CUBE: f32 = 0.044_715;
     // sqrt(2 / pi) = 2 / sqrt(pi) / sqrt(2)
     const FACTOR: f32 = -2.0 * std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
-    for at in (0..count).step_by(LANES) {
-        let x = V::load(gate.add(at));
-        let bent = x.mul(x).fma(V::splat(CUBE), V::splat(1.0)).mul(x);
-        let below = bent.mul(V::splat(FACTOR)).exp().add(V::splat(1.0));
-        x.div(below).mul(V::load(up.add(at))).store(gate.add(at));
+    let bent = x.mul(x).fma(V::splat(CUBE), V::splat(1.0)).mul(x);
+    x.div(bent.mul(V::splat(FACTOR)).exp().add(V::splat(1.0)))
+}
+
+/// `activation(gate) * up`, as the two above.
+#[inline(always)]
+pub(super) unsafe fn gated<V: Lanes>(activation: Activation, gate: V, up: V) -> V {
+    match activation {
+        Activation::Silu => silu(gate).mul(up),
+        Activation::GeluTanh => gelu(gate).mul(up),
     }
 }
 

@@ -303,3 +303,14 @@ pub(super) unsafe fn scale_and_least<V: Lanes, Q: Quant>(tile: *const u8, part: 
     };
     (scale, least)
 }
+
+/// What [`weights`] are multiplied by, and what is added, to be the numbers that they stand for.
+#[inline(always)]
+pub(super) unsafe fn scale_and_offset<V: Lanes, Q: Quant>(tile: *const u8, part: usize) -> (V, V) {
+    let (scale, least) = scale_and_least::<V, Q>(tile, part);
+    match Q::SHAPE.product {
+        Product::Four | Product::Seven => (scale, least),
+        // A power of two: nothing is rounded.
+        Product::Eight | Product::Level => (scale, scale.mul(V::splat(-128.0))),
+    }
+}

@@ -1,5 +1,5 @@
-//! Activations: rows of f32 and, beside them, the same rows as two bytes a value for quantised
-//! weights.
+//! Activations: rows of f32 and, beside them, the same rows in the form in which quantised weights
+//! meet them.
 //!
 //! A block of 32 values x is stored as q = round(x / d), d the power of two next above max|x| / 32,384, in
 //! two signed bytes:
@@ -16,6 +16,10 @@
 //! 0.0005. All five matrices of a layer and the output contribute alike, so none can be spared. It
 //! is the same form with d = max|x| / 127 (a power of two would cost up to one of its seven bits),
 //! coarse bytes that are zero, and lines of q itself, no coarse ones.
+//!
+//! As bf16 (`ActivationFormat::Bf16`) they have no scales and no sums. For lanes they lie in the bytes'
+//! place, column by column. For tiles sixteen rows make a **strip**, whose blocks follow each other: of a
+//! block sixteen lines, one a pair of columns ([`PAIRS`]), each with the pair of every row.
 
 #![allow(
     unsafe_op_in_unsafe_fn,
@@ -25,7 +29,7 @@
               registers are counted, so that they unroll"
 )]
 
-use super::lanes::{LANES, Lanes, kernel};
+use super::lanes::{LANES, Lanes, PAIRS, Sums16, kernel};
 use super::pack::BLOCK;
 use trireme_shared::model::ActivationFormat;
 
@@ -50,7 +54,8 @@ pub(super) const STRIP_ROWS: usize = 16;
 #[repr(C, align(32))]
 pub(super) struct BlockBytes(pub(super) [i8; BLOCK]);
 
-/// One block's coarse or fine numbers as bf16, in the order of `lanes::LINE_ORDER`.
+/// 32 bf16: one block's coarse or fine numbers in the order of `lanes::LINE_ORDER`, or a pair of columns of
+/// sixteen rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(64))]
 pub(super) struct Line(pub(super) [u16; BLOCK]);
@@ -64,12 +69,17 @@ pub(super) struct Form {
 }
 
 impl Form {
-    /// Lines of a block.
+    /// Lines of a block of a row.
     pub(super) fn lines(self) -> usize {
         match self.activations {
             ActivationFormat::Int16 => 2,
-            ActivationFormat::Int8 => 1,
+            ActivationFormat::Int8 | ActivationFormat::Bf16 => 1,
         }
+    }
+
+    /// Rows come in strips.
+    pub(super) fn is_in_strips(self) -> bool {
+        self.in_lines && self.activations == ActivationFormat::Bf16
     }
 }
 
@@ -82,7 +92,8 @@ pub struct CpuRows {
     /// Valid where `is_quantised`, as all below: of each row its coarse, then its fine bytes, or its
     /// words (`Lanes::store_quads`). The buffers may be longer than the rows are.
     pub(super) bytes: Vec<BlockBytes>,
-    /// Of each row, block by block, its coarse and its fine line. A tile's rows past the last are there.
+    /// Of each row, block by block, its coarse and its fine line; or strips. A tile's rows past the last are
+    /// there, whatever they hold.
     pub(super) lines: Vec<Line>,
     pub(super) scales: Vec<f32>,
     pub(super) form: Form,
@@ -108,14 +119,17 @@ impl CpuRows {
         self.form = form;
         assert_eq!(self.width % BLOCK, 0, "rows of {} columns", self.width);
         let blocks = self.rows * (self.width / BLOCK);
-        if self.scales.len() < blocks {
+        if form.activations != ActivationFormat::Bf16 && self.scales.len() < blocks {
             self.scales.resize(blocks, 0.0);
             self.totals.resize(blocks, [0; 2]);
             self.scaled_totals.resize(blocks, 0.0);
             self.half_totals.resize(blocks, [0.0; 2]);
         }
         if form.in_lines {
-            let lines = (self.rows + STRIP_ROWS - 1) * self.pitch();
+            let lines = match form.is_in_strips() {
+                true => self.rows.next_multiple_of(STRIP_ROWS) * (self.width / BLOCK),
+                false => (self.rows + STRIP_ROWS - 1) * self.pitch(),
+            };
             if self.lines.len() < lines {
                 self.lines.resize(lines, Line([0; BLOCK]));
             }
@@ -128,6 +142,15 @@ impl CpuRows {
     /// lie in one set of a cache.
     pub(super) fn pitch(&self) -> usize {
         (self.width / BLOCK * self.form.lines()) | 1
+    }
+
+    /// Strips from the one on that begins with row `first`.
+    pub(super) fn strips(&self, first: usize) -> &[Line] {
+        assert!(
+            first.is_multiple_of(STRIP_ROWS),
+            "no strip begins at {first}"
+        );
+        &self.lines[first * (self.width / BLOCK)..]
     }
 
     pub(super) fn quants_mut(&mut self) -> QuantsMut {
@@ -181,12 +204,80 @@ unsafe impl Send for QuantsMut {}
 // SAFETY: as above.
 unsafe impl Sync for QuantsMut {}
 
+impl QuantsMut {
+    /// Where a row's pair of the first two columns of a block goes; the other pairs' places are a line apart each.
+    #[inline(always)]
+    unsafe fn pairs(&self, row: usize, block: usize) -> *mut u32 {
+        let strip = row / STRIP_ROWS * self.row_blocks + block;
+        self.lines
+            .add(strip * STRIP_ROWS)
+            .cast::<u32>()
+            .add(row % STRIP_ROWS)
+    }
+
+    /// The lines of a block of the strip that begins with `row`.
+    ///
+    /// # Safety
+    /// Rows are in strips, and there is such a block.
+    pub(super) unsafe fn strip(&self, row: usize, block: usize) -> *mut Line {
+        self.pairs(row, block).cast()
+    }
+}
+
+/// What of a value is multiplied where activations are bf16. Values below 2^-80 count as zero: products with
+/// weights, which are no smaller than an f16, then stay far above what tiles take for zero.
+#[inline(always)]
+pub(super) unsafe fn rounded<V: Lanes>(value: V) -> V {
+    const MIN: f32 = 1.0 / (1u128 << 80) as f32;
+    value.zero_below(MIN).to_bf16()
+}
+
 kernel! {
     /// Quantises `blocks` blocks from `from` into blocks `first..first + blocks` of row `row` of
     /// `to`, which no other thread touches meanwhile.
     pub(super) fn quantise(
         from: *const f32, to: QuantsMut, row: usize, first: usize, blocks: usize,
     ) = quantise_blocks
+}
+
+kernel! {
+    /// Quantises all blocks of up to sixteen rows, which are those of one strip from row `row` of `to` on. No
+    /// other thread touches the strip meanwhile: its rows share cache lines.
+    pub(super) fn quantise_strip(
+        from: *const f32, to: QuantsMut, row: usize, rows: usize,
+    ) = quantise_strip_lanes
+}
+
+#[inline(always)]
+unsafe fn quantise_strip_lanes<V: Lanes>(from: *const f32, to: QuantsMut, row: usize, rows: usize) {
+    // So many are turned around at once; fewer are put one by one.
+    const TURNED_MIN: usize = 4;
+    let width = to.row_blocks * BLOCK;
+    if rows < TURNED_MIN {
+        for at in 0..rows {
+            quantise_blocks::<V>(from.add(at * width), to, row + at, 0, to.row_blocks);
+        }
+        return;
+    }
+    let mut halves = [const { Sums16([[0.0; LANES]; LANES]) }; 2];
+    let mut turned = [const { Sums16([[0.0; LANES]; LANES]) }; 2];
+    for block in 0..to.row_blocks {
+        for (half, values) in halves.iter_mut().enumerate() {
+            for (at, values) in values.0[..rows].iter_mut().enumerate() {
+                let from = from.add(at * width + block * BLOCK + half * LANES);
+                rounded(V::load(from)).store(values.as_mut_ptr());
+            }
+        }
+        V::transpose(&halves[0], &mut turned[0]);
+        V::transpose(&halves[1], &mut turned[1]);
+        let lines = to.strip(row, block);
+        for (at, first) in PAIRS.into_iter().enumerate() {
+            let (values, column) = (&turned[first / LANES].0, first % LANES);
+            let first = V::load(values[column].as_ptr());
+            let second = V::load(values[column + 2].as_ptr());
+            V::store_pairs(first, second, lines.add(at));
+        }
+    }
 }
 
 #[inline(always)]
@@ -202,10 +293,21 @@ unsafe fn quantise_blocks<V: Lanes>(
     for block in 0..blocks {
         let x = from.add(block * BLOCK);
         let (a, b) = (V::load(x), V::load(x.add(LANES)));
+        if to.form.activations == ActivationFormat::Bf16 {
+            let (a, b) = (rounded(a), rounded(b));
+            if to.form.in_lines {
+                V::put_pairs(a, b, to.pairs(row, first + block).cast());
+            } else {
+                let columns = quads.cast::<u16>().add((first + block) * BLOCK);
+                a.store_bf16(columns);
+                b.store_bf16(columns.add(LANES));
+            }
+            continue;
+        }
         let most = a.abs().max(b.abs()).largest();
         let mut scale = match to.form.activations {
             ActivationFormat::Int16 => next_power_of_two(most / QUANT_MAX),
-            ActivationFormat::Int8 => most / BYTE_MAX,
+            ActivationFormat::Int8 | ActivationFormat::Bf16 => most / BYTE_MAX,
         };
         if scale < SCALE_MIN {
             scale = 0.0;
@@ -222,7 +324,9 @@ unsafe fn quantise_blocks<V: Lanes>(
                 .add(row * to.pitch + (first + block) * to.form.lines());
             match to.form.activations {
                 ActivationFormat::Int16 => store_lines(q, scale, line.cast()),
-                ActivationFormat::Int8 => V::store_line(q[0], q[1], line.cast()),
+                ActivationFormat::Int8 | ActivationFormat::Bf16 => {
+                    V::store_line(q[0], q[1], line.cast());
+                }
             }
         } else {
             let column = (first + block) * BLOCK;
@@ -254,7 +358,7 @@ unsafe fn store_quads<V: Lanes>(
                 V::store_quads(q, coarse, fine, quads, width, column);
                 coarse_sum = coarse_sum.add(coarse);
             }
-            ActivationFormat::Int8 => {
+            ActivationFormat::Int8 | ActivationFormat::Bf16 => {
                 V::zero().store_i8(quads.add(column));
                 q.store_i8(quads.add(width + column));
             }

@@ -7,13 +7,17 @@ use half::{bf16, f16};
 use trireme_shared::model::random::SplitMix;
 use trireme_shared::model::{Activation, ActivationFormat, DType, blocks};
 
-const ACTIVATIONS: [ActivationFormat; 2] = [ActivationFormat::Int16, ActivationFormat::Int8];
+const ACTIVATIONS: [ActivationFormat; 3] = [
+    ActivationFormat::Int16,
+    ActivationFormat::Int8,
+    ActivationFormat::Bf16,
+];
 
 pub(super) fn backends() -> impl Iterator<Item = Cpu> {
     backends_with(ActivationFormat::Int16)
 }
 
-fn backends_with(activations: ActivationFormat) -> impl Iterator<Item = Cpu> {
+pub(super) fn backends_with(activations: ActivationFormat) -> impl Iterator<Item = Cpu> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.available());
     isas.map(move |isa| {
         let mut cpu = Cpu::new(isa, 2, activations).unwrap();
@@ -104,13 +108,39 @@ pub(super) fn quantised(x: &[f32]) -> Vec<f32> {
     quantised_to(ActivationFormat::Int16, x)
 }
 
+/// The nearest number of eight bits, of two as near the larger one.
+fn to_bf16(value: f32) -> f32 {
+    let bits = value.to_bits() + 0x8000;
+    f32::from_bits(bits & 0xffff_0000)
+}
+
+/// What quantised weights stand for, where activations are in this form.
+fn weights_of(cpu: &Cpu, w: &WeightView<'_>) -> Vec<f32> {
+    let rows = (0..w.rows).flat_map(|row| w.row_f32(row));
+    let is_rounded =
+        cpu.multiplier.activations == ActivationFormat::Bf16 && Format::of(w.packed).is_quantised();
+    rows.map(|v| if is_rounded { to_bf16(v) } else { v })
+        .collect()
+}
+
+/// `x * w^T` in f64, of weights as they are multiplied.
+fn product_of(cpu: &Cpu, w: &WeightView<'_>, x: &[f32]) -> Vec<f64> {
+    let weights = weights_of(cpu, w);
+    let bytes: Vec<u8> = weights.iter().flat_map(|v| v.to_le_bytes()).collect();
+    product(&view(DType::F32, w.rows, w.columns, &bytes), x)
+}
+
 fn quantised_to(activations: ActivationFormat, x: &[f32]) -> Vec<f32> {
+    if activations == ActivationFormat::Bf16 {
+        return x.iter().map(|v| to_bf16(*v)).collect();
+    }
     x.chunks(BLOCK)
         .flat_map(|block| {
             let most = block.iter().fold(0f32, |a, v| a.max(v.abs()));
             let scale = match activations {
-                ActivationFormat::Int16 => (most / 32_384.0).log2().ceil().exp2(),
-                ActivationFormat::Int8 => most / 127.0,
+                // In f64: an f32 logarithm of what is just above a power of two is whole.
+                ActivationFormat::Int16 => f64::from(most / 32_384.0).log2().ceil().exp2() as f32,
+                ActivationFormat::Int8 | ActivationFormat::Bf16 => most / 127.0,
             };
             block
                 .iter()
@@ -128,6 +158,26 @@ pub(super) fn assert_near(got: &[f32], want: &[f64], tolerance: f64, what: &str)
     }
 }
 
+/// What products of rows with a matrix could add up to at most.
+fn sizes_of(w: &WeightView<'_>, x: &[f32]) -> Vec<f64> {
+    let weights = (0..w.rows).flat_map(|row| w.row_f32(row));
+    let bytes: Vec<u8> = weights.flat_map(|v| v.abs().to_le_bytes()).collect();
+    let sizes: Vec<f32> = x.iter().map(|v| v.abs()).collect();
+    product(&view(DType::F32, w.rows, w.columns, &bytes), &sizes)
+}
+
+/// Each sum within its own size's share.
+fn assert_within(got: &[f32], want: &[f64], sizes: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (at, (&g, &w)) in got.iter().zip(want).enumerate() {
+        let off = (f64::from(g) - w).abs() / sizes[at];
+        assert!(
+            off <= tolerance,
+            "{what}: [{at}] is {g}, not {w}: {off:e} of its size"
+        );
+    }
+}
+
 #[test]
 fn products_of_every_format_shape_and_row_count() {
     let mut random = SplitMix(1);
@@ -139,7 +189,9 @@ fn products_of_every_format_shape_and_row_count() {
                 let bytes = file_bytes(&mut random, dtype, outputs * columns);
                 let w = view(dtype, outputs, columns, &bytes);
                 let matrix = cpu.matrix(&w).unwrap();
-                for rows in [1, 2, 3, 7, 8, 15, 70] {
+                // The last is more than one call of strips.
+                let most = if outputs == 100 { 290 } else { 70 };
+                for rows in [1, 2, 3, 7, 8, 15, 33, most] {
                     let values = uniform(&mut random, rows * columns);
                     let (mut x, mut out) = (CpuRows::default(), CpuRows::default());
                     cpu.upload(&values, columns, &mut x);
@@ -153,13 +205,14 @@ fn products_of_every_format_shape_and_row_count() {
                         "{:?} {:?} {dtype:?} {rows} x {columns} -> {outputs}",
                         cpu.isa, cpu.multiplier.activations
                     );
-                    let want = product(&w, &seen);
-                    assert_near(&out.data, &want, 2e-6, &what);
+                    let want = product_of(&cpu, &w, &seen);
+                    let sizes = sizes_of(&w, &seen);
+                    assert_within(&out.data, &want, &sizes, 5e-7, &what);
                     // In segments of two blocks, the last of which may be short.
                     let mut partial = CpuPartial::default();
                     cpu.linear_partial(&mut x, &matrix, 64, &mut partial);
                     cpu.round(&partial, 1.0, &mut out);
-                    assert_near(&out.data, &want, 2e-6, &what);
+                    assert_within(&out.data, &want, &sizes, 5e-7, &what);
                     // At once what it is in two steps.
                     let (mut at_once, mut after) = (CpuRows::default(), CpuRows::default());
                     cpu.upload(&out.data, outputs, &mut at_once);
@@ -195,7 +248,8 @@ fn the_largest_products_do_not_saturate() {
                         "{:?} {:?} {dtype:?} of {fill:#x}",
                         cpu.isa, cpu.multiplier.activations
                     );
-                    assert_near(&out.data, &product(&w, &values), 1e-6, &what);
+                    let want = product_of(&cpu, &w, &values);
+                    assert_near(&out.data, &want, 1e-6, &what);
                 }
             }
         }
@@ -355,7 +409,10 @@ fn embedding_rows_come_back_as_the_file_has_them() {
 #[test]
 fn norm_and_gated_ffn() {
     let mut random = SplitMix(4);
-    for mut cpu in backends() {
+    let all = [ActivationFormat::Int16, ActivationFormat::Bf16];
+    for mut cpu in all.into_iter().flat_map(backends_with) {
+        // So that gated activations are there as they are, too.
+        cpu.has_floats = true;
         for (gate_type, up_type) in [
             (DType::F32, DType::F32),
             (DType::Q4_1, DType::Q4_1),
@@ -375,7 +432,7 @@ fn norm_and_gated_ffn() {
                     view(up_type, ffn, columns, &u),
                 );
                 let gated = cpu.gated(&gate, &up).unwrap();
-                let rows = 11;
+                let rows = 21;
                 let values = uniform(&mut random, rows * columns);
                 let weight = uniform(&mut random, columns);
                 let (mut x, mut normed, mut out) = Default::default();
@@ -392,15 +449,17 @@ fn norm_and_gated_ffn() {
                             .map(|(&v, &w)| f64::from(v) * factor * f64::from(w)),
                     );
                 }
-                let what = format!("{:?} {gate_type:?}", cpu.isa);
+                let activations = cpu.multiplier.activations;
+                let what = format!("{:?} {activations:?} {gate_type:?}", cpu.isa);
                 assert_near(&normed.data, &want, 1e-6, &what);
 
                 let input = if gate_type == DType::F32 {
                     normed.data.clone()
                 } else {
-                    quantised(&normed.data)
+                    quantised_to(activations, &normed.data)
                 };
-                let (gates, ups) = (product(&gate, &input), product(&up, &input));
+                let gates = product_of(&cpu, &gate, &input);
+                let ups = product_of(&cpu, &up, &input);
                 let bent =
                     |g: f64| (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3));
                 for activation in [Activation::GeluTanh, Activation::Silu] {
@@ -418,10 +477,64 @@ fn norm_and_gated_ffn() {
                     let mut fresh = CpuRows::default();
                     cpu.upload(&out.data, ffn, &mut fresh);
                     cpu.quantise_rows(&mut fresh);
+                    if out.form.is_in_strips() {
+                        assert!(strips(&fresh) == strips(&out), "{what}");
+                        continue;
+                    }
                     assert_eq!(fresh.bytes, out.bytes, "{what}");
                     assert_eq!(fresh.scales, out.scales, "{what}");
                     assert_eq!(fresh.totals, out.totals, "{what}");
                     assert_eq!(fresh.scaled_totals, out.scaled_totals, "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// Of every row its bf16, as they stand in strips.
+fn strips(x: &CpuRows) -> Vec<[u16; 2]> {
+    let blocks = x.width / BLOCK;
+    let line = |row: usize, at: usize| (row / 16 * blocks + at / 16) * 16 + at % 16;
+    let pairs = (0..x.rows).flat_map(|row| (0..blocks * 16).map(move |at| (row, at)));
+    let pairs = pairs.map(|(row, at)| {
+        let line = &x.lines[line(row, at)].0;
+        [line[row % 16 * 2], line[row % 16 * 2 + 1]]
+    });
+    pairs.collect()
+}
+
+/// Rows alone or together, of a kernel for few and of one for many: the same pairs in the same places.
+#[test]
+fn strips_hold_pairs_of_columns() {
+    let mut random = SplitMix(16);
+    for mut cpu in backends_with(ActivationFormat::Bf16) {
+        if !cpu.multiplier.form(1).is_in_strips() {
+            continue;
+        }
+        for rows in [1, 3, 4, 16, 19, 37] {
+            let mut values = uniform(&mut random, rows * 96);
+            values[0] = 1e-30;
+            values[1] = f32::INFINITY;
+            values[2] = -1.003_906_3;
+            let (mut x, mut one_by_one) = (CpuRows::default(), CpuRows::default());
+            cpu.upload(&values, 96, &mut x);
+            cpu.quantise_rows(&mut x);
+            cpu.upload(&values, 96, &mut one_by_one);
+            one_by_one.reserve_quants(x.form);
+            let to = one_by_one.quants_mut();
+            for (row, values) in values.chunks(96).enumerate() {
+                unsafe { rows::quantise(cpu.isa, values.as_ptr(), to, row, 0, 3) };
+            }
+            let got = strips(&x);
+            assert!(got == strips(&one_by_one), "{rows}");
+            for (at, pair) in got.iter().enumerate() {
+                let first = at / 16 * 32 + super::lanes::PAIRS[at % 16];
+                for (bits, column) in pair.iter().zip([first, first + 2]) {
+                    let want = match values[column] {
+                        tiny if tiny.abs() < 1e-24 => 0.0,
+                        value => to_bf16(value),
+                    };
+                    assert_eq!(bf16::from_bits(*bits).to_f32(), want, "{rows}: {column}");
                 }
             }
         }

@@ -199,6 +199,7 @@ unsafe fn by_lines<V: Lanes, T: Tiles, Q: Quant>(unit: &mut T, w: Weights, x: In
     match x.form.activations {
         ActivationFormat::Int16 => by_width::<V, T, Q, Whole>(unit, w, x, out),
         ActivationFormat::Int8 => by_width::<V, T, Q, Byte>(unit, w, x, out),
+        ActivationFormat::Bf16 => unreachable!("strips go by `bf16`"),
     }
 }
 

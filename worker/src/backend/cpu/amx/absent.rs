@@ -1,5 +1,6 @@
 //! What `linux` has, where it cannot be.
 
+use crate::backend::cpu::bf16::{Pair, Room, To, Unpack};
 use crate::backend::cpu::matmul::{Inputs, Weights};
 use crate::backend::cpu::pack::Format;
 use trireme_shared::model::ActivationFormat;
@@ -36,6 +37,14 @@ pub(in super::super) unsafe fn group_matmul_wide(
     _: *mut f64,
 ) {
     match *tiles {}
+}
+
+pub(in super::super) unsafe fn multiply_bf16(tiles: &TileConfig, _: Pair<'_>, _: &mut Room, _: To) {
+    match *tiles {}
+}
+
+pub(in super::super) fn unpacker(_: Format) -> Unpack {
+    unreachable!("nobody asks where there are no tiles")
 }
 
 pub(in super::super) fn products(tiles: &TileConfig, _: ActivationFormat, _: usize) -> usize {

@@ -7,9 +7,11 @@
     reason = "kernels are unsafe as a whole: their pointers cover what their docs say"
 )]
 
-use crate::backend::cpu::lanes::Avx512;
+use crate::backend::cpu::bf16::{self, Pair, Room, To, Unit, Unpack};
+use crate::backend::cpu::lanes::{Avx512, Sums16, WeightTile};
 use crate::backend::cpu::matmul::{Inputs, Weights};
 use crate::backend::cpu::pack::{BLOCK, Format, GROUP_TILES, TILE};
+use crate::backend::cpu::quants::{self, Quant};
 use crate::backend::cpu::rows::{Line, STRIP_ROWS};
 use crate::backend::cpu::tiles::{self, Part, Products, Tiles, Unpacked};
 use std::arch::asm;
@@ -124,6 +126,30 @@ pub(in super::super) unsafe fn group_matmul_wide(
     tiles::multiply_wide::<Avx512, Amx>(&mut Amx, format, w, x, segment, out);
 }
 
+/// As `bf16::multiply`.
+///
+/// # Safety
+/// As there. The processor has what `Isa::Amx` names.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(in super::super) unsafe fn multiply_bf16(
+    _: &TileConfig,
+    pair: Pair<'_>,
+    room: &mut Room,
+    to: To,
+) {
+    bf16::multiply::<Avx512, Amx>(&mut Amx, pair, room, to);
+}
+
+/// Writes one block of a tile of a format's weights in bf16.
+pub(in super::super) fn unpacker(format: Format) -> Unpack {
+    Amx::unpacker(format)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn unpack<Q: Quant>(from: *const u8, to: *mut WeightTile) {
+    bf16::unpack::<Avx512, Q>(from, to);
+}
+
 /// Products of activations and weights, as many rounds as that, with operands in registers: how many
 /// there were.
 pub(in super::super) fn products(
@@ -133,7 +159,7 @@ pub(in super::super) fn products(
 ) -> usize {
     let part = match activations {
         ActivationFormat::Int16 => Part::Both,
-        ActivationFormat::Int8 => Part::Fine,
+        ActivationFormat::Int8 | ActivationFormat::Bf16 => Part::Fine,
     };
     // Numbers such as those that are multiplied: of zeroes it makes more a second.
     let lines = std::array::from_fn::<_, STRIP_ROWS, _>(|row| {
@@ -152,15 +178,16 @@ pub(in super::super) fn products(
         }
         for _ in 0..rounds {
             for slot in 0..GROUP_TILES {
-                unit.multiply(slot, part, slot % 2);
+                Tiles::multiply(unit, slot, part, slot % 2);
             }
         }
     }
     rounds * GROUP_TILES * STRIP_ROWS * TILE * BLOCK
 }
 
-/// Between `TileConfig::load` and its drop. Products are in registers 0 and 1, coarse lines in 2, fine
-/// ones in 3, and the slots' weights in 4 to 7: nothing else on this thread uses them. No block says
+/// Between `TileConfig::load` and its drop. To `tiles`, products are in registers 0 and 1, coarse lines in 2, fine
+/// ones in 3, and the slots' weights in 4 to 7; to `bf16`, sums are in 0 to 3, two slots' weights in 4 and 5,
+/// two strips in 6 and 7. Nothing else on this thread uses them, nor both at a time. No block says
 /// `nomem`: what is read and written here is memory that the compiler otherwise believes untouched.
 struct Amx;
 
@@ -249,6 +276,79 @@ impl Tiles for Amx {
         match made {
             0 => store!("tmm0", to),
             _ => store!("tmm1", to),
+        }
+    }
+}
+
+impl Unit for Amx {
+    fn unpacker(format: Format) -> Unpack {
+        match format {
+            Format::Twos => unpack::<quants::Twos>,
+            Format::Threes => unpack::<quants::Threes>,
+            Format::Fours => unpack::<quants::Fours>,
+            Format::Nibbles => unpack::<quants::Nibbles>,
+            Format::Levels => unpack::<quants::Levels>,
+            Format::Fives => unpack::<quants::Fives>,
+            Format::Sixes => unpack::<quants::Sixes>,
+            Format::Bytes => unpack::<quants::Bytes>,
+            Format::F16 | Format::Bf16 | Format::F32 => unreachable!("floats do not go by tiles"),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zero(&mut self) {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            options(nostack, preserves_flags)
+        );
+    }
+
+    #[inline(always)]
+    unsafe fn take_weights(&mut self, slot: usize, from: *const WeightTile) {
+        match slot {
+            0 => load!("tmm4", from, 64usize),
+            _ => load!("tmm5", from, 64usize),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take_rows(&mut self, at: usize, from: *const Line) {
+        match at {
+            0 => load!("tmm6", from, 64usize),
+            _ => load!("tmm7", from, 64usize),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(&mut self, slot: usize, at: usize) {
+        match (slot, at) {
+            (0, 0) => add!("tmm0", "tmm4", "tmm6"),
+            (0, _) => add!("tmm1", "tmm4", "tmm7"),
+            (_, 0) => add!("tmm2", "tmm5", "tmm6"),
+            (_, _) => add!("tmm3", "tmm5", "tmm7"),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(&mut self, slot: usize, at: usize, from: *const Sums16) {
+        match (slot, at) {
+            (0, 0) => load!("tmm0", from, 64usize),
+            (0, _) => load!("tmm1", from, 64usize),
+            (_, 0) => load!("tmm2", from, 64usize),
+            (_, _) => load!("tmm3", from, 64usize),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(&mut self, slot: usize, at: usize, to: *mut Sums16) {
+        match (slot, at) {
+            (0, 0) => store!("tmm0", to),
+            (0, _) => store!("tmm1", to),
+            (_, 0) => store!("tmm2", to),
+            (_, _) => store!("tmm3", to),
         }
     }
 }

@@ -67,6 +67,13 @@ unsafe fn add_pairs(words: __m256i) -> __m256i {
     _mm256_madd_epi16(words, _mm256_set1_epi16(1))
 }
 
+/// The nearest floats whose lower halves are zero.
+#[inline(always)]
+unsafe fn round_half(v: __m256) -> __m256 {
+    let bits = _mm256_add_epi32(_mm256_castps_si256(v), _mm256_set1_epi32(0x8000));
+    _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-1 << 16)))
+}
+
 impl Lanes for Avx2 {
     const ROWS: usize = 6;
     type Acc = Pair;
@@ -166,6 +173,11 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn scale2(self, n: Self) -> Self {
         Self(scale8(self.0, n.0), scale8(self.1, n.1))
+    }
+    #[inline(always)]
+    unsafe fn store_f64(self, to: *mut f64) {
+        to.cast::<[f64; 16]>().write_unaligned([0.0; 16]);
+        self.add_to_f64(to);
     }
     #[inline(always)]
     unsafe fn add_to_f64(self, to: *mut f64) {
@@ -329,6 +341,28 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn byte_acc8_f32(acc: Pair, _: i32) -> Self {
         Self::acc7_f32(acc)
+    }
+
+    #[inline(always)]
+    unsafe fn to_bf16(self) -> Self {
+        Self(round_half(self.0), round_half(self.1))
+    }
+    #[inline(always)]
+    unsafe fn zero_below(self, least: f32) -> Self {
+        let (least, sizes) = (_mm256_set1_ps(least), self.abs());
+        let first = _mm256_cmp_ps::<_CMP_LT_OQ>(sizes.0, least);
+        let second = _mm256_cmp_ps::<_CMP_LT_OQ>(sizes.1, least);
+        Self(
+            _mm256_andnot_ps(first, self.0),
+            _mm256_andnot_ps(second, self.1),
+        )
+    }
+    #[inline(always)]
+    unsafe fn column(bytes: Pair, at: u32) -> Self {
+        let (by, byte) = (_mm_cvtsi32_si128(8 * at as i32), _mm256_set1_epi32(0xff));
+        let first = _mm256_and_si256(_mm256_srl_epi32(bytes.0, by), byte);
+        let second = _mm256_and_si256(_mm256_srl_epi32(bytes.1, by), byte);
+        Self(_mm256_cvtepi32_ps(first), _mm256_cvtepi32_ps(second))
     }
 
     #[inline(always)]

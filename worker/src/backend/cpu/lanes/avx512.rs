@@ -1,7 +1,8 @@
 //! [`Lanes`] in one 512-bit register, byte products by VNNI.
 
 use super::super::rows::COARSE;
-use super::{LINE_ORDER, Lanes};
+use super::super::rows::Line;
+use super::{LANES, LINE_ORDER, Lanes, PAIRS, Sums16, WeightTile};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -13,6 +14,88 @@ unsafe fn quad_of_bytes(row: *const i8, width: usize, column: usize) -> [i32; 2]
     let coarse = row.add(column).cast::<i32>();
     let fine = row.add(width + column).cast::<i32>();
     [coarse.read_unaligned(), fine.read_unaligned()]
+}
+
+/// Numbers that are stored to be read one by one.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Aligned([f32; LANES]);
+
+impl Aligned {
+    #[inline(always)]
+    unsafe fn of(lanes: Avx512) -> Self {
+        let mut numbers = Self([0.0; LANES]);
+        lanes.store(numbers.0.as_mut_ptr());
+        numbers
+    }
+}
+
+/// What it refers to, read from memory at each use: a load puts a number or a quarter into all lanes at no
+/// cost in shuffles, which a compiler would make of it where it knows the register.
+#[inline(always)]
+fn in_memory<T>(value: &T) -> &T {
+    std::hint::black_box(value)
+}
+
+/// A block for each of sixteen rows, whose number is a constant: rolled up, the loop would be too long for the
+/// processor to look beyond it.
+macro_rules! each_row {
+    ($row:ident => $body:block) => {
+        each_row!(@ $row $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $row:ident $body:block $($number:literal)*) => {
+        $({
+            const $row: usize = $number;
+            $body
+        })*
+    };
+}
+
+/// Of each lane `first` and then `second`, rounded to bf16.
+#[inline(always)]
+unsafe fn pairs(first: Avx512, second: Avx512) -> __m512i {
+    let half = _mm512_set1_epi32(0x8000);
+    let first = _mm512_add_epi32(_mm512_castps_si512(first.0), half);
+    let second = _mm512_add_epi32(_mm512_castps_si512(second.0), half);
+    let upper = _mm512_set1_epi32(-1 << 16);
+    // (second & upper) | first >> 16
+    _mm512_ternarylogic_epi32::<0xea>(second, upper, _mm512_srli_epi32::<16>(first))
+}
+
+/// The lowest byte of each lane as a number.
+#[inline(always)]
+unsafe fn lowest_byte(lanes: __m512i) -> Avx512 {
+    let byte = _mm512_and_si512(lanes, _mm512_set1_epi32(0xff));
+    Avx512(_mm512_cvtepi32_ps(byte))
+}
+
+/// `first`, and in the last two of each four lanes `later`, unless that is the same.
+#[inline(always)]
+unsafe fn either(first: f32, later: f32, is_same: bool) -> Avx512 {
+    let first = _mm512_set1_ps(first);
+    match is_same {
+        true => Avx512(first),
+        false => Avx512(_mm512_mask_mov_ps(first, 0xcccc, _mm512_set1_ps(later))),
+    }
+}
+
+#[inline(always)]
+unsafe fn aligned(row: &[f32; LANES]) -> __m512i {
+    _mm512_load_si512(row.as_ptr().cast())
+}
+
+/// Four vectors of a quad of each of sixteen rows: vector `j` has, one behind the other, all four quads of
+/// each of the rows `j`, `4 + j`, `8 + j` and `12 + j`.
+#[inline(always)]
+unsafe fn by_rows([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+    let (low, high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let (later_low, later_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    [
+        _mm512_unpacklo_epi64(low, later_low),
+        _mm512_unpackhi_epi64(low, later_low),
+        _mm512_unpacklo_epi64(high, later_high),
+        _mm512_unpackhi_epi64(high, later_high),
+    ]
 }
 
 /// `254 * coarse + fine`: rounded once, where the two are below 2^24.
@@ -111,6 +194,13 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn scale2(self, n: Self) -> Self {
         Self(_mm512_scalef_ps(self.0, n.0))
+    }
+    #[inline(always)]
+    unsafe fn store_f64(self, to: *mut f64) {
+        let upper = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0));
+        let (lower, upper) = (_mm512_castps512_ps256(self.0), _mm256_castpd_ps(upper));
+        _mm512_storeu_pd(to, _mm512_cvtps_pd(lower));
+        _mm512_storeu_pd(to.add(8), _mm512_cvtps_pd(upper));
     }
     #[inline(always)]
     unsafe fn add_to_f64(self, to: *mut f64) {
@@ -272,6 +362,145 @@ impl Lanes for Avx512 {
             let high = _mm512_and_si512(high, _mm512_set1_epi32(-1 << 16));
             let both = _mm512_or_si512(_mm512_srli_epi32::<16>(low), high);
             _mm512_storeu_si512(to.add(32 * at).cast(), both);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn to_bf16(self) -> Self {
+        let bits = _mm512_add_epi32(_mm512_castps_si512(self.0), _mm512_set1_epi32(0x8000));
+        let upper = _mm512_and_si512(bits, _mm512_set1_epi32(-1 << 16));
+        Self(_mm512_castsi512_ps(upper))
+    }
+    #[inline(always)]
+    unsafe fn zero_below(self, least: f32) -> Self {
+        let size = _mm512_abs_ps(self.0);
+        let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(size, _mm512_set1_ps(least));
+        Self(_mm512_maskz_mov_ps(keep, self.0))
+    }
+    #[inline(always)]
+    unsafe fn column(bytes: __m512i, at: u32) -> Self {
+        lowest_byte(_mm512_srl_epi32(bytes, _mm_cvtsi32_si128(8 * at as i32)))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16) {
+        let upper = _mm512_srli_epi32::<16>(_mm512_castps_si512(self.0));
+        _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(upper));
+    }
+    #[inline(always)]
+    unsafe fn store_pairs(first: Self, second: Self, to: *mut Line) {
+        _mm512_store_si512(to.cast(), pairs(first, second));
+    }
+    #[inline(always)]
+    unsafe fn put_pairs(first: Self, second: Self, to: *mut u16) {
+        const FIRSTS: [u32; 16] = {
+            let mut firsts = [0; 16];
+            let mut at = 0;
+            while at < 16 {
+                firsts[at] = PAIRS[at] as u32;
+                at += 1;
+            }
+            firsts
+        };
+        let firsts = _mm512_loadu_si512(FIRSTS.as_ptr().cast());
+        let seconds = _mm512_add_epi32(firsts, _mm512_set1_epi32(2));
+        let (a, b) = (_mm512_castps_si512(first.0), _mm512_castps_si512(second.0));
+        let firsts = _mm512_permutex2var_epi32(a, firsts, b);
+        let seconds = _mm512_permutex2var_epi32(a, seconds, b);
+        let both = _mm512_or_si512(_mm512_srli_epi32::<16>(firsts), seconds);
+        let lines = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let places = _mm512_slli_epi32::<6>(lines);
+        _mm512_i32scatter_epi32::<1>(to.cast(), places, both);
+    }
+    #[inline(always)]
+    unsafe fn store_nibbles(
+        from: *const u8,
+        levels: &[f32; 16],
+        scale: Self,
+        least: Self,
+        to: *mut WeightTile,
+    ) {
+        let quads = by_rows([
+            Self::bytes(from),
+            Self::bytes(from.add(64)),
+            Self::bytes(from.add(128)),
+            Self::bytes(from.add(192)),
+        ]);
+        let numbers = [Aligned::of(scale), Aligned::of(least)];
+        let (quads, numbers) = (in_memory(&quads), in_memory(&numbers));
+        let levels = Self::load(levels.as_ptr());
+        // Nibble n of a row's words to bits 1 to 4: the place of its float's upper half is odd.
+        let by = _mm512_setr_epi32(-1, -1, -1, -1, 3, 3, 3, 3, 7, 7, 7, 7, 11, 11, 11, 11);
+        let (bits, odd) = (_mm512_set1_epi16(30), _mm512_set1_epi16(1));
+        each_row!(ROW => {
+            let [scale, least] = numbers;
+            let (scale, least) = (scale.0[ROW], least.0[ROW]);
+            let table = levels.fma(Self::splat(scale), Self::splat(least));
+            let table = _mm512_castps_si512(table.0);
+            let table = _mm512_add_epi32(table, _mm512_set1_epi32(0x8000));
+            let nibbles = (&raw const quads[ROW % 4]).cast::<__m128i>().add(ROW / 4);
+            let nibbles = _mm512_broadcast_i32x4(nibbles.read());
+            let places = _mm512_rorv_epi32(nibbles, by);
+            // (places & bits) | odd
+            let places = _mm512_ternarylogic_epi32::<0xea>(places, bits, odd);
+            let weights = _mm512_permutexvar_epi16(places, table);
+            _mm512_store_si512((&raw mut (*to).0[ROW]).cast(), weights);
+        });
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(vectors: [__m512i; 8], parts: &[[Self; 2]], to: *mut WeightTile) {
+        let [a, b, c, d, e, f, g, h] = vectors;
+        let (even, odd) = (by_rows([a, c, e, g]), by_rows([b, d, f, h]));
+        let last = &parts[parts.len() - 1];
+        let first = [Aligned::of(parts[0][0]), Aligned::of(parts[0][1])];
+        let later = [Aligned::of(last[0]), Aligned::of(last[1])];
+        let (first, later) = (in_memory(&first), in_memory(&later));
+        let is_whole = parts.len() == 1;
+        // Two vectors of a row, and again: the first bytes' pairs, then the second ones'.
+        let by = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8);
+        each_row!(ROW => {
+            // A row's quads of even and then of odd vectors, twice.
+            const TWO: i64 = ROW as i64 / 4 * 2;
+            let ends = _mm512_setr_epi64(TWO, TWO + 1, TWO + 8, TWO + 9, TWO, TWO + 1, TWO + 8, TWO + 9);
+            let quads = _mm512_permutex2var_epi64(even[ROW % 4], ends, odd[ROW % 4]);
+            let shifted = _mm512_srlv_epi32(quads, by);
+            let scale = either(first[0].0[ROW], later[0].0[ROW], is_whole);
+            let least = either(first[1].0[ROW], later[1].0[ROW], is_whole);
+            let first = lowest_byte(shifted).fma(scale, least);
+            let second = lowest_byte(_mm512_srli_epi32::<16>(shifted)).fma(scale, least);
+            _mm512_store_si512((&raw mut (*to).0[ROW]).cast(), pairs(first, second));
+        });
+    }
+    #[inline(always)]
+    unsafe fn transpose(from: *const Sums16, to: *mut Sums16) {
+        let rows = &(*from).0;
+        // Fours of columns of four rows each, and then fours of fours.
+        let mut quads = [[_mm512_setzero_si512(); 4]; 4];
+        for (group, quads) in quads.iter_mut().enumerate() {
+            let at = 4 * group;
+            let (a, b) = (aligned(&rows[at]), aligned(&rows[at + 1]));
+            let (c, d) = (aligned(&rows[at + 2]), aligned(&rows[at + 3]));
+            *quads = by_rows([a, b, c, d]);
+        }
+        for column in 0..4 {
+            let (a, b) = (quads[0][column], quads[1][column]);
+            let (c, d) = (quads[2][column], quads[3][column]);
+            let (low, high) = (
+                _mm512_shuffle_i32x4::<0x88>(a, b),
+                _mm512_shuffle_i32x4::<0x88>(c, d),
+            );
+            let (odd_low, odd_high) = (
+                _mm512_shuffle_i32x4::<0xdd>(a, b),
+                _mm512_shuffle_i32x4::<0xdd>(c, d),
+            );
+            let columns = [
+                _mm512_shuffle_i32x4::<0x88>(low, high),
+                _mm512_shuffle_i32x4::<0x88>(odd_low, odd_high),
+                _mm512_shuffle_i32x4::<0xdd>(low, high),
+                _mm512_shuffle_i32x4::<0xdd>(odd_low, odd_high),
+            ];
+            for (four, columns) in columns.into_iter().enumerate() {
+                _mm512_store_si512((&raw mut (*to).0[4 * four + column]).cast(), columns);
+            }
         }
     }
 

@@ -29,6 +29,7 @@ pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
 pub(super) use portable::Portable;
 
+use super::rows::Line;
 use half::bf16;
 
 /// Lanes of a vector.
@@ -45,6 +46,30 @@ pub(super) const LINE_ORDER: [usize; 32] = {
     }
     order
 };
+
+/// Pairs of a block's columns in the order in which tiles of bf16 add them up; the second of a pair is two
+/// columns behind the first. (Of four-bit weights in the packed order, a pair's two are sixteen bits
+/// apart, and four pairs take one shift.)
+pub(super) const PAIRS: [usize; 16] = {
+    let mut pairs = [0; 16];
+    let mut at = 0;
+    while at < 16 {
+        let (byte, half, quads) = (at / 8, at / 4 % 2, at % 4);
+        pairs[at] = 8 * quads + 4 * half + byte;
+        at += 1;
+    }
+    pairs
+};
+
+/// A tile of weights in bf16: of each of sixteen rows [`PAIRS`] of a block's columns.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct WeightTile(pub(super) [[[u16; 2]; 16]; LANES]);
+
+/// Sixteen rows of sixteen sums.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Sums16(pub(super) [[f32; LANES]; LANES]);
 
 /// A vector of sixteen f32, and sums of products of whole numbers for sixteen weight rows.
 ///
@@ -84,6 +109,7 @@ pub(super) trait Lanes: Copy {
     unsafe fn fma(self, factor: Self, addend: Self) -> Self;
     /// `self * 2^n` for whole `n` in -126..=127.
     unsafe fn scale2(self, n: Self) -> Self;
+    unsafe fn store_f64(self, to: *mut f64);
     /// `to[lane] += self[lane]` in f64, for sixteen lanes.
     unsafe fn add_to_f64(self, to: *mut f64);
     unsafe fn sum(self) -> f32;
@@ -168,6 +194,82 @@ pub(super) trait Lanes: Copy {
         }
     }
 
+    /// To the nearest of those that a bf16 holds, of two as near the one further from zero.
+    unsafe fn to_bf16(self) -> Self;
+    /// Zeroes where the magnitude is below `least`; what is no number stays.
+    unsafe fn zero_below(self, least: f32) -> Self;
+    /// Byte `at` of each row's four, as a number.
+    unsafe fn column(bytes: Self::Bytes, at: u32) -> Self;
+
+    /// Of values that bf16 hold.
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16) {
+        let mut values = [0f32; LANES];
+        self.store(values.as_mut_ptr());
+        for (at, value) in values.into_iter().enumerate() {
+            *to.add(at) = (value.to_bits() >> 16) as u16;
+        }
+    }
+    /// A pair of each lane, of any values: `first` and then `second`, rounded by `to_bf16`.
+    #[inline(always)]
+    unsafe fn store_pairs(first: Self, second: Self, to: *mut Line) {
+        let mut bits = [[0u16; LANES]; 2];
+        first.to_bf16().store_bf16(bits[0].as_mut_ptr());
+        second.to_bf16().store_bf16(bits[1].as_mut_ptr());
+        for lane in 0..LANES {
+            (*to).0[2 * lane] = bits[0][lane];
+            (*to).0[2 * lane + 1] = bits[1][lane];
+        }
+    }
+    /// [`PAIRS`] of 32 columns of a row, which bf16 hold, each a line behind the one before.
+    #[inline(always)]
+    unsafe fn put_pairs(first: Self, second: Self, to: *mut u16) {
+        let mut columns = [0u16; 2 * LANES];
+        first.store_bf16(columns.as_mut_ptr());
+        second.store_bf16(columns.as_mut_ptr().add(LANES));
+        for (at, column) in PAIRS.into_iter().enumerate() {
+            let to = to.add(at * 2 * LANES);
+            *to = columns[column];
+            *to.add(1) = columns[column + 2];
+        }
+    }
+    /// `levels[nibble] * scale + least`, rounded by `to_bf16`, of the 32 columns of sixteen rows whose nibbles
+    /// lie in the four vectors from `from` on as `quants` says.
+    #[inline(always)]
+    unsafe fn store_nibbles(
+        from: *const u8,
+        levels: &[f32; 16],
+        scale: Self,
+        least: Self,
+        to: *mut WeightTile,
+    ) {
+        let shift = |vector: usize| (vector % 2 * 4) as u8;
+        store_tile([[scale, least]; 2], to, |row, column| {
+            let (vector, byte) = (column / 4, column % 4);
+            let at = vector / 2 * 64 + row * 4 + byte;
+            levels[usize::from((*from.add(at) >> shift(vector)) & 15)]
+        });
+    }
+    /// `byte * scale + least`, rounded by `to_bf16`, of eight vectors. Scales and leasts are of all columns,
+    /// or of the first half and of the second.
+    #[inline(always)]
+    unsafe fn store_bytes(vectors: [Self::Bytes; 8], parts: &[[Self; 2]], to: *mut WeightTile) {
+        const { assert!(size_of::<Self::Bytes>() == 64) };
+        let bytes = vectors.as_ptr().cast::<u8>();
+        store_tile([parts[0], parts[parts.len() - 1]], to, |row, column| {
+            f32::from(*bytes.add(column / 4 * 64 + row * 4 + column % 4))
+        });
+    }
+    /// `to[n][m] = from[m][n]`
+    #[inline(always)]
+    unsafe fn transpose(from: *const Sums16, to: *mut Sums16) {
+        for m in 0..LANES {
+            for n in 0..LANES {
+                (*to).0[n][m] = (*from).0[m][n];
+            }
+        }
+    }
+
     /// Asks for the cache line of `at`; any address is allowed. Into the second-level cache, which can wait
     /// for more lines of memory at once than the first can.
     unsafe fn prefetch(at: *const u8);
@@ -191,6 +293,36 @@ pub(super) trait Lanes: Copy {
         p = p.fma(r, Self::splat(1.0));
         p.scale2(n)
     }
+}
+
+/// A tile of `quant(row, column) * scale + least`.
+#[inline(always)]
+unsafe fn store_tile<V: Lanes>(
+    parts: [[V; 2]; 2],
+    to: *mut WeightTile,
+    quant: impl Fn(usize, usize) -> f32,
+) {
+    let mut numbers = [[[0f32; LANES]; 2]; 2];
+    for (numbers, part) in numbers.iter_mut().zip(parts) {
+        part[0].store(numbers[0].as_mut_ptr());
+        part[1].store(numbers[1].as_mut_ptr());
+    }
+    for row in 0..LANES {
+        for (at, first) in PAIRS.into_iter().enumerate() {
+            for (side, column) in [first, first + 2].into_iter().enumerate() {
+                let [scale, least] = &numbers[column / 16];
+                // The product is exact.
+                let weight = quant(row, column) * scale[row] + least[row];
+                (*to).0[row][at][side] = (round_half(weight.to_bits()) >> 16) as u16;
+            }
+        }
+    }
+}
+
+/// The bits of the nearest float whose lower half is zero.
+#[inline(always)]
+fn round_half(bits: u32) -> u32 {
+    bits.wrapping_add(0x8000) & 0xffff_0000
 }
 
 /// Compiles a function generic over [`Lanes`] (and over what is named behind it) once per instruction

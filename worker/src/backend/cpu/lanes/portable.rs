@@ -1,6 +1,6 @@
 //! [`Lanes`] in plain Rust: loops over arrays that the compiler vectorises for its target.
 
-use super::{LANES, Lanes};
+use super::{LANES, Lanes, round_half};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
@@ -172,6 +172,11 @@ impl Lanes for Portable {
         ))
     }
     #[inline(always)]
+    unsafe fn store_f64(self, to: *mut f64) {
+        to.cast::<[f64; LANES]>()
+            .write_unaligned(self.0.map(f64::from));
+    }
+    #[inline(always)]
     unsafe fn add_to_f64(self, to: *mut f64) {
         for lane in 0..LANES {
             *to.add(lane) += f64::from(self.0[lane]);
@@ -276,6 +281,23 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn byte_acc8_f32(acc: Sums, _: i32) -> Self {
         Self::acc7_f32(acc)
+    }
+
+    #[inline(always)]
+    unsafe fn to_bf16(self) -> Self {
+        Self(self.0.map(|v| f32::from_bits(round_half(v.to_bits()))))
+    }
+    #[inline(always)]
+    unsafe fn zero_below(self, least: f32) -> Self {
+        Self(self.0.map(|v| if v.abs() < least { 0.0 } else { v }))
+    }
+    #[inline(always)]
+    unsafe fn column(bytes: [u8; 64], at: u32) -> Self {
+        let mut column = [0f32; LANES];
+        for (lane, value) in column.iter_mut().enumerate() {
+            *value = f32::from(bytes[4 * lane + at as usize]);
+        }
+        Self(column)
     }
 
     #[inline(always)]
