@@ -122,6 +122,7 @@ fn by_pairs<T: Copy>(
         let to = Sums {
             at: out[tile * TILE..].as_mut_ptr(),
             pitch: GROUP_ROWS,
+            is_room: false,
         };
         run(pair, to, columns - tile * TILE);
     }

@@ -36,6 +36,8 @@ const AHEAD: usize = 5 << 10;
 pub(super) struct Sums<T> {
     pub(super) at: *mut T,
     pub(super) pitch: usize,
+    /// These are a [`GroupSums`]: nobody else's values lie between the rows.
+    pub(super) is_room: bool,
 }
 
 impl<T> Sums<T> {
@@ -85,6 +87,7 @@ impl<T> GroupSums<T> {
         Sums {
             at: self.as_mut_ptr(),
             pitch: GROUP_ROWS,
+            is_room: true,
         }
     }
 

@@ -203,6 +203,7 @@ impl<T> Shared<T> {
             // SAFETY: by this function's contract.
             at: unsafe { self.0.add(row * width + column) },
             pitch: width,
+            is_room: false,
         }
     }
 }

@@ -4,7 +4,7 @@
 use super::amx::{self, TileConfig};
 use super::bf16::{GatedTo, Pair, Room, STRIPS_MAX, Slot, To};
 use super::matmul::{self, GroupSums, Inputs, ROWS_MAX, Sums, Weights};
-use super::pack::{BLOCK, Format, GROUP_ROWS, GROUP_TILES, Packed, TILE};
+use super::pack::{BLOCK, Format, GROUP_TILES, Packed, TILE};
 use super::pointwise;
 use super::rows::{CpuRows, Form, QuantsMut, STRIP_ROWS};
 use crate::backend::Isa;
@@ -110,7 +110,7 @@ impl Kernels {
             unsafe { self.pairs(w, group, x, rows, None, To::Put(out, columns)) }
             return;
         }
-        let is_direct = self.is_direct(columns, out.pitch);
+        let is_direct = out.is_room || self.is_direct(columns);
         for (at, rows) in chunks(rows) {
             let (weights, inputs) = operands(w, group, x, rows);
             // SAFETY: `operands` checked rows and shapes; the group's bytes are packed; there is room for
@@ -151,7 +151,7 @@ impl Kernels {
             unsafe { self.pairs(w, group, x, rows, Some(segment), To::Wide(out, columns)) }
             return;
         }
-        let is_direct = self.is_direct(columns, out.pitch);
+        let is_direct = out.is_room || self.is_direct(columns);
         for (at, rows) in chunks(rows) {
             let (weights, inputs) = operands(w, group, x, rows);
             // SAFETY: as in `multiply`; segments stay within the group's blocks.
@@ -302,11 +302,10 @@ impl Kernels {
         w.format.is_quantised() && x.is_quantised && x.form.is_in_strips()
     }
 
-    /// Whether sums of so many columns can be written where they belong: tiles add up in memory and take
-    /// nothing but a [`GroupSums`] (or what is laid out as one: a matrix of one group), and the last tile
-    /// of a group may be wider than the group.
-    fn is_direct(&self, columns: usize, pitch: usize) -> bool {
-        pitch == GROUP_ROWS || (self.tiles.is_none() && columns.is_multiple_of(TILE))
+    /// Whether sums of so many columns can be written among other groups': tiles add up in memory and take
+    /// nothing but a [`GroupSums`], and the last tile of a group may be wider than the group.
+    fn is_direct(&self, columns: usize) -> bool {
+        self.tiles.is_none() && columns.is_multiple_of(TILE)
     }
 }
 

@@ -183,8 +183,9 @@ fn products_of_every_format_shape_and_row_count() {
     let mut random = SplitMix(1);
     for mut cpu in ACTIVATIONS.into_iter().flat_map(backends_with) {
         for dtype in DType::ALL {
-            // Below a tile, one odd tile, odd groups, and enough tiles for wide groups.
-            for (outputs, blocks) in [(3, 1), (17, 3), (100, 2), (1_553, 1)] {
+            // Below a tile, one odd tile, two groups in rows as long as a wide one, odd groups, and enough tiles
+            // for wide groups.
+            for (outputs, blocks) in [(3, 1), (17, 3), (64, 1), (100, 2), (1_553, 1)] {
                 let columns = blocks * dtype.block_elements().max(BLOCK);
                 let bytes = file_bytes(&mut random, dtype, outputs * columns);
                 let w = view(dtype, outputs, columns, &bytes);
