@@ -6,8 +6,8 @@ round, so that a busy moment hits all of them, and is told as medians and ratios
         trireme=http://127.0.0.1:8080=KEY llama.cpp=http://127.0.0.1:8081=none vllm=http://127.0.0.1:8000=none
 
 BIN is the folder that has `llama-bench` and `llama-batched-bench`, built on this machine with `GGML_NATIVE=ON`. Each of
-llama.cpp's figures is the better one of flash attention on and off. Of us there are two rows: activations of two
-bytes, as by default, and of one, which is what llama.cpp multiplies.
+llama.cpp's figures is the better one of flash attention on and off. Of us there is a column for each form of
+activations that is asked for: two bytes, as by default, and one, which is what llama.cpp multiplies; bf16 where there is AMX.
 
 `serve` asks servers that are already running, and stops all (SIGSTOP) but the one it asks where their process ids are
 given (`trireme=URL=KEY=PID,PID`; vLLM's includes its engine's): idle servers, too, may spin. Each round asks prompts of its
@@ -15,6 +15,7 @@ own, the same of each server.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -81,8 +82,9 @@ def table(rows, unit):
 
 
 def engine(args):
-    rows = {"int16": {}, "int8": {}, "llama.cpp": {}}
-    asked = {"int16": lambda: ours(args, "int16"), "int8": lambda: ours(args, "int8"), "llama.cpp": lambda: llama(args)}
+    asked = {activations: functools.partial(ours, args, activations) for activations in args.activations}
+    asked["llama.cpp"] = functools.partial(llama, args)
+    rows = {name: {} for name in asked}
     for number in range(1, args.rounds + 1):
         for name, ask in asked.items():
             print(f"round {number} of {args.rounds}: {name}", file=sys.stderr, flush=True)
@@ -120,7 +122,9 @@ def serve(args):
                 if measured["failures"]:
                     sys.exit(f"{asked.name}: {measured}")
                 for case in args.figures:
-                    rows[asked.name].setdefault(case, []).append(measured[case])
+                    # There is no time between tokens where each answer is one.
+                    if measured[case] is not None:
+                        rows[asked.name].setdefault(case, []).append(measured[case])
     finally:
         for server in servers:
             server.signal(signal.SIGCONT)
@@ -137,6 +141,7 @@ def main():
     of.add_argument("--llama", type=pathlib.Path, required=True)
     of.add_argument("--model", type=pathlib.Path, required=True)
     of.add_argument("--threads", type=int, default=2)
+    of.add_argument("--activations", type=lambda text: text.split(","), default=["int16", "int8"])
     of.add_argument("--prompt", type=int, default=512)
     of.add_argument("--batch", type=int, nargs="+", default=[16, 32])
     of.set_defaults(call=engine)

@@ -26,6 +26,13 @@ pub(super) struct Multiplier {
 impl Multiplier {
     /// The machine has `isa`.
     pub(super) fn new(isa: Isa, activations: ActivationFormat) -> Self {
+        if activations == ActivationFormat::Bf16 && isa != Isa::Amx {
+            tracing::warn!(
+                kernels = isa.name(),
+                "activations in bf16 are multiplied one by one without AMX: deploy with int8 or int16 where \
+                 workers have none"
+            );
+        }
         let tile_rows_min = match isa {
             // Whole chunks at the least: who asks for tiles gets them.
             Isa::Amx => tiles_win_from(activations).unwrap_or(ROWS_MAX),
