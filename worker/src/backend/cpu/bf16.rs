@@ -158,7 +158,7 @@ pub(super) enum To {
     /// Of the outputs there are. In what is of segments, f32 are rounded from f64.
     Put(Sums<f32>, usize),
     /// The same is added to what is there.
-    AddTo(Sums<f32>, usize),
+    Add(Sums<f32>, usize),
     /// Sums of segments.
     Wide(Sums<f64>, usize),
     /// Gates and what they let through: one slot's sums, bent by the activation, times the other's.
@@ -167,11 +167,11 @@ pub(super) enum To {
 
 impl To {
     /// The same from a later output on, of those that are put by columns.
-    pub(super) unsafe fn from(self, first: usize) -> Self {
+    pub(super) unsafe fn at_output(self, first: usize) -> Self {
         match self {
-            Self::Put(to, columns) => Self::Put(to.from(first), columns - first),
-            Self::AddTo(to, columns) => Self::AddTo(to.from(first), columns - first),
-            Self::Wide(to, columns) => Self::Wide(to.from(first), columns - first),
+            Self::Put(to, columns) => Self::Put(to.at_column(first), columns - first),
+            Self::Add(to, columns) => Self::Add(to.at_column(first), columns - first),
+            Self::Wide(to, columns) => Self::Wide(to.at_column(first), columns - first),
             Self::Gated(..) => self,
         }
     }
@@ -394,7 +394,7 @@ unsafe fn put<V: Lanes>(pair: Pair<'_>, room: &mut Room, strip: usize, to: To) {
         let turned = &turned.assume_init_ref().0[..rows];
         match to {
             To::Put(to, columns) => put_rows::<V, false>(turned, to, row, first, columns),
-            To::AddTo(to, columns) => put_rows::<V, true>(turned, to, row, first, columns),
+            To::Add(to, columns) => put_rows::<V, true>(turned, to, row, first, columns),
             To::Wide(..) | To::Gated(..) => unreachable!("done above"),
         }
     }

@@ -221,7 +221,7 @@ fn compare(dtype: DType, outputs: usize, columns: usize, segments: &[usize]) {
                 let got = by_pairs(&packed, group, &strips, Some(segment), unit, run, 0.0);
                 assert!(got == want, "{what}");
                 let run = |pair: Pair<'_>, to, columns| unsafe {
-                    let to = To::AddTo(to, columns);
+                    let to = To::Add(to, columns);
                     multiply::<Portable, _>(&mut Written::default(), pair, &mut room, to);
                 };
                 let got = by_pairs(&packed, group, &strips, Some(segment), unit, run, 1.0f32);

@@ -51,7 +51,7 @@ impl<T> Sums<T> {
     ///
     /// # Safety
     /// They have it.
-    pub(super) unsafe fn from(self, column: usize) -> Self {
+    pub(super) unsafe fn at_column(self, column: usize) -> Self {
         Self {
             at: self.at.add(column),
             ..self
@@ -62,7 +62,7 @@ impl<T> Sums<T> {
     ///
     /// # Safety
     /// There is such a row.
-    pub(super) unsafe fn from_row(self, row: usize) -> Self {
+    pub(super) unsafe fn at_row(self, row: usize) -> Self {
         Self {
             at: self.at.add(row * self.pitch),
             ..self

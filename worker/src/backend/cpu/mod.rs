@@ -126,7 +126,7 @@ impl Gated {
             // SAFETY: the places are this task's; buffers have room for a group, of which whole tiles were just
             // multiplied. A group starts at a whole block, and where the width is whole blocks it ends at one.
             unsafe {
-                let to = values.from_row(first - rows.start);
+                let to = values.at_row(first - rows.start);
                 let is_whole = count == vectors;
                 let (gated, ups) = (if is_whole { to } else { gates.sums() }, ups.sums());
                 kernels.multiply(&self.gate, group, x, chunk.clone(), gated);

@@ -123,7 +123,7 @@ impl Kernels {
             // SAFETY: `operands` checked rows and shapes; the group's bytes are packed; there is room for
             // the sums; whoever made the `Multiplier` checked the instruction set.
             unsafe {
-                let out = out.from_row(at);
+                let out = out.at_row(at);
                 let to = if is_direct { out } else { self.narrow.sums() };
                 match &self.tiles {
                     Some(tiles) if w.format.is_quantised() => {
@@ -163,7 +163,7 @@ impl Kernels {
             let (weights, inputs) = operands(w, group, x, rows);
             // SAFETY: as in `multiply`; segments stay within the group's blocks.
             unsafe {
-                let out = out.from_row(at);
+                let out = out.at_row(at);
                 let to = if is_direct { out } else { self.wide.sums() };
                 match &self.tiles {
                     Some(tiles) if w.format.is_quantised() => {
@@ -196,14 +196,14 @@ impl Kernels {
         let columns = w.group_rows(group).len();
         if self.takes_strips(w, x) {
             // SAFETY: by this function's contract.
-            unsafe { self.pairs(w, group, x, rows, Some(segment), To::AddTo(to, columns)) }
+            unsafe { self.pairs(w, group, x, rows, Some(segment), To::Add(to, columns)) }
             return;
         }
         for (at, rows) in chunks(rows) {
             let (mut sums, count) = (GroupSums::new(), rows.len());
             // SAFETY: the buffer has room for a group; otherwise as above; the instruction set is checked.
             unsafe {
-                let (sums, to) = (sums.sums(), to.from_row(at));
+                let (sums, to) = (sums.sums(), to.at_row(at));
                 self.multiply_wide(w, group, x, rows, segment, sums);
                 for row in 0..count {
                     pointwise::add_rounded(self.isa, to.row(row), sums.row(row), columns);
@@ -233,7 +233,7 @@ impl Kernels {
         for tile in 0..gate.group_tiles(group) {
             let first = tile * TILE;
             // SAFETY: the tile's first output is one of the group's, and so by this function's contract.
-            let values = values.map(|to| (unsafe { to.from(first) }, outputs.len() - first));
+            let values = values.map(|to| (unsafe { to.at_column(first) }, outputs.len() - first));
             let to = GatedTo {
                 values,
                 quants: quants.map(|to| (to, rows.start, outputs.start + first)),
@@ -272,7 +272,16 @@ impl Kernels {
             let slots = [tile, (tile + 1).min(tiles - 1)].map(|tile| slot(w, group, tile, 2));
             let slots = &slots[..2.min(tiles - tile)];
             // SAFETY: by this function's contract.
-            unsafe { self.pair(slots, w, x, rows.clone(), segment, to.from(tile * TILE)) }
+            unsafe {
+                self.pair(
+                    slots,
+                    w,
+                    x,
+                    rows.clone(),
+                    segment,
+                    to.at_output(tile * TILE),
+                )
+            }
         }
     }
 

@@ -524,6 +524,7 @@ fn strips_hold_pairs_of_columns() {
             one_by_one.reserve_quants(x.form);
             let to = one_by_one.quants_mut();
             for (row, values) in values.chunks(96).enumerate() {
+                // SAFETY: a row of three blocks, room was made, and the backend checked its instruction set.
                 unsafe { rows::quantise(cpu.isa, values.as_ptr(), to, row, 0, 3) };
             }
             let got = strips(&x);

@@ -470,6 +470,7 @@ impl Lanes for Avx512 {
             _mm512_store_si512((&raw mut (*to).0[ROW]).cast(), pairs(first, second));
         });
     }
+    #[allow(clippy::needless_range_loop, reason = "of registers, counted")]
     #[inline(always)]
     unsafe fn transpose(from: *const Sums16, to: *mut Sums16) {
         let rows = &(*from).0;

@@ -216,9 +216,9 @@ pub(super) trait Lanes: Copy {
         let mut bits = [[0u16; LANES]; 2];
         first.to_bf16().store_bf16(bits[0].as_mut_ptr());
         second.to_bf16().store_bf16(bits[1].as_mut_ptr());
-        for lane in 0..LANES {
-            (*to).0[2 * lane] = bits[0][lane];
-            (*to).0[2 * lane + 1] = bits[1][lane];
+        let pairs = (*to).0.chunks_exact_mut(2);
+        for ((pair, first), second) in pairs.zip(bits[0]).zip(bits[1]) {
+            pair.copy_from_slice(&[first, second]);
         }
     }
     /// [`PAIRS`] of 32 columns of a row, which bf16 hold, each a line behind the one before.
