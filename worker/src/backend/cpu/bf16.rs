@@ -16,9 +16,9 @@
     reason = "kernels are unsafe as a whole: their pointers cover what their docs say"
 )]
 
-use super::lanes::{LANES, Lanes, Sums16, WeightTile};
+use super::lanes::{LANES, Lanes, PAIRS, Sums16, WeightTile};
 use super::matmul::Sums;
-use super::pack::{BLOCK, Format, TILE};
+use super::pack::{BLOCK, TILE};
 use super::pointwise;
 use super::quants::{self, Product, Quant};
 use super::rows::{self, Line, QuantsMut, STRIP_ROWS};
@@ -42,8 +42,6 @@ const AHEAD: usize = 12;
 ///
 /// It holds two tiles of weights, those of two strips (sixteen lines each), and four sums.
 pub(super) trait Unit {
-    /// Writes one block of a tile of a format's weights, rounded.
-    fn unpacker(format: Format) -> Unpack;
     /// All four sums become zero.
     unsafe fn zero(&mut self);
     unsafe fn take_weights(&mut self, slot: usize, from: *const WeightTile);
@@ -54,19 +52,13 @@ pub(super) trait Unit {
     unsafe fn store(&mut self, slot: usize, at: usize, to: *mut Sums16);
 }
 
-/// See [`Unit::unpacker`].
+/// Writes one block of a tile of some format's weights, rounded.
 pub(super) type Unpack = unsafe fn(from: *const u8, to: *mut WeightTile);
 
 /// What quants below 16 stand for: themselves, or a level.
-const COUNTS: [f32; 16] = {
-    let mut counts = [0.0; 16];
-    let mut at = 0;
-    while at < 16 {
-        counts[at] = at as f32;
-        at += 1;
-    }
-    counts
-};
+const COUNTS: [f32; 16] = [
+    0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
+];
 
 const FLOAT_LEVELS: [f32; 16] = {
     let mut levels = [0.0; 16];
@@ -78,7 +70,7 @@ const FLOAT_LEVELS: [f32; 16] = {
     levels
 };
 
-/// [`Unit::unpacker`] of one format.
+/// [`Unpack`] of one format.
 #[inline(always)]
 pub(super) unsafe fn unpack<V: Lanes, Q: Quant>(from: *const u8, to: *mut WeightTile) {
     let shape = const { Q::SHAPE };
@@ -186,15 +178,12 @@ pub(super) struct GatedTo {
     pub(super) quants: Option<(QuantsMut, usize, usize)>,
 }
 
-/// A strip's sums of two slots.
-type Both = [Sums16; 2];
-
-/// What a thread needs beside its registers.
+/// What a thread needs beside its registers: of each slot a chunk's weights, of each strip and slot sums.
 #[repr(align(64))]
 pub(super) struct Room {
-    weights: MaybeUninit<[[WeightTile; CHUNK]; 2]>,
-    sums: MaybeUninit<[Both; STRIPS_MAX]>,
-    wide: MaybeUninit<[[[[f64; LANES]; LANES]; 2]; STRIPS_MAX]>,
+    weights: [[MaybeUninit<WeightTile>; CHUNK]; 2],
+    sums: [[MaybeUninit<Sums16>; 2]; STRIPS_MAX],
+    wide: [[MaybeUninit<[[f64; LANES]; LANES]>; 2]; STRIPS_MAX],
 }
 
 impl Room {
@@ -204,25 +193,15 @@ impl Room {
     }
 
     fn weights(&mut self, slot: usize, block: usize) -> *mut WeightTile {
-        let slots = self.weights.as_mut_ptr().cast::<[WeightTile; CHUNK]>();
-        // In bounds: two slots of a chunk each.
-        slots
-            .wrapping_add(slot)
-            .cast::<WeightTile>()
-            .wrapping_add(block)
+        self.weights[slot][block].as_mut_ptr()
     }
 
     fn sums(&mut self, strip: usize, slot: usize) -> *mut Sums16 {
-        let strips = self.sums.as_mut_ptr().cast::<Both>();
-        strips
-            .wrapping_add(strip)
-            .cast::<Sums16>()
-            .wrapping_add(slot)
+        self.sums[strip][slot].as_mut_ptr()
     }
 
     fn wide(&mut self, strip: usize, slot: usize) -> *mut [f64; LANES] {
-        let tiles = self.wide.as_mut_ptr().cast::<[[f64; LANES]; LANES]>();
-        tiles.wrapping_add(2 * strip + slot).cast()
+        self.wide[strip][slot].as_mut_ptr().cast()
     }
 }
 
@@ -340,9 +319,7 @@ impl Part<'_> {
             }
         }
     }
-}
 
-impl Part<'_> {
     /// Where a block's weights are kept.
     fn weights(&self, slot: usize, block: usize, room: &mut Room) -> *mut WeightTile {
         match self.pair.rows <= STRIP_ROWS {
@@ -366,38 +343,58 @@ impl Part<'_> {
 unsafe fn put<V: Lanes>(pair: Pair<'_>, room: &mut Room, strip: usize, to: To) {
     let row = strip * STRIP_ROWS;
     let rows = STRIP_ROWS.min(pair.rows - row);
-    if let To::Gated(activation, to) = to {
-        put_gated::<V>(activation, room, strip, rows, to);
-        return;
-    }
     for slot in 0..pair.slots.len() {
         let first = slot * TILE;
-        if let To::Wide(to, columns) = to {
-            let wide = room.wide(strip, slot);
-            for output in 0..TILE.min(columns.saturating_sub(first)) {
-                let sums = &*wide.add(output);
-                for (at, sum) in sums[..rows].iter().enumerate() {
-                    *to.row(row + at).add(first + output) = *sum;
+        match to {
+            To::Put(to, columns) => {
+                let turned = turned::<V>(sums_in_f32::<V>(pair, room, strip, slot));
+                put_rows::<V, false>(&turned.0[..rows], to, row, first, columns);
+            }
+            To::Add(to, columns) => {
+                let turned = turned::<V>(sums_in_f32::<V>(pair, room, strip, slot));
+                put_rows::<V, true>(&turned.0[..rows], to, row, first, columns);
+            }
+            To::Wide(to, columns) => {
+                let wide = room.wide(strip, slot);
+                for output in 0..TILE.min(columns.saturating_sub(first)) {
+                    let sums = &*wide.add(output);
+                    for (at, sum) in sums[..rows].iter().enumerate() {
+                        *to.row(row + at).add(first + output) = *sum;
+                    }
                 }
             }
-            continue;
-        }
-        let sums = room.sums(strip, slot);
-        if pair.segment.is_some() {
-            let wide = room.wide(strip, slot);
-            for (output, sums) in (*sums).0.iter_mut().enumerate() {
-                V::load_f64(wide.add(output).cast()).store(sums.as_mut_ptr());
+            // Both slots at once.
+            To::Gated(activation, to) => {
+                put_gated::<V>(activation, room, strip, rows, to);
+                return;
             }
         }
-        let mut turned = MaybeUninit::<Sums16>::uninit();
-        V::transpose(sums, turned.as_mut_ptr());
-        let turned = &turned.assume_init_ref().0[..rows];
-        match to {
-            To::Put(to, columns) => put_rows::<V, false>(turned, to, row, first, columns),
-            To::Add(to, columns) => put_rows::<V, true>(turned, to, row, first, columns),
-            To::Wide(..) | To::Gated(..) => unreachable!("done above"),
+    }
+}
+
+/// A slot's sums, rounded where they are of segments.
+#[inline(always)]
+unsafe fn sums_in_f32<V: Lanes>(
+    pair: Pair<'_>,
+    room: &mut Room,
+    strip: usize,
+    slot: usize,
+) -> *const Sums16 {
+    let (wide, sums) = (room.wide(strip, slot), room.sums(strip, slot));
+    if pair.segment.is_some() {
+        for (output, sums) in (*sums).0.iter_mut().enumerate() {
+            V::load_f64(wide.add(output).cast()).store(sums.as_mut_ptr());
         }
     }
+    sums
+}
+
+/// Rows of outputs, of outputs' rows.
+#[inline(always)]
+unsafe fn turned<V: Lanes>(sums: *const Sums16) -> Sums16 {
+    let mut turned = MaybeUninit::uninit();
+    V::transpose(sums, turned.as_mut_ptr());
+    turned.assume_init()
 }
 
 /// Rows of sixteen outputs from `first` on, of which `columns` exist.
@@ -444,21 +441,19 @@ unsafe fn put_gated<V: Lanes>(
     }
     let row = strip * STRIP_ROWS;
     if let Some((values, columns)) = to.values {
-        let mut turned = MaybeUninit::<Sums16>::uninit();
-        V::transpose(gates, turned.as_mut_ptr());
-        let turned = &turned.assume_init_ref().0[..rows];
-        put_rows::<V, false>(turned, values, row, 0, columns);
+        let turned = turned::<V>(gates);
+        put_rows::<V, false>(&turned.0[..rows], values, row, 0, columns);
     }
     if let Some((quants, first_row, output)) = to.quants {
         let lines = quants.strip(first_row + row, output / BLOCK);
         // Of the block's pairs those whose columns these outputs are.
         let first = output % BLOCK;
-        for (at, column) in super::lanes::PAIRS.into_iter().enumerate() {
+        for (at, column) in PAIRS.into_iter().enumerate() {
             if (first..first + TILE).contains(&column) {
                 let values = &(*gates).0;
                 let one = V::load(values[column - first].as_ptr());
                 let other = V::load(values[column - first + 2].as_ptr());
-                V::store_pairs(rows::rounded(one), rows::rounded(other), lines.add(at));
+                V::store_pairs(rows::counted(one), rows::counted(other), lines.add(at));
             }
         }
     }

@@ -6,10 +6,11 @@ use crate::backend::cpu::amx::{self, TileConfig};
 use crate::backend::cpu::lanes::Portable;
 use crate::backend::cpu::matmul::{self, GroupSums, Inputs, Weights};
 use crate::backend::cpu::memory::Arena;
+use crate::backend::cpu::pack::Format;
 use crate::backend::cpu::pack::{GROUP_ROWS, Packed};
 use crate::backend::cpu::pool::Pool;
 use crate::backend::cpu::rows::{CpuRows, Form};
-use crate::backend::cpu::tests::{file_bytes, uniform, view};
+use crate::backend::cpu::tests::{OF_EACH_FORMAT, file_bytes, uniform, view};
 use half::bf16;
 use trireme_shared::model::random::SplitMix;
 use trireme_shared::model::{ActivationFormat, DType};
@@ -22,20 +23,21 @@ struct Written {
     sums: [[[f32; 16]; 16]; 4],
 }
 
-impl Unit for Written {
-    fn unpacker(format: Format) -> Unpack {
-        match format {
-            Format::Twos => unpack::<Portable, quants::Twos>,
-            Format::Threes => unpack::<Portable, quants::Threes>,
-            Format::Fours => unpack::<Portable, quants::Fours>,
-            Format::Nibbles => unpack::<Portable, quants::Nibbles>,
-            Format::Levels => unpack::<Portable, quants::Levels>,
-            Format::Fives => unpack::<Portable, quants::Fives>,
-            Format::Sixes => unpack::<Portable, quants::Sixes>,
-            Format::Bytes => unpack::<Portable, quants::Bytes>,
-            Format::F16 | Format::Bf16 | Format::F32 => unreachable!(),
-        }
+fn written_unpacker(format: Format) -> Unpack {
+    match format {
+        Format::Twos => unpack::<Portable, quants::Twos>,
+        Format::Threes => unpack::<Portable, quants::Threes>,
+        Format::Fours => unpack::<Portable, quants::Fours>,
+        Format::Nibbles => unpack::<Portable, quants::Nibbles>,
+        Format::Levels => unpack::<Portable, quants::Levels>,
+        Format::Fives => unpack::<Portable, quants::Fives>,
+        Format::Sixes => unpack::<Portable, quants::Sixes>,
+        Format::Bytes => unpack::<Portable, quants::Bytes>,
+        Format::F16 | Format::Bf16 | Format::F32 => unreachable!(),
     }
+}
+
+impl Unit for Written {
     unsafe fn zero(&mut self) {
         self.sums = Default::default();
     }
@@ -131,12 +133,16 @@ fn by_pairs<T: Copy>(
         .collect()
 }
 
-fn by_lanes(isa: Isa, packed: &Packed, group: usize, x: &CpuRows) -> Answer<f32> {
-    let w = Weights {
+fn weights(packed: &Packed, group: usize) -> Weights {
+    Weights {
         start: packed.group(group),
         tiles: packed.group_tiles(group),
         blocks: packed.blocks,
-    };
+    }
+}
+
+fn by_lanes(isa: Isa, packed: &Packed, group: usize, x: &CpuRows) -> Answer<f32> {
+    let w = weights(packed, group);
     let columns = packed.group_rows(group).len();
     let mut out = GroupSums::new();
     unsafe {
@@ -154,16 +160,12 @@ fn by_lanes_wide(
     x: &CpuRows,
     segment: usize,
 ) -> Answer<f64> {
-    let w = Weights {
-        start: packed.group(group),
-        tiles: packed.group_tiles(group),
-        blocks: packed.blocks,
-    };
+    let w = weights(packed, group);
     let columns = packed.group_rows(group).len();
-    let (mut out, x) = (GroupSums::new(), (x, Inputs::new(x, 0, x.rows)));
+    let (mut out, inputs) = (GroupSums::new(), Inputs::new(x, 0, x.rows));
     unsafe {
-        matmul::group_matmul_wide(isa, packed.format, w, x.1, segment, out.sums());
-        (0..x.0.rows)
+        matmul::group_matmul_wide(isa, packed.format, w, inputs, segment, out.sums());
+        (0..x.rows)
             .map(|row| out.row(row, columns).to_vec())
             .collect()
     }
@@ -197,7 +199,7 @@ fn compare(dtype: DType, outputs: usize, columns: usize, segments: &[usize]) {
                     "{isa:?}: {what}"
                 );
             }
-            let unit = Written::unpacker;
+            let unit = written_unpacker;
             let run = |pair: Pair<'_>, to, columns| unsafe {
                 let to = To::Put(to, columns);
                 multiply::<Portable, _>(&mut Written::default(), pair, &mut room, to);
@@ -245,17 +247,7 @@ fn compare(dtype: DType, outputs: usize, columns: usize, segments: &[usize]) {
 
 #[test]
 fn tiles_of_bf16_get_the_very_sums_that_lanes_get() {
-    for dtype in [
-        DType::Q2_K,
-        DType::Q3_K,
-        DType::Q4_0,
-        DType::Q4_1,
-        DType::Q5_0,
-        DType::Q5_1,
-        DType::Q6_K,
-        DType::Q8_0,
-        DType::IQ4_NL,
-    ] {
+    for dtype in OF_EACH_FORMAT {
         if dtype.block_elements() == BLOCK {
             // One tile; groups of two and one; of four and one; chunks that end in the midst of segments,
             // and segments of several chunks.

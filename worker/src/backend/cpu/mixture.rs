@@ -94,8 +94,14 @@ struct Route {
 struct Piece {
     expert: usize,
     routes: Range<usize>,
-    /// Their places.
-    rows: Range<usize>,
+}
+
+impl Piece {
+    /// Places of its routes, one behind the other.
+    fn rows(&self, routes: &[Route]) -> Range<usize> {
+        let first = routes[self.routes.start].place;
+        first..first + self.routes.len()
+    }
 }
 
 /// A step's routes and activations, kept from step to step.
@@ -163,26 +169,22 @@ impl Routing {
         let (mut first, mut place) = (0, 0usize);
         for routes in routes.chunk_by_mut(|a, b| a.expert == b.expert) {
             let (expert, end) = (routes[0].expert, first + routes.len());
-            place = place.next_multiple_of(align);
-            pieces.extend((first..end).step_by(ROWS_MAX).map(|at| {
-                let (to, offset) = ((at + ROWS_MAX).min(end), place - first);
-                Piece {
-                    expert,
-                    routes: at..to,
-                    rows: at + offset..to + offset,
-                }
+            pieces.extend((first..end).step_by(ROWS_MAX).map(|at| Piece {
+                expert,
+                routes: at..(at + ROWS_MAX).min(end),
             }));
+            first = end;
+            place = place.next_multiple_of(align);
             for route in routes {
                 route.place = place;
                 place += 1;
             }
-            first = end;
         }
     }
 
     /// Rows of the routes' inputs, those between experts' included.
     fn rows(&self) -> usize {
-        self.pieces.last().map_or(0, |piece| piece.rows.end)
+        self.routes.last().map_or(0, |route| route.place + 1)
     }
 }
 
@@ -287,6 +289,7 @@ impl Cpu {
     ) {
         let rows = routing.rows();
         let Routing {
+            routes,
             pieces,
             inputs,
             gated,
@@ -304,7 +307,7 @@ impl Cpu {
             for task in tasks {
                 let (piece, group) = (&pieces[task / groups], task % groups);
                 let gated = &weights.experts[piece.expert].0;
-                let rows = piece.rows.clone();
+                let rows = piece.rows(routes);
                 // SAFETY: this group's columns in rows of this piece are this task's.
                 unsafe {
                     gated.run_group(isa, &mut kernels, group, inputs, rows, activation, out);
@@ -337,7 +340,7 @@ impl Cpu {
                 (0..rows).for_each(|row| out(row).fill(0.0));
                 for piece in pieces {
                     let down = &weights.experts[piece.expert].1;
-                    let (rows, blocks) = (piece.rows.clone(), down.segment_blocks(segment));
+                    let (rows, blocks) = (piece.rows(routes), down.segment_blocks(segment));
                     // SAFETY: the buffer has room for a group.
                     unsafe {
                         let to = sums.sums();

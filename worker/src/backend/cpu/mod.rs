@@ -309,23 +309,22 @@ impl Cpu {
         x.reserve_quants(self.multiplier.form(x.rows));
         let (to, blocks, isa) = (x.quants_mut(), x.width / BLOCK, self.isa);
         let (data, width) = (&x.data, x.width);
+        let rows = x.rows;
         if x.form.is_in_strips() {
-            let rows = x.rows;
             self.for_strips(rows, width, &|strip| {
                 let from = data[strip.start * width..].as_ptr();
                 // SAFETY: there are so many rows, room was made, strips are apart, and `new` checked the
                 // instruction set.
                 unsafe { rows::quantise_strip(isa, from, to, strip.start, strip.len()) }
             });
-            x.is_quantised = true;
-            return;
+        } else {
+            self.for_rows(rows, width, &|row| {
+                let from = data[row * width..(row + 1) * width].as_ptr();
+                // SAFETY: the row has `blocks` blocks, room was made, rows are apart, and `new`
+                // checked the instruction set.
+                unsafe { rows::quantise(isa, from, to, row, 0, blocks) }
+            });
         }
-        self.for_rows(x.rows, width, &|row| {
-            let from = data[row * width..(row + 1) * width].as_ptr();
-            // SAFETY: the row has `blocks` blocks, room was made, rows are apart, and `new`
-            // checked the instruction set.
-            unsafe { rows::quantise(isa, from, to, row, 0, blocks) }
-        });
         x.is_quantised = true;
     }
 

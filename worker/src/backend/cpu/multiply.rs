@@ -306,11 +306,12 @@ impl Kernels {
             strips: x.strips(rows.start).as_ptr(),
             rows: rows.len(),
         };
-        if let Some(tiles) = &self.tiles {
-            // SAFETY: rows and shapes were just checked, strips are whole; otherwise by this function's
-            // contract. There are tiles only where the instruction set is.
-            ROOM.with_borrow_mut(|room| unsafe { amx::multiply_bf16(tiles, pair, room, to) });
-        }
+        let Some(tiles) = &self.tiles else {
+            unreachable!("rows are in strips only where there are tiles");
+        };
+        // SAFETY: rows and shapes were just checked, strips are whole; otherwise by this function's
+        // contract. There are tiles only where the instruction set is.
+        ROOM.with_borrow_mut(|room| unsafe { amx::multiply_bf16(tiles, pair, room, to) });
     }
 
     /// Whether `w` meets these rows strip by strip.

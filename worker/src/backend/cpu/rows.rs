@@ -224,12 +224,12 @@ impl QuantsMut {
     }
 }
 
-/// What of a value is multiplied where activations are bf16. Values below 2^-80 count as zero: products with
-/// weights, which are no smaller than an f16, then stay far above what tiles take for zero.
+/// What of a value counts where activations are bf16, before it is rounded. Values below 2^-80 are zero:
+/// products with weights, which are no smaller than an f16, then stay far above what tiles take for zero.
 #[inline(always)]
-pub(super) unsafe fn rounded<V: Lanes>(value: V) -> V {
+pub(super) unsafe fn counted<V: Lanes>(value: V) -> V {
     const MIN: f32 = 1.0 / (1u128 << 80) as f32;
-    value.zero_below(MIN).to_bf16()
+    value.zero_below(MIN)
 }
 
 kernel! {
@@ -265,7 +265,7 @@ unsafe fn quantise_strip_lanes<V: Lanes>(from: *const f32, to: QuantsMut, row: u
         for (half, values) in halves.iter_mut().enumerate() {
             for (at, values) in values.0[..rows].iter_mut().enumerate() {
                 let from = from.add(at * width + block * BLOCK + half * LANES);
-                rounded(V::load(from)).store(values.as_mut_ptr());
+                counted(V::load(from)).store(values.as_mut_ptr());
             }
         }
         V::transpose(&halves[0], &mut turned[0]);
@@ -288,26 +288,19 @@ unsafe fn quantise_blocks<V: Lanes>(
     first: usize,
     blocks: usize,
 ) {
+    if to.form.activations == ActivationFormat::Bf16 {
+        return round_blocks::<V>(from, to, row, first, blocks);
+    }
+    let is_two_bytes = to.form.activations == ActivationFormat::Int16;
     let width = to.row_blocks * BLOCK;
     let quads = to.bytes.add(2 * row * width);
     for block in 0..blocks {
         let x = from.add(block * BLOCK);
         let (a, b) = (V::load(x), V::load(x.add(LANES)));
-        if to.form.activations == ActivationFormat::Bf16 {
-            let (a, b) = (rounded(a), rounded(b));
-            if to.form.in_lines {
-                V::put_pairs(a, b, to.pairs(row, first + block).cast());
-            } else {
-                let columns = quads.cast::<u16>().add((first + block) * BLOCK);
-                a.store_bf16(columns);
-                b.store_bf16(columns.add(LANES));
-            }
-            continue;
-        }
         let most = a.abs().max(b.abs()).largest();
-        let mut scale = match to.form.activations {
-            ActivationFormat::Int16 => next_power_of_two(most / QUANT_MAX),
-            ActivationFormat::Int8 | ActivationFormat::Bf16 => most / BYTE_MAX,
+        let mut scale = match is_two_bytes {
+            true => next_power_of_two(most / QUANT_MAX),
+            false => most / BYTE_MAX,
         };
         if scale < SCALE_MIN {
             scale = 0.0;
@@ -322,15 +315,13 @@ unsafe fn quantise_blocks<V: Lanes>(
             let line = to
                 .lines
                 .add(row * to.pitch + (first + block) * to.form.lines());
-            match to.form.activations {
-                ActivationFormat::Int16 => store_lines(q, scale, line.cast()),
-                ActivationFormat::Int8 | ActivationFormat::Bf16 => {
-                    V::store_line(q[0], q[1], line.cast());
-                }
+            match is_two_bytes {
+                true => store_lines(q, scale, line.cast()),
+                false => V::store_line(q[0], q[1], line.cast()),
             }
         } else {
             let column = (first + block) * BLOCK;
-            let coarse = store_quads(q, to.form.activations, quads, width, column);
+            let coarse = store_quads(q, is_two_bytes, quads, width, column);
             *to.totals.add(at) = [coarse as i32, (whole - COARSE * coarse) as i32];
         }
         *to.scales.add(at) = scale;
@@ -339,11 +330,34 @@ unsafe fn quantise_blocks<V: Lanes>(
     }
 }
 
+/// The same of activations in bf16.
+#[inline(always)]
+unsafe fn round_blocks<V: Lanes>(
+    from: *const f32,
+    to: QuantsMut,
+    row: usize,
+    first: usize,
+    blocks: usize,
+) {
+    let columns = to.bytes.cast::<u16>().add(row * to.row_blocks * BLOCK);
+    for block in 0..blocks {
+        let x = from.add(block * BLOCK);
+        let (a, b) = (counted(V::load(x)), counted(V::load(x.add(LANES))));
+        if to.form.in_lines {
+            V::put_pairs(a, b, to.pairs(row, first + block).cast());
+        } else {
+            let columns = columns.add((first + block) * BLOCK);
+            a.to_bf16().store_bf16(columns);
+            b.to_bf16().store_bf16(columns.add(LANES));
+        }
+    }
+}
+
 /// A block from `column` on of the row at `quads`; the sum of its coarse bytes.
 #[inline(always)]
 unsafe fn store_quads<V: Lanes>(
     q: [V; 2],
-    activations: ActivationFormat,
+    is_two_bytes: bool,
     quads: *mut i8,
     width: usize,
     column: usize,
@@ -351,14 +365,14 @@ unsafe fn store_quads<V: Lanes>(
     let mut coarse_sum = V::zero();
     for (half, q) in q.into_iter().enumerate() {
         let column = column + half * LANES;
-        match activations {
-            ActivationFormat::Int16 => {
+        match is_two_bytes {
+            true => {
                 let coarse = q.mul(V::splat(1.0 / COARSE)).round();
                 let fine = coarse.fma(V::splat(-COARSE), q);
                 V::store_quads(q, coarse, fine, quads, width, column);
                 coarse_sum = coarse_sum.add(coarse);
             }
-            ActivationFormat::Int8 | ActivationFormat::Bf16 => {
+            false => {
                 V::zero().store_i8(quads.add(column));
                 q.store_i8(quads.add(width + column));
             }

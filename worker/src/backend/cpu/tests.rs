@@ -13,6 +13,19 @@ const ACTIVATIONS: [ActivationFormat; 3] = [
     ActivationFormat::Bf16,
 ];
 
+/// One of each format that quantised weights are packed in (of `Fives` both that differ in what they store).
+pub(super) const OF_EACH_FORMAT: [DType; 9] = [
+    DType::Q2_K,
+    DType::Q3_K,
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q6_K,
+    DType::Q8_0,
+    DType::IQ4_NL,
+];
+
 pub(super) fn backends() -> impl Iterator<Item = Cpu> {
     backends_with(ActivationFormat::Int16)
 }
@@ -114,20 +127,18 @@ fn to_bf16(value: f32) -> f32 {
     f32::from_bits(bits & 0xffff_0000)
 }
 
-/// What quantised weights stand for, where activations are in this form.
-fn weights_of(cpu: &Cpu, w: &WeightView<'_>) -> Vec<f32> {
-    let rows = (0..w.rows).flat_map(|row| w.row_f32(row));
-    let is_rounded =
-        cpu.multiplier.activations == ActivationFormat::Bf16 && Format::of(w.packed).is_quantised();
-    rows.map(|v| if is_rounded { to_bf16(v) } else { v })
-        .collect()
+/// `x * w^T` in f64, of what `of` makes of each weight.
+fn product_with(w: &WeightView<'_>, x: &[f32], of: impl Fn(f32) -> f32) -> Vec<f64> {
+    let weights = (0..w.rows).flat_map(|row| w.row_f32(row));
+    let bytes: Vec<u8> = weights.flat_map(|v| of(v).to_le_bytes()).collect();
+    product(&view(DType::F32, w.rows, w.columns, &bytes), x)
 }
 
-/// `x * w^T` in f64, of weights as they are multiplied.
+/// `x * w^T` in f64, of weights as they are multiplied where activations are in this form.
 fn product_of(cpu: &Cpu, w: &WeightView<'_>, x: &[f32]) -> Vec<f64> {
-    let weights = weights_of(cpu, w);
-    let bytes: Vec<u8> = weights.iter().flat_map(|v| v.to_le_bytes()).collect();
-    product(&view(DType::F32, w.rows, w.columns, &bytes), x)
+    let is_rounded =
+        cpu.multiplier.activations == ActivationFormat::Bf16 && Format::of(w.packed).is_quantised();
+    product_with(w, x, |v| if is_rounded { to_bf16(v) } else { v })
 }
 
 fn quantised_to(activations: ActivationFormat, x: &[f32]) -> Vec<f32> {
@@ -160,10 +171,8 @@ pub(super) fn assert_near(got: &[f32], want: &[f64], tolerance: f64, what: &str)
 
 /// What products of rows with a matrix could add up to at most.
 fn sizes_of(w: &WeightView<'_>, x: &[f32]) -> Vec<f64> {
-    let weights = (0..w.rows).flat_map(|row| w.row_f32(row));
-    let bytes: Vec<u8> = weights.flat_map(|v| v.abs().to_le_bytes()).collect();
     let sizes: Vec<f32> = x.iter().map(|v| v.abs()).collect();
-    product(&view(DType::F32, w.rows, w.columns, &bytes), &sizes)
+    product_with(w, &sizes, f32::abs)
 }
 
 /// Each sum within its own size's share.

@@ -492,7 +492,7 @@ mod tests {
     use crate::backend::cpu::pack::Packed;
     use crate::backend::cpu::pool::Pool;
     use crate::backend::cpu::rows::{self, CpuRows, Form};
-    use crate::backend::cpu::tests::{file_bytes, uniform, view};
+    use crate::backend::cpu::tests::{OF_EACH_FORMAT, file_bytes, uniform, view};
     use trireme_shared::model::DType;
     use trireme_shared::model::random::SplitMix;
 
@@ -693,17 +693,7 @@ mod tests {
 
     #[test]
     fn tiles_get_the_very_sums_that_lanes_get() {
-        for dtype in [
-            DType::Q2_K,
-            DType::Q3_K,
-            DType::Q4_0,
-            DType::Q4_1,
-            DType::Q5_0,
-            DType::Q5_1,
-            DType::Q6_K,
-            DType::Q8_0,
-            DType::IQ4_NL,
-        ] {
+        for dtype in OF_EACH_FORMAT {
             let block = dtype.block_elements();
             if block == BLOCK {
                 // One tile; groups of two and one; of four and three; segments that end in the midst of

@@ -142,7 +142,17 @@ pub(in super::super) unsafe fn multiply_bf16(
 
 /// Writes one block of a tile of a format's weights in bf16.
 pub(in super::super) fn unpacker(format: Format) -> Unpack {
-    Amx::unpacker(format)
+    match format {
+        Format::Twos => unpack::<quants::Twos>,
+        Format::Threes => unpack::<quants::Threes>,
+        Format::Fours => unpack::<quants::Fours>,
+        Format::Nibbles => unpack::<quants::Nibbles>,
+        Format::Levels => unpack::<quants::Levels>,
+        Format::Fives => unpack::<quants::Fives>,
+        Format::Sixes => unpack::<quants::Sixes>,
+        Format::Bytes => unpack::<quants::Bytes>,
+        Format::F16 | Format::Bf16 | Format::F32 => unreachable!("floats do not go by tiles"),
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
@@ -281,20 +291,6 @@ impl Tiles for Amx {
 }
 
 impl Unit for Amx {
-    fn unpacker(format: Format) -> Unpack {
-        match format {
-            Format::Twos => unpack::<quants::Twos>,
-            Format::Threes => unpack::<quants::Threes>,
-            Format::Fours => unpack::<quants::Fours>,
-            Format::Nibbles => unpack::<quants::Nibbles>,
-            Format::Levels => unpack::<quants::Levels>,
-            Format::Fives => unpack::<quants::Fives>,
-            Format::Sixes => unpack::<quants::Sixes>,
-            Format::Bytes => unpack::<quants::Bytes>,
-            Format::F16 | Format::Bf16 | Format::F32 => unreachable!("floats do not go by tiles"),
-        }
-    }
-
     #[inline(always)]
     unsafe fn zero(&mut self) {
         asm!(

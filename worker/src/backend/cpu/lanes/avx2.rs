@@ -175,11 +175,6 @@ impl Lanes for Avx2 {
         Self(scale8(self.0, n.0), scale8(self.1, n.1))
     }
     #[inline(always)]
-    unsafe fn store_f64(self, to: *mut f64) {
-        to.cast::<[f64; 16]>().write_unaligned([0.0; 16]);
-        self.add_to_f64(to);
-    }
-    #[inline(always)]
     unsafe fn add_to_f64(self, to: *mut f64) {
         for (eight, to) in [self.0, self.1].into_iter().zip([to, to.add(8)]) {
             let halves = [

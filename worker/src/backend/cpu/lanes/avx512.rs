@@ -1,7 +1,6 @@
 //! [`Lanes`] in one 512-bit register, byte products by VNNI.
 
-use super::super::rows::COARSE;
-use super::super::rows::Line;
+use super::super::rows::{COARSE, Line};
 use super::{LANES, LINE_ORDER, Lanes, PAIRS, Sums16, WeightTile};
 use std::arch::x86_64::*;
 
@@ -404,12 +403,11 @@ impl Lanes for Avx512 {
         let firsts = _mm512_loadu_si512(FIRSTS.as_ptr().cast());
         let seconds = _mm512_add_epi32(firsts, _mm512_set1_epi32(2));
         let (a, b) = (_mm512_castps_si512(first.0), _mm512_castps_si512(second.0));
-        let firsts = _mm512_permutex2var_epi32(a, firsts, b);
-        let seconds = _mm512_permutex2var_epi32(a, seconds, b);
-        let both = _mm512_or_si512(_mm512_srli_epi32::<16>(firsts), seconds);
+        let firsts = _mm512_castsi512_ps(_mm512_permutex2var_epi32(a, firsts, b));
+        let seconds = _mm512_castsi512_ps(_mm512_permutex2var_epi32(a, seconds, b));
         let lines = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         let places = _mm512_slli_epi32::<6>(lines);
-        _mm512_i32scatter_epi32::<1>(to.cast(), places, both);
+        _mm512_i32scatter_epi32::<1>(to.cast(), places, pairs(Self(firsts), Self(seconds)));
     }
     #[inline(always)]
     unsafe fn store_nibbles(

@@ -109,7 +109,11 @@ pub(super) trait Lanes: Copy {
     unsafe fn fma(self, factor: Self, addend: Self) -> Self;
     /// `self * 2^n` for whole `n` in -126..=127.
     unsafe fn scale2(self, n: Self) -> Self;
-    unsafe fn store_f64(self, to: *mut f64);
+    #[inline(always)]
+    unsafe fn store_f64(self, to: *mut f64) {
+        to.cast::<[f64; LANES]>().write_unaligned([0.0; LANES]);
+        self.add_to_f64(to);
+    }
     /// `to[lane] += self[lane]` in f64, for sixteen lanes.
     unsafe fn add_to_f64(self, to: *mut f64);
     unsafe fn sum(self) -> f32;
@@ -221,12 +225,12 @@ pub(super) trait Lanes: Copy {
             pair.copy_from_slice(&[first, second]);
         }
     }
-    /// [`PAIRS`] of 32 columns of a row, which bf16 hold, each a line behind the one before.
+    /// [`PAIRS`] of 32 columns of a row, rounded by `to_bf16`, each a line behind the one before.
     #[inline(always)]
     unsafe fn put_pairs(first: Self, second: Self, to: *mut u16) {
         let mut columns = [0u16; 2 * LANES];
-        first.store_bf16(columns.as_mut_ptr());
-        second.store_bf16(columns.as_mut_ptr().add(LANES));
+        first.to_bf16().store_bf16(columns.as_mut_ptr());
+        second.to_bf16().store_bf16(columns.as_mut_ptr().add(LANES));
         for (at, column) in PAIRS.into_iter().enumerate() {
             let to = to.add(at * 2 * LANES);
             *to = columns[column];

@@ -172,11 +172,6 @@ impl Lanes for Portable {
         ))
     }
     #[inline(always)]
-    unsafe fn store_f64(self, to: *mut f64) {
-        to.cast::<[f64; LANES]>()
-            .write_unaligned(self.0.map(f64::from));
-    }
-    #[inline(always)]
     unsafe fn add_to_f64(self, to: *mut f64) {
         for lane in 0..LANES {
             *to.add(lane) += f64::from(self.0[lane]);
