@@ -4,7 +4,8 @@
 //! holds the scores of a page's sixteen tokens, and values as `16 tokens x head_dim` (padded to
 //! sixteen). They are f16, or whole numbers of a byte with a scale for each token's key and one for
 //! its value: sixteen f32 behind the keys and behind the values. Those scale a vector of scores and
-//! one of chances, once a page, and not the numbers one by one.
+//! one of chances, once a page, and not the numbers one by one. For `attention_tiles` they lie as it says,
+//! in bf16.
 //!
 //! Softmax is online (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"): pages
 //! are read once, [`BLOCK_PAGES`] after another, for up to [`TILE_QUERIES`] queries. Blocks begin at
@@ -18,6 +19,7 @@
               registers are counted, so that they unroll"
 )]
 
+use super::attention_tiles;
 use super::lanes::{LANES, Lanes, kernel};
 use super::memory::Mapping;
 use super::pointwise::capped;
@@ -36,7 +38,7 @@ const BLOCK_PAGES: usize = 2;
 const BLOCK_TOKENS: usize = BLOCK_PAGES * PAGE_TOKENS;
 
 /// The score of a token a query may not see: below any other, and finite.
-const UNSEEN: f32 = -1e30;
+pub(super) const UNSEEN: f32 = -1e30;
 
 /// How pages hold keys and values.
 trait Numbers {
@@ -94,10 +96,19 @@ impl Numbers for Bytes {
     }
 }
 
+/// What keys and values are in a page.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Form {
+    Halves,
+    Bytes,
+    /// As `attention_tiles` takes them, and nothing else.
+    Tiles,
+}
+
 /// One head of a page: keys at its start, then what lies so many bytes further.
 #[derive(Clone, Copy)]
 struct HeadLayout {
-    format: KvFormat,
+    form: Form,
     dim: usize,
     /// `dim` rounded up to whole vectors.
     padded: usize,
@@ -108,17 +119,17 @@ struct HeadLayout {
 }
 
 impl HeadLayout {
-    fn new(format: KvFormat, dim: usize) -> Self {
-        let (element, scales) = match format {
-            KvFormat::F16 => (size_of::<u16>(), 0),
-            KvFormat::Int8 => (size_of::<i8>(), PAGE_TOKENS * size_of::<f32>()),
+    fn new(form: Form, dim: usize) -> Self {
+        let (element, scales) = match form {
+            Form::Halves | Form::Tiles => (size_of::<u16>(), 0),
+            Form::Bytes => (size_of::<i8>(), PAGE_TOKENS * size_of::<f32>()),
         };
         let padded = dim.next_multiple_of(LANES);
         let key_scales = dim * PAGE_TOKENS * element;
         let values = key_scales + scales;
         let value_scales = values + padded * PAGE_TOKENS * element;
         Self {
-            format,
+            form,
             dim,
             padded,
             key_scales,
@@ -131,8 +142,8 @@ impl HeadLayout {
 
 /// Bytes of one head of a page.
 #[cfg(test)]
-pub(super) fn head_bytes(format: KvFormat, dim: usize) -> usize {
-    HeadLayout::new(format, dim).bytes
+pub(super) fn head_bytes(form: Form, dim: usize) -> usize {
+    HeadLayout::new(form, dim).bytes
 }
 
 /// A rank's KV pages. Untouched pages take no memory, but for the rest of a huge one.
@@ -143,14 +154,20 @@ pub struct CpuKv {
 }
 
 impl CpuKv {
-    pub(super) fn new(shape: KvShape) -> Result<Self, BackendError> {
+    /// `has_tiles`: activations are in bf16, and this thread's processor has a unit for tiles of them.
+    pub(super) fn new(shape: KvShape, has_tiles: bool) -> Result<Self, BackendError> {
         if shape.head_dim > HEAD_DIM_MAX {
             return Err(BackendError::Unsupported(format!(
                 "attention heads of {} dimensions; at most {HEAD_DIM_MAX} are supported",
                 shape.head_dim
             )));
         }
-        let layout = HeadLayout::new(shape.format, shape.head_dim);
+        let form = match shape.format {
+            KvFormat::F16 if has_tiles && attention_tiles::takes(shape.head_dim) => Form::Tiles,
+            KvFormat::F16 => Form::Halves,
+            KvFormat::Int8 => Form::Bytes,
+        };
+        let layout = HeadLayout::new(form, shape.head_dim);
         let bytes = [shape.layers, shape.pages, shape.heads]
             .iter()
             .try_fold(layout.bytes, |product, &n| product.checked_mul(n))
@@ -165,6 +182,10 @@ impl CpuKv {
             shape,
             layout,
         })
+    }
+
+    pub(super) fn form(&self) -> Form {
+        self.layout.form
     }
 
     /// `head` in page 0 of `layer`.
@@ -238,9 +259,27 @@ kernel! {
 
 #[inline(always)]
 unsafe fn append_lanes<V: Lanes>(slot: Slot, key: *const f32, value: *const f32) {
-    match slot.layout.format {
-        KvFormat::F16 => append_numbers::<V, Halves>(slot, key, value),
-        KvFormat::Int8 => append_numbers::<V, Bytes>(slot, key, value),
+    match slot.layout.form {
+        Form::Halves => append_numbers::<V, Halves>(slot, key, value),
+        Form::Bytes => append_numbers::<V, Bytes>(slot, key, value),
+        Form::Tiles => append_tiles::<V>(slot, key, value),
+    }
+}
+
+#[inline(always)]
+unsafe fn append_tiles<V: Lanes>(slot: Slot, key: *const f32, value: *const f32) {
+    let (layout, token) = (slot.layout, slot.token);
+    let keys = slot.head.cast::<u16>().add(token * layout.dim);
+    let values = slot.head.add(layout.values).cast::<u16>().add(token);
+    for first in (0..layout.dim).step_by(LANES) {
+        let numbers = V::load(key.add(first)).to_bf16();
+        numbers.store_bf16(keys.add(first));
+        let mut row = [0u16; LANES];
+        let numbers = V::load(value.add(first)).to_bf16();
+        numbers.store_bf16(row.as_mut_ptr());
+        for (lane, number) in row.into_iter().enumerate() {
+            *values.add((first + lane) * PAGE_TOKENS) = number;
+        }
     }
 }
 
@@ -278,6 +317,57 @@ unsafe fn append_numbers<V: Lanes, N: Numbers>(slot: Slot, key: *const f32, valu
     }
 }
 
+/// A sequence's pages of one KV head, and how queries meet them.
+#[derive(Clone, Copy)]
+pub(super) struct HeadPages {
+    /// What a query times a key is multiplied by; more than zero.
+    pub(super) scale: f32,
+    pub(super) score_cap: Option<f32>,
+    pages: *const u32,
+    /// The head in page 0.
+    head: *const u8,
+    page_stride: usize,
+    layout: HeadLayout,
+}
+
+impl HeadPages {
+    /// The model has checked the pages.
+    pub(super) fn new(
+        kv: &CpuKv,
+        step: &Step<'_>,
+        layer: usize,
+        head: usize,
+        pages: &[u32],
+    ) -> Self {
+        debug_assert!(step.scale > 0.0);
+        Self {
+            scale: step.scale,
+            score_cap: step.score_cap,
+            pages: pages.as_ptr(),
+            head: kv.head(layer, head),
+            page_stride: kv.page_stride(),
+            layout: kv.layout,
+        }
+    }
+
+    pub(super) fn dim(&self) -> usize {
+        self.layout.dim
+    }
+
+    /// The head in the sequence's page `number`, which exists.
+    #[inline(always)]
+    pub(super) unsafe fn page(&self, number: usize) -> *const u8 {
+        self.head
+            .add(*self.pages.add(number) as usize * self.page_stride)
+    }
+
+    /// Where in it the values are.
+    #[inline(always)]
+    pub(super) fn values_of(&self, head: *const u8) -> *const u8 {
+        head.wrapping_add(self.layout.values)
+    }
+}
+
 /// Up to [`TILE_QUERIES`] queries of one sequence and KV head, in order of position.
 pub(super) struct Tile {
     pub(super) count: usize,
@@ -287,36 +377,19 @@ pub(super) struct Tile {
     /// Each query sees the tokens from its start to before its limit; at least one.
     pub(super) starts: [usize; TILE_QUERIES],
     pub(super) limits: [usize; TILE_QUERIES],
-    scale: f32,
-    score_cap: Option<f32>,
-    pages: *const u32,
-    /// The head in page 0.
-    head: *const u8,
-    page_stride: usize,
-    layout: HeadLayout,
+    pages: HeadPages,
 }
 
 impl Tile {
-    /// An empty tile over a sequence's pages, which the model has checked.
-    pub(super) fn new(
-        kv: &CpuKv,
-        step: &Step<'_>,
-        layer: usize,
-        head: usize,
-        pages: &[u32],
-    ) -> Self {
+    /// An empty tile.
+    pub(super) fn new(pages: HeadPages) -> Self {
         Self {
             count: 0,
             queries: [std::ptr::null(); TILE_QUERIES],
             outputs: [std::ptr::null_mut(); TILE_QUERIES],
             starts: [0; TILE_QUERIES],
             limits: [0; TILE_QUERIES],
-            scale: step.scale,
-            score_cap: step.score_cap,
-            pages: pages.as_ptr(),
-            head: kv.head(layer, head),
-            page_stride: kv.page_stride(),
-            layout: kv.layout,
+            pages,
         }
     }
 }
@@ -328,15 +401,16 @@ kernel! {
 
 #[inline(always)]
 unsafe fn attend_lanes<V: Lanes>(tile: &Tile) {
-    match tile.layout.format {
-        KvFormat::F16 => attend_tile::<V, Halves>(tile),
-        KvFormat::Int8 => attend_tile::<V, Bytes>(tile),
+    match tile.pages.layout.form {
+        Form::Halves => attend_tile::<V, Halves>(tile),
+        Form::Bytes => attend_tile::<V, Bytes>(tile),
+        Form::Tiles => unreachable!("pages of tiles are met by tiles"),
     }
 }
 
 #[inline(always)]
 unsafe fn attend_tile<V: Lanes, N: Numbers>(tile: &Tile) {
-    let (layout, count) = (tile.layout, tile.count);
+    let (layout, count) = (tile.pages.layout, tile.count);
     let mut sums = MaybeUninit::<[f32; TILE_QUERIES * HEAD_DIM_MAX]>::uninit();
     let mut progress = Progress {
         tops: [UNSEEN; TILE_QUERIES],
@@ -354,8 +428,7 @@ unsafe fn attend_tile<V: Lanes, N: Numbers>(tile: &Tile) {
         std::array::from_fn(|at| {
             // Of a page that nobody sees, the nearest stands for it.
             let page = (block * BLOCK_PAGES + at).clamp(pages.start, pages.end - 1);
-            let page = *tile.pages.add(page) as usize;
-            tile.head.add(page * tile.page_stride)
+            tile.pages.page(page)
         })
     };
     let blocks = begin / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS);
@@ -443,7 +516,7 @@ unsafe fn scores<V: Lanes, N: Numbers, const Q: usize>(
     // Two sums a query, of even and of odd columns, so that a few queries alone do not wait for each
     // addition; one after the other, where registers are too few for both.
     let mut sums = [[V::zero(); 2]; Q];
-    let dim = tile.layout.dim;
+    let dim = tile.pages.layout.dim;
     let key = |d: usize| N::load::<V>(keys.add(d * PAGE_TOKENS));
     let ask_ahead = |d: usize| V::prefetch(ahead.wrapping_add(d * PAGE_TOKENS).cast());
     let query = |q: usize, d: usize| V::splat(*tile.queries[first + q].add(d));
@@ -492,10 +565,13 @@ unsafe fn meet<V: Lanes, N: Numbers, const Q: usize>(
     block: &Block,
     progress: &mut Progress,
 ) {
-    let layout = tile.layout;
+    let layout = tile.pages.layout;
     let padded = layout.padded;
-    let scale = V::splat(tile.scale);
-    let cap = tile.score_cap.map(|c| (V::splat(c), V::splat(2.0 / c)));
+    let scale = V::splat(tile.pages.scale);
+    let cap = tile
+        .pages
+        .score_cap
+        .map(|c| (V::splat(c), V::splat(2.0 / c)));
     // Tokens of the block, from its start on: those that each sees, and those that any does.
     let in_block = |position: usize| position.saturating_sub(block.start).min(BLOCK_TOKENS);
     let (mut starts, mut ends) = ([0; Q], [0; Q]);

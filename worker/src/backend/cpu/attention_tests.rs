@@ -1,8 +1,14 @@
 //! Attention over pages on each instruction set this machine has, against plain f64 arithmetic, and its tasks.
 
-use super::tests::{assert_near, backends, uniform};
+use super::attention::{Form, HeadPages};
+use super::attention_tasks::{TASK_QUERIES_MAX, strip_queries, task_queries};
+use super::attention_tiles::{self, Query};
+use super::lanes::Sums16;
+use super::rows::Line;
+use super::tests::{assert_near, backends_with, to_bf16, uniform};
 use super::*;
-use half::f16;
+use crate::model::SequenceSlice;
+use half::{bf16, f16};
 use trireme_shared::limits::PAGE_TOKENS;
 use trireme_shared::model::random::SplitMix;
 use trireme_shared::model::{ActivationFormat, KvFormat, Rope, RopeScaling, RopeStyle};
@@ -10,10 +16,14 @@ use trireme_shared::model::{ActivationFormat, KvFormat, Rope, RopeScaling, RopeS
 /// What placement counts on, where heads fill whole vectors.
 #[test]
 fn pages_are_as_large_as_their_format_says() {
-    for format in [KvFormat::F16, KvFormat::Int8] {
+    for (format, form) in [
+        (KvFormat::F16, Form::Halves),
+        (KvFormat::F16, Form::Tiles),
+        (KvFormat::Int8, Form::Bytes),
+    ] {
         for dim in [16, 64, 256] {
             let bytes = PAGE_TOKENS as u64 * format.token_bytes(dim);
-            assert_eq!(attention::head_bytes(format, dim as usize) as u64, bytes);
+            assert_eq!(attention::head_bytes(form, dim as usize) as u64, bytes);
         }
     }
 }
@@ -29,8 +39,8 @@ struct Reference {
     window: Option<usize>,
     /// Weights of the norms of query and key heads.
     norms: Option<[Vec<f32>; 2]>,
-    /// How keys and values are rounded, if they are.
-    kept: Option<KvFormat>,
+    /// How keys and values are rounded, if they are, and queries with them.
+    kept: Option<Form>,
 }
 
 impl Reference {
@@ -58,16 +68,25 @@ impl Reference {
 
     /// A key or a value as the cache holds it.
     fn kept(&self, numbers: Vec<f64>) -> Vec<f64> {
-        let Some(format) = self.kept else {
+        let Some(form) = self.kept else {
             return numbers;
         };
         let most = numbers.iter().fold(0f64, |a, v| a.max(v.abs()));
         let numbers = numbers.into_iter();
-        match format {
-            KvFormat::F16 => numbers.map(|v| f16::from_f64(v).to_f32().into()).collect(),
-            KvFormat::Int8 => numbers
+        match form {
+            Form::Halves => numbers.map(|v| f16::from_f64(v).to_f32().into()).collect(),
+            Form::Bytes => numbers
                 .map(|v| (v * 127.0 / most).round() * most / 127.0)
                 .collect(),
+            Form::Tiles => numbers.map(|v| to_bf16(v as f32).into()).collect(),
+        }
+    }
+
+    /// As a query meets keys.
+    fn met(&self, query: Vec<f64>) -> Vec<f64> {
+        match self.kept {
+            Some(Form::Tiles) => self.kept(query),
+            _ => query,
         }
     }
 
@@ -77,7 +96,7 @@ impl Reference {
         let mut out = Vec::new();
         for head in 0..self.heads * self.group {
             let at = (rows - 1) * q_width + head * self.dim;
-            let query = self.rotated(&q[at..at + self.dim], 0, rows - 1);
+            let query = self.met(self.rotated(&q[at..at + self.dim], 0, rows - 1));
             let place = |row: usize| row * kv_width + head / self.group * self.dim;
             let first = rows.saturating_sub(self.window.unwrap_or(rows));
             let scores: Vec<f64> = (0..rows)
@@ -111,22 +130,28 @@ const HEAD_NORM_EPS: f32 = 1e-5;
 
 #[test]
 fn attention_over_pages_of_long_short_and_resumed_sequences() {
-    attention_over_pages(KvFormat::F16, 1e-3, 2e-3);
+    attention_over_pages(KvFormat::F16, ActivationFormat::Int16, 1e-3, 2e-3);
+}
+
+/// Chances are rounded to eight bits, too; and scores of some units make of such a rounding some hundredths.
+#[test]
+fn attention_over_pages_in_bf16() {
+    attention_over_pages(KvFormat::F16, ActivationFormat::Bf16, 6e-3, 1e-1);
+    attention_over_pages(KvFormat::Int8, ActivationFormat::Bf16, 1e-3, 5e-2);
 }
 
 /// Of keys and values rounded to 254 steps of their heads' ranges, the output is off by 5 % of its
 /// range at most (scores of some units make it so much), and by no more than f16 would add to that rounding.
 #[test]
 fn attention_over_pages_of_bytes() {
-    attention_over_pages(KvFormat::Int8, 1e-3, 5e-2);
+    attention_over_pages(KvFormat::Int8, ActivationFormat::Int16, 1e-3, 5e-2);
 }
 
 /// `kernels` is how far the output may be from exact sums of what the cache holds, `all` from those of what
 /// it was given.
-fn attention_over_pages(format: KvFormat, kernels: f64, all: f64) {
-    let tolerances = [(Some(format), kernels), (None, all)];
+fn attention_over_pages(format: KvFormat, activations: ActivationFormat, kernels: f64, all: f64) {
     let mut random = SplitMix(5);
-    for mut cpu in backends() {
+    for mut cpu in backends_with(activations) {
         use RopeStyle::{Halves, Interleaved};
         // As if some matrix took what attention gives in bytes.
         cpu.quantised = true;
@@ -139,6 +164,7 @@ fn attention_over_pages(format: KvFormat, kernels: f64, all: f64) {
             (3, 2, 7, 4, Interleaved, Some(1), None, true),
             (2, 1, 16, 16, Halves, Some(17), Some(2.0), false),
             (1, 1, 32, 32, Halves, Some(53), None, false),
+            (1, 18, 32, 32, Halves, Some(17), Some(2.0), true),
         ] {
             let rope = Rope {
                 theta: 100.0,
@@ -167,6 +193,7 @@ fn attention_over_pages(format: KvFormat, kernels: f64, all: f64) {
                 format,
             };
             let mut kv = cpu.kv(shape).unwrap();
+            let tolerances = [(Some(kv.form()), kernels), (None, all)];
             let (q_width, kv_width) = (heads * group * dim, heads * dim);
             // Two sequences; the second step goes on with both, in chunks of their own.
             let lengths = [53usize, 19];
@@ -231,7 +258,10 @@ fn attention_over_pages(format: KvFormat, kernels: f64, all: f64) {
                 cpu.upload(&v, kv_width, &mut rows_v);
                 cpu.rope_append(&step, norms, &mut rows_q, &rows_k, &rows_v, &mut kv, 1);
                 cpu.attention(&step, &rows_q, &kv, 1, &mut out);
-                assert_eq!(out.is_quantised, dim.is_multiple_of(BLOCK));
+                assert_eq!(
+                    out.is_quantised,
+                    dim.is_multiple_of(BLOCK) && !cpu.multiplier.has_strips()
+                );
                 if out.is_quantised {
                     let mut again = CpuRows::default();
                     cpu.upload(&out.data, q_width, &mut again);
@@ -273,17 +303,19 @@ fn attention_over_pages(format: KvFormat, kernels: f64, all: f64) {
 #[test]
 fn tokens_a_query_may_not_see_never_matter() {
     for format in [KvFormat::F16, KvFormat::Int8] {
-        unseen_tokens_do_not_matter(format);
+        for activations in [ActivationFormat::Int16, ActivationFormat::Bf16] {
+            unseen_tokens_do_not_matter(format, activations);
+        }
     }
 }
 
-fn unseen_tokens_do_not_matter(format: KvFormat) {
-    let mut cpu = Cpu::new(Isa::detect(), 1, ActivationFormat::Int16).unwrap();
+fn unseen_tokens_do_not_matter(format: KvFormat, activations: ActivationFormat) {
+    let mut cpu = Cpu::new(Isa::detect(), 1, activations).unwrap();
     let shape = KvShape {
         layers: 1,
         pages: 2,
         heads: 1,
-        head_dim: 16,
+        head_dim: 32,
         format,
     };
     let mut kv = cpu.kv(shape).unwrap();
@@ -295,7 +327,7 @@ fn unseen_tokens_do_not_matter(format: KvFormat) {
     };
     let mut run = |values: &[f32]| {
         let tokens = values.len();
-        let wide: Vec<f32> = values.iter().flat_map(|&v| [v; 16]).collect();
+        let wide: Vec<f32> = values.iter().flat_map(|&v| [v; 32]).collect();
         let sequences = [SequenceSlice {
             first: 0,
             len: tokens as u32,
@@ -314,20 +346,20 @@ fn unseen_tokens_do_not_matter(format: KvFormat) {
             window: None,
         };
         let (mut q, mut k, mut out) = Default::default();
-        cpu.upload(&wide, 16, &mut q);
-        cpu.upload(&wide, 16, &mut k);
+        cpu.upload(&wide, 32, &mut q);
+        cpu.upload(&wide, 32, &mut k);
         cpu.rope_append(&step, None, &mut q, &k, &k, &mut kv, 0);
         cpu.attention(&step, &q, &kv, 0, &mut out);
-        out.data[..16].to_vec()
+        out.data[..32].to_vec()
     };
     // Pages full of a former owner's infinities.
     run(&[f32::INFINITY; 2 * PAGE_TOKENS]);
-    assert_near(&run(&[0.5]), &[0.5; 16], 1e-7, "alone");
+    assert_near(&run(&[0.5]), &[0.5; 32], 1e-7, "alone");
     // The next token, in the same tile of queries, seen by the second query only.
-    assert_eq!(run(&[0.0, 6e4]), [0.0; 16]);
+    assert_eq!(run(&[0.0, 6e4]), [0.0; 32]);
     // A page that only the last queries of a tile see, and that they do not fill.
     let tile = run(&[0.5; PAGE_TOKENS + 4]);
-    assert_near(&tile, &[0.5; 16], 1e-7, "first of a tile");
+    assert_near(&tile, &[0.5; 32], 1e-7, "first of a tile");
 }
 
 /// To the last bit, what a query in a window gets does not depend on the queries beside it.
@@ -337,7 +369,8 @@ fn a_windowed_query_is_alone_in_its_tile_or_not() {
     let (tokens, dim, window) = (75, 32, 9);
     let [q, k, v] = [0, 1, 2].map(|_| uniform(&mut random, tokens * dim));
     let (ones, zeroes) = (vec![1.0; tokens], vec![0.0; tokens]);
-    for mut cpu in backends() {
+    let all = [ActivationFormat::Int16, ActivationFormat::Bf16];
+    for mut cpu in all.into_iter().flat_map(backends_with) {
         let mut run = |chunk: usize, format: KvFormat| {
             let mut kv = cpu
                 .kv(KvShape {
@@ -417,12 +450,179 @@ fn attention_tasks_share_pages_between_queries_and_leave_no_thread_idle() {
             score_cap: None,
             window: None,
         };
-        task_queries(&step, heads, threads)
+        let by_strips = strip_queries(&step, heads, threads);
+        (task_queries(&step, heads, threads), by_strips)
     };
     // A head's queries together, though of three heads one thread has two.
-    assert_eq!(size(&[1], 3, 3, 2), 3);
+    assert_eq!(size(&[1], 3, 3, 2), (3, 16));
     // One head's, apart.
-    assert_eq!(size(&[1], 1, 8, 2), 4);
-    assert_eq!(size(&[1], 3, 3, 8), 2);
-    assert_eq!(size(&[512], 3, 3, 2), TASK_QUERIES_MAX);
+    assert_eq!(size(&[1], 1, 8, 2).0, 4);
+    assert_eq!(size(&[1], 3, 3, 8).0, 2);
+    assert_eq!(size(&[60], 3, 3, 2).1, 64);
+    let most = (TASK_QUERIES_MAX, attention_tiles::TASK_QUERIES_MAX);
+    assert_eq!(size(&[512], 3, 3, 2), most);
+}
+
+/// What the instructions do in attention (Intel SDM volume 2, `TDPBF16PS`), in plain loops.
+#[derive(Default)]
+struct Written {
+    /// Rows of pairs, as all of these.
+    keys: Vec<Vec<u16>>,
+    values: Vec<Vec<u16>>,
+    queries: Vec<Line>,
+    chances: Vec<Line>,
+    sums: [[[f32; 16]; 16]; attention_tiles::SLOTS],
+}
+
+impl Written {
+    fn add(&mut self, slot: usize, rows: &[Vec<u16>], lines: &[Line]) {
+        let float = |bits: u16| bf16::from_bits(bits).to_f32();
+        for (sums, row) in self.sums[slot].iter_mut().zip(rows) {
+            for (query, sum) in sums.iter_mut().enumerate() {
+                let mut chains = [0f32; 2];
+                for (pair, line) in row.chunks(2).zip(lines) {
+                    for (side, chain) in chains.iter_mut().enumerate() {
+                        let other = float(line.0[2 * query + side]);
+                        *chain = float(pair[side]).mul_add(other, *chain);
+                    }
+                }
+                *sum += chains[0] + chains[1];
+            }
+        }
+    }
+}
+
+impl attention_tiles::Unit for Written {
+    unsafe fn zero(&mut self) {
+        self.sums = Default::default();
+    }
+    unsafe fn take_queries(&mut self, from: *const Line) {
+        // SAFETY: as the trait says, as those below.
+        self.queries = unsafe { std::slice::from_raw_parts(from, 16) }.to_vec();
+    }
+    unsafe fn take_keys(&mut self, from: *const u16, pitch: usize) {
+        let row = |at: usize| unsafe {
+            std::slice::from_raw_parts(from.cast::<u8>().add(at * pitch).cast(), 32).to_vec()
+        };
+        self.keys = (0..16).map(row).collect();
+    }
+    unsafe fn score(&mut self, slot: usize) {
+        let (keys, queries) = (self.keys.clone(), self.queries.clone());
+        self.add(slot, &keys, &queries);
+    }
+    unsafe fn take_chances(&mut self, from: *const Line) {
+        self.chances = unsafe { std::slice::from_raw_parts(from, 8) }.to_vec();
+    }
+    unsafe fn take_values(&mut self, from: *const u16) {
+        let all = unsafe { std::slice::from_raw_parts(from, 256) };
+        self.values = all.chunks(16).map(<[u16]>::to_vec).collect();
+    }
+    unsafe fn weigh(&mut self, slot: usize) {
+        let (values, chances) = (self.values.clone(), self.chances.clone());
+        self.add(slot, &values, &chances);
+    }
+    unsafe fn load(&mut self, slot: usize, from: *const Sums16) {
+        self.sums[slot] = unsafe { (*from).0 };
+    }
+    unsafe fn store(&mut self, slot: usize, to: *mut Sums16) {
+        unsafe { (*to).0 = self.sums[slot] };
+    }
+}
+
+/// The kernel for tiles, by a unit that is written down: so that it is tested where there is none. Blocks are
+/// several, values large enough that what chances are relative to moves and stays, and dimensions more than the
+/// unit holds sums for.
+#[test]
+fn attention_by_tiles_is_attention() {
+    let mut random = SplitMix(17);
+    let (tokens, heads, group) = (150, 1, 3);
+    let mut cpu = Cpu::new(Isa::Portable, 1, ActivationFormat::Int16).unwrap();
+    let pages: Vec<u32> = (0..10).rev().collect();
+    let sequences = [SequenceSlice {
+        first: 0,
+        len: tokens as u32,
+        context: 0,
+        pages,
+    }];
+    let (ones, zeroes) = (vec![1.0; tokens], vec![0.0; tokens]);
+    for (dim, window, score_cap) in [
+        (64, None, None),
+        (96, Some(21), None),
+        (32, None, Some(3.0)),
+    ] {
+        let shape = KvShape {
+            layers: 1,
+            pages: 10,
+            heads,
+            head_dim: dim,
+            format: KvFormat::F16,
+        };
+        let (mut plain, mut kv) = (
+            cpu.kv(shape).unwrap(),
+            attention::CpuKv::new(shape, true).unwrap(),
+        );
+        assert_eq!((plain.form(), kv.form()), (Form::Halves, Form::Tiles));
+        let step = Step {
+            sequences: &sequences,
+            cosines: &ones,
+            sines: &zeroes,
+            rope: Rope {
+                theta: 1.0,
+                dims: 2,
+                style: RopeStyle::Halves,
+                scaling: RopeScaling::None,
+            },
+            group,
+            scale: 0.7,
+            score_cap,
+            window,
+        };
+        let width = heads * group * dim;
+        let (mut q, mut k, mut v, mut want) = Default::default();
+        // Eight bits each, so that both caches hold the same.
+        let mut rounded = |count: usize| -> Vec<f32> {
+            let values = uniform(&mut random, count);
+            values.into_iter().map(to_bf16).collect()
+        };
+        cpu.upload(&rounded(tokens * width), width, &mut q);
+        cpu.upload(&rounded(tokens * heads * dim), heads * dim, &mut k);
+        cpu.upload(&rounded(tokens * heads * dim), heads * dim, &mut v);
+        cpu.rope_append(&step, None, &mut q, &k, &v, &mut plain, 0);
+        cpu.rope_append(&step, None, &mut q, &k, &v, &mut kv, 0);
+        cpu.attention(&step, &q, &plain, 0, &mut want);
+        let want: Vec<f64> = want.data.iter().map(|v| f64::from(*v)).collect();
+        let run = |size: usize| {
+            let mut got = vec![0f32; tokens * width];
+            for head in 0..heads {
+                let pages = HeadPages::new(&kv, &step, 0, head, &sequences[0].pages);
+                let queries: Vec<Query> = (0..tokens * group)
+                    .map(|query| {
+                        let at = query / group * width + (head * group + query % group) * dim;
+                        let limit = query / group + 1;
+                        Query {
+                            from: q.data[at..at + dim].as_ptr(),
+                            to: got[at..at + dim].as_mut_ptr(),
+                            start: limit.saturating_sub(window.unwrap_or(usize::MAX)),
+                            limit,
+                        }
+                    })
+                    .collect();
+                let mut room = attention_tiles::Room::boxed();
+                for queries in queries.chunks(size) {
+                    let unit = &mut Written::default();
+                    // SAFETY: the cache holds all tokens, and queries and outputs are there.
+                    unsafe {
+                        attention_tiles::attend::<lanes::Portable, _>(
+                            unit, &pages, queries, &mut room,
+                        );
+                    }
+                }
+            }
+            got
+        };
+        let got = run(attention_tiles::TASK_QUERIES_MAX);
+        assert_near(&got, &want, 5e-3, &format!("{dim} {window:?}"));
+        // To the last bit, whatever stands beside a query.
+        assert!(run(5) == got && run(23) == got, "{dim} {window:?}");
+    }
 }

@@ -13,7 +13,9 @@
 //! | `tiles`, `amx/` | products of several rows by tiles |
 //! | `bf16` | products of activations and weights in bf16 by tiles |
 //! | `multiply` | which of them when |
-//! | `attention` | paged KV, RoPE, attention |
+//! | `attention` | paged KV, RoPE, attention by lanes |
+//! | `attention_tiles` | attention by tiles of bf16 |
+//! | `attention_tasks` | which queries go together |
 //! | `pool` | threads |
 //! | `timed`, `peak` | how long each operation takes, and what the machine could do |
 //!
@@ -23,8 +25,10 @@
 
 mod amx;
 mod attention;
+mod attention_tasks;
 #[cfg(test)]
 mod attention_tests;
+mod attention_tiles;
 mod bf16;
 mod lanes;
 mod matmul;
@@ -43,8 +47,8 @@ mod tiles;
 pub(crate) mod timed;
 
 use super::{Backend, BackendError, HeadNorms, Isa, KvShape, MixtureInput, Step, WeightView};
-use crate::model::SequenceSlice;
-use attention::{CpuKv, Slot, TILE_QUERIES, Tile};
+use attention::{CpuKv, Slot};
+use attention_tasks::Task;
 use matmul::{GroupSums, ROWS_MAX, Sums};
 use mixture::{CpuMixture, Routing};
 use multiply::{Kernels, Multiplier};
@@ -57,13 +61,6 @@ use trireme_shared::model::{Activation, ActivationFormat, Mixture, Span};
 
 /// Fewer values than this are not worth waking a thread for.
 const SERIAL_VALUES_MAX: usize = 8 << 10;
-/// Nor are so many products of queries and keys.
-const SERIAL_PRODUCTS_MAX: usize = 32 << 10;
-
-/// Queries of one attention task: at most so many in a small step, multiples of it in a large one.
-/// A task is one tile.
-const TASK_QUERIES: usize = 8;
-const TASK_QUERIES_MAX: usize = TILE_QUERIES;
 
 /// See the module's header.
 pub struct Cpu {
@@ -75,15 +72,8 @@ pub struct Cpu {
     quantised: bool,
     /// Some matrix takes them as they are.
     has_floats: bool,
-    attention_tasks: Vec<AttentionTask>,
+    attention_tasks: Vec<Task>,
     routing: Routing,
-}
-
-/// Queries `queries` (row * group + head in group) of one sequence and KV head.
-struct AttentionTask {
-    sequence: usize,
-    head: usize,
-    queries: Range<usize>,
 }
 
 /// Gate and up projections.
@@ -217,26 +207,6 @@ pub(super) fn amx_available() -> bool {
 /// never does. Measured when first asked for.
 pub(crate) fn amx_rows_min(activations: ActivationFormat) -> Option<usize> {
     multiply::tiles_win_from(activations)
-}
-
-/// Queries of an attention task. Large tasks read the cache least; small ones keep every thread busy.
-fn task_queries(step: &Step<'_>, heads: usize, threads: usize) -> usize {
-    // To read and widen a page takes about as long as two queries take to meet it.
-    const PAGE_QUERIES: usize = 2;
-    let queries = |s: &SequenceSlice| s.len as usize * step.group;
-    let all: usize = heads * step.sequences.iter().map(queries).sum::<usize>();
-    match all / (4 * threads) {
-        _ if threads == 1 => TASK_QUERIES_MAX,
-        0..TASK_QUERIES => {
-            let time = |size: &usize| {
-                let pieces = step.sequences.iter().map(|s| queries(s).div_ceil(*size));
-                let tasks = heads * pieces.sum::<usize>();
-                tasks.div_ceil(threads) * (PAGE_QUERIES + size)
-            };
-            (1..=TASK_QUERIES).min_by_key(time).unwrap_or(1)
-        }
-        many => (many / TASK_QUERIES * TASK_QUERIES).min(TASK_QUERIES_MAX),
-    }
 }
 
 impl Cpu {
@@ -374,7 +344,7 @@ impl Backend for Cpu {
     }
 
     fn kv(&mut self, shape: KvShape) -> Result<CpuKv, BackendError> {
-        CpuKv::new(shape)
+        CpuKv::new(shape, self.multiplier.has_strips())
     }
 
     fn rows(&self) -> CpuRows {
@@ -594,71 +564,7 @@ impl Backend for Cpu {
         layer: usize,
         out: &mut CpuRows,
     ) {
-        let (heads, dim, group, isa) = (kv.shape.heads, kv.shape.head_dim, step.group, self.isa);
-        let window = step.window.unwrap_or(usize::MAX);
-        assert!(window > 0, "a query sees itself");
-        assert_eq!(q.width, heads * group * dim);
-        out.reshape(q.rows, q.width);
-        let form = self.multiplier.form(q.rows);
-        // A strip's rows are several tasks', and share cache lines: whoever needs them quantises them later.
-        let quantise = self.quantised && dim.is_multiple_of(BLOCK) && !form.is_in_strips();
-        if quantise {
-            out.reserve_quants(form);
-        }
-        let quants = out.quants_mut();
-        let size = task_queries(step, heads, self.pool.threads());
-        let tasks = &mut self.attention_tasks;
-        tasks.clear();
-        for (sequence, slice) in step.sequences.iter().enumerate() {
-            let all = slice.len as usize * group;
-            for head in 0..heads {
-                tasks.extend((0..all).step_by(size).map(|first| AttentionTask {
-                    sequence,
-                    head,
-                    queries: first..(first + size).min(all),
-                }));
-            }
-        }
-        let (tasks, width, to) = (
-            &self.attention_tasks,
-            q.width,
-            Shared(out.data.as_mut_ptr()),
-        );
-        let products = |s: &SequenceSlice| (s.context + s.len) as usize * s.len as usize * q.width;
-        let is_serial = step.sequences.iter().map(products).sum::<usize>() <= SERIAL_PRODUCTS_MAX;
-        let attend = |range: Range<usize>| {
-            for task in &tasks[range] {
-                let slice = &step.sequences[task.sequence];
-                let mut tile = Tile::new(kv, step, layer, task.head, &slice.pages);
-                for query in task.queries.clone() {
-                    let row = slice.first as usize + query / group;
-                    let at = row * width + (task.head * group + query % group) * dim;
-                    tile.queries[tile.count] = q.data[at..at + dim].as_ptr();
-                    // SAFETY: each query's output is its own.
-                    tile.outputs[tile.count] = unsafe { to.slice(at, dim) }.as_mut_ptr();
-                    let seen = slice.context as usize + query / group + 1;
-                    tile.limits[tile.count] = seen;
-                    tile.starts[tile.count] = seen.saturating_sub(window);
-                    tile.count += 1;
-                }
-                // SAFETY: pointers and pages are as the tile says (the model checked that pages
-                // cover the limits and lie in the cache); the instruction set is checked.
-                unsafe { attention::attend(isa, &tile) }
-                for (at, query) in task.queries.clone().enumerate().filter(|_| quantise) {
-                    let row = slice.first as usize + query / group;
-                    let first = (task.head * group + query % group) * dim / BLOCK;
-                    // SAFETY: each query's blocks are its own, and room for them was made.
-                    unsafe {
-                        rows::quantise(isa, tile.outputs[at], quants, row, first, dim / BLOCK);
-                    }
-                }
-            }
-        };
-        match is_serial {
-            true => attend(0..tasks.len()),
-            false => self.pool.run(tasks.len(), &attend),
-        }
-        out.is_quantised = quantise;
+        self.run_attention(step, q, kv, layer, out);
     }
 
     fn gated_ffn(

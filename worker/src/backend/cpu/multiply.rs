@@ -45,9 +45,14 @@ impl Multiplier {
         }
     }
 
+    /// Whether any number of rows comes in strips.
+    pub(super) fn has_strips(self) -> bool {
+        self.form(1).is_in_strips()
+    }
+
     /// Rows that are multiplied apart begin at multiples of it.
     pub(super) fn row_align(self) -> usize {
-        match self.form(1).is_in_strips() {
+        match self.has_strips() {
             true => STRIP_ROWS,
             false => 1,
         }

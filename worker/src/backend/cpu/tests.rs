@@ -122,7 +122,7 @@ pub(super) fn quantised(x: &[f32]) -> Vec<f32> {
 }
 
 /// The nearest number of eight bits, of two as near the larger one.
-fn to_bf16(value: f32) -> f32 {
+pub(super) fn to_bf16(value: f32) -> f32 {
     let bits = value.to_bits() + 0x8000;
     f32::from_bits(bits & 0xffff_0000)
 }

@@ -1,7 +1,7 @@
 //! The CPU backend, every operation timed, beside what it cannot do without: weights and keys read,
 //! and products.
 
-use super::attention::CpuKv;
+use super::attention::{CpuKv, Form};
 use super::mixture::CpuMixture;
 use super::pack::Packed;
 use super::rows::{CpuPartial, CpuRows};
@@ -45,7 +45,7 @@ pub(crate) struct Tally {
     pub(crate) time: Duration,
     /// Read at least once: packed weights, cached keys and values.
     pub(crate) bytes: u64,
-    /// Quantised weights times activations.
+    /// Quantised weights times activations, and what else goes by tiles of bf16.
     pub(crate) products: u64,
     /// Float multiplications with an addition each.
     pub(crate) float_products: u64,
@@ -112,13 +112,17 @@ fn product(rows: usize, matrices: &[&Packed]) -> Tally {
 }
 
 /// Of attention: each query meets every key and value it sees; those of a sequence are read once.
-fn attention(step: &Step<'_>, shape: KvShape) -> Tally {
-    let mut work = Tally::default();
+fn attention(step: &Step<'_>, kv: &CpuKv) -> Tally {
+    let (mut work, shape) = (Tally::default(), kv.shape);
     let window = step.window.unwrap_or(usize::MAX);
     for slice in step.sequences {
         let (context, len) = (slice.context as usize, slice.len as usize);
         let seen: usize = (context + 1..=context + len).map(|n| n.min(window)).sum();
-        work.float_products += (seen * step.group * 2 * shape.heads * shape.head_dim) as u64;
+        let products = (seen * step.group * 2 * shape.heads * shape.head_dim) as u64;
+        match kv.form() {
+            Form::Halves | Form::Bytes => work.float_products += products,
+            Form::Tiles => work.products += products,
+        }
         let head_bytes = shape.format.token_bytes(shape.head_dim as u32);
         let tokens = (context + len).min(window.saturating_add(len));
         work.bytes += (tokens * shape.heads) as u64 * head_bytes;
@@ -243,7 +247,7 @@ impl Backend for Timed {
         layer: usize,
         out: &mut CpuRows,
     ) {
-        let work = attention(step, kv.shape);
+        let work = attention(step, kv);
         self.timed(Part::Attention, work, |cpu| {
             cpu.attention(step, q, kv, layer, out);
         });

@@ -1,5 +1,7 @@
 //! What `linux` has, where it cannot be.
 
+use crate::backend::cpu::attention::HeadPages;
+use crate::backend::cpu::attention_tiles::{self, Query};
 use crate::backend::cpu::bf16::{Pair, Room, To, Unpack};
 use crate::backend::cpu::matmul::{Inputs, Weights};
 use crate::backend::cpu::pack::Format;
@@ -40,6 +42,24 @@ pub(in super::super) unsafe fn group_matmul_wide(
 }
 
 pub(in super::super) unsafe fn multiply_bf16(tiles: &TileConfig, _: Pair<'_>, _: &mut Room, _: To) {
+    match *tiles {}
+}
+
+#[derive(Debug)]
+pub(in super::super) enum AttentionConfig {}
+
+impl AttentionConfig {
+    pub(in super::super) fn load() -> Option<Self> {
+        None
+    }
+}
+
+pub(in super::super) unsafe fn attend(
+    tiles: &AttentionConfig,
+    _: &HeadPages,
+    _: &[Query],
+    _: &mut attention_tiles::Room,
+) {
     match *tiles {}
 }
 

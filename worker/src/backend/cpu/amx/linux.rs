@@ -7,6 +7,8 @@
     reason = "kernels are unsafe as a whole: their pointers cover what their docs say"
 )]
 
+use crate::backend::cpu::attention::HeadPages;
+use crate::backend::cpu::attention_tiles::{self, Query};
 use crate::backend::cpu::bf16::{self, Pair, Room, To, Unit, Unpack};
 use crate::backend::cpu::lanes::{Avx512, Sums16, WeightTile};
 use crate::backend::cpu::matmul::{Inputs, Weights};
@@ -64,26 +66,53 @@ struct Shapes {
     rows: [u8; 16],
 }
 
+impl Shapes {
+    /// All eight tiles at their largest.
+    const WHOLE: Self = Self {
+        palette: 1,
+        start_row: 0,
+        reserved: [0; 14],
+        row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+        rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+    };
+    /// Register 5 has sixteen tokens' bf16 in a row, and register 7 a row for every two of them.
+    const OF_ATTENTION: Self = {
+        let mut shapes = Self::WHOLE;
+        shapes.row_bytes[5] = 32;
+        shapes.rows[7] = 8;
+        shapes
+    };
+}
+
 impl TileConfig {
     /// None where [`available`] says no.
     pub(in super::super) fn load() -> Option<Self> {
-        /// All eight tiles at their largest.
-        static SHAPES: Shapes = Shapes {
-            palette: 1,
-            start_row: 0,
-            reserved: [0; 14],
-            row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-            rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
-        };
+        static SHAPES: Shapes = Shapes::WHOLE;
+        Self::of(&SHAPES)
+    }
+
+    fn of(shapes: &'static Shapes) -> Option<Self> {
         if !available() {
             return None;
         }
         // SAFETY: the instruction exists and is permitted; palette 1 has tiles of 16 rows of 64
         // bytes.
         unsafe {
-            asm!("ldtilecfg [{}]", in(reg) &raw const SHAPES, options(nostack, preserves_flags));
+            asm!("ldtilecfg [{}]", in(reg) shapes, options(nostack, preserves_flags));
         }
         Some(Self(PhantomData))
+    }
+}
+
+/// The same, cut for [`Attention`].
+#[derive(Debug)]
+pub(in super::super) struct AttentionConfig(TileConfig);
+
+impl AttentionConfig {
+    /// None where [`available`] says no.
+    pub(in super::super) fn load() -> Option<Self> {
+        static SHAPES: Shapes = Shapes::OF_ATTENTION;
+        TileConfig::of(&SHAPES).map(Self)
     }
 }
 
@@ -138,6 +167,20 @@ pub(in super::super) unsafe fn multiply_bf16(
     to: To,
 ) {
     bf16::multiply::<Avx512, Amx>(&mut Amx, pair, room, to);
+}
+
+/// As `attention_tiles::attend`.
+///
+/// # Safety
+/// As there. The processor has what `Isa::Amx` names.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(in super::super) unsafe fn attend(
+    _: &AttentionConfig,
+    pages: &HeadPages,
+    queries: &[Query],
+    room: &mut attention_tiles::Room,
+) {
+    attention_tiles::attend::<Avx512, Attention>(&mut Attention, pages, queries, room);
 }
 
 /// Writes one block of a tile of a format's weights in bf16.
@@ -346,5 +389,66 @@ impl Unit for Amx {
             (_, 0) => store!("tmm2", to),
             (_, _) => store!("tmm3", to),
         }
+    }
+}
+
+/// Between `AttentionConfig::load` and its drop: sums are in registers 0 to 3, keys in 4, values in 5, queries in
+/// 6 and chances in 7. Otherwise as [`Amx`].
+struct Attention;
+
+impl attention_tiles::Unit for Attention {
+    #[inline(always)]
+    unsafe fn zero(&mut self) {
+        Unit::zero(&mut Amx);
+    }
+
+    #[inline(always)]
+    unsafe fn take_queries(&mut self, from: *const Line) {
+        load!("tmm6", from, 64usize);
+    }
+
+    #[inline(always)]
+    unsafe fn take_keys(&mut self, from: *const u16, pitch: usize) {
+        load!("tmm4", from, pitch);
+    }
+
+    #[inline(always)]
+    unsafe fn score(&mut self, slot: usize) {
+        match slot {
+            0 => add!("tmm0", "tmm4", "tmm6"),
+            1 => add!("tmm1", "tmm4", "tmm6"),
+            2 => add!("tmm2", "tmm4", "tmm6"),
+            _ => add!("tmm3", "tmm4", "tmm6"),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take_chances(&mut self, from: *const Line) {
+        load!("tmm7", from, 64usize);
+    }
+
+    #[inline(always)]
+    unsafe fn take_values(&mut self, from: *const u16) {
+        load!("tmm5", from, 32usize);
+    }
+
+    #[inline(always)]
+    unsafe fn weigh(&mut self, slot: usize) {
+        match slot {
+            0 => add!("tmm0", "tmm5", "tmm7"),
+            1 => add!("tmm1", "tmm5", "tmm7"),
+            2 => add!("tmm2", "tmm5", "tmm7"),
+            _ => add!("tmm3", "tmm5", "tmm7"),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(&mut self, slot: usize, from: *const Sums16) {
+        Unit::load(&mut Amx, slot / 2, slot % 2, from);
+    }
+
+    #[inline(always)]
+    unsafe fn store(&mut self, slot: usize, to: *mut Sums16) {
+        Unit::store(&mut Amx, slot / 2, slot % 2, to);
     }
 }

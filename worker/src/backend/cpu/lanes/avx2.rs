@@ -67,6 +67,20 @@ unsafe fn add_pairs(words: __m256i) -> __m256i {
     _mm256_madd_epi16(words, _mm256_set1_epi16(1))
 }
 
+/// `inside` where `at` lies in `start..end`.
+#[inline(always)]
+unsafe fn either(
+    at: __m256,
+    start: __m256,
+    end: __m256,
+    inside: __m256,
+    outside: __m256,
+) -> __m256 {
+    let begun = _mm256_cmp_ps::<_CMP_GE_OQ>(at, start);
+    let inner = _mm256_and_ps(begun, _mm256_cmp_ps::<_CMP_LT_OQ>(at, end));
+    _mm256_blendv_ps(outside, inside, inner)
+}
+
 /// The nearest floats whose lower halves are zero.
 #[inline(always)]
 unsafe fn round_half(v: __m256) -> __m256 {
@@ -350,6 +364,14 @@ impl Lanes for Avx2 {
         Self(
             _mm256_andnot_ps(first, self.0),
             _mm256_andnot_ps(second, self.1),
+        )
+    }
+    #[inline(always)]
+    unsafe fn between(position: Self, start: Self, end: Self, inside: Self, outside: Self) -> Self {
+        let first = either(position.0, start.0, end.0, inside.0, outside.0);
+        Self(
+            first,
+            either(position.1, start.1, end.1, inside.1, outside.1),
         )
     }
     #[inline(always)]

@@ -377,6 +377,12 @@ impl Lanes for Avx512 {
         Self(_mm512_maskz_mov_ps(keep, self.0))
     }
     #[inline(always)]
+    unsafe fn between(position: Self, start: Self, end: Self, inside: Self, outside: Self) -> Self {
+        let begun = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(position.0, start.0);
+        let inner = _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(begun, position.0, end.0);
+        Self(_mm512_mask_mov_ps(outside.0, inner, inside.0))
+    }
+    #[inline(always)]
     unsafe fn column(bytes: __m512i, at: u32) -> Self {
         lowest_byte(_mm512_srl_epi32(bytes, _mm_cvtsi32_si128(8 * at as i32)))
     }
@@ -388,6 +394,12 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn store_pairs(first: Self, second: Self, to: *mut Line) {
         _mm512_store_si512(to.cast(), pairs(first, second));
+    }
+    #[inline(always)]
+    unsafe fn store_rounded_pairs(first: Self, second: Self, to: *mut Line) {
+        let (first, second) = (_mm512_castps_si512(first.0), _mm512_castps_si512(second.0));
+        let both = _mm512_or_si512(_mm512_srli_epi32::<16>(first), second);
+        _mm512_store_si512(to.cast(), both);
     }
     #[inline(always)]
     unsafe fn put_pairs(first: Self, second: Self, to: *mut u16) {

@@ -287,6 +287,16 @@ impl Lanes for Portable {
         Self(self.0.map(|v| if v.abs() < least { 0.0 } else { v }))
     }
     #[inline(always)]
+    unsafe fn between(position: Self, start: Self, end: Self, inside: Self, outside: Self) -> Self {
+        let mut out = outside.0;
+        for (lane, out) in out.iter_mut().enumerate() {
+            if (start.0[lane]..end.0[lane]).contains(&position.0[lane]) {
+                *out = inside.0[lane];
+            }
+        }
+        Self(out)
+    }
+    #[inline(always)]
     unsafe fn column(bytes: [u8; 64], at: u32) -> Self {
         let mut column = [0f32; LANES];
         for (lane, value) in column.iter_mut().enumerate() {
