@@ -444,6 +444,7 @@ enum ActivationChoice {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum KvChoice {
+    /// Two bytes a number; bf16 where activations are bf16 and there is AMX
     #[default]
     F16,
     /// Bytes with a scale for each token and head: about half the memory

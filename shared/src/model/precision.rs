@@ -94,6 +94,7 @@ impl ActivationFormat {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum KvFormat {
+    /// Two bytes a number; as bf16 where activations are bf16 and the processor multiplies tiles of them.
     #[default]
     F16,
     /// Bytes, with an f32 that scales a token's key of one head, and one for its value.

@@ -2,7 +2,7 @@
 
 use super::amx::{self, AttentionConfig};
 use super::attention::{self, CpuKv, Form, HeadPages, TILE_QUERIES, Tile};
-use super::attention_tiles::{self, Query};
+use super::attention_tiles::{self, Next, Query};
 use super::pack::BLOCK;
 use super::rows::{self, CpuRows, QuantsMut, STRIP_ROWS};
 use super::{Cpu, Shared};
@@ -132,16 +132,26 @@ impl Attention<'_> {
     }
 
     fn by_tiles(&self, tasks: &[Task]) {
-        let Some(tiles) = AttentionConfig::load() else {
+        let Some(config) = AttentionConfig::load() else {
             unreachable!("pages are in tiles only where there is a unit for them");
         };
         let mut queries = Vec::with_capacity(attention_tiles::TASK_QUERIES_MAX);
-        for task in tasks {
+        for (at, task) in tasks.iter().enumerate() {
             queries.clear();
             queries.extend(self.queries(task));
             let pages = self.pages(task);
+            let next = tasks.get(at + 1).and_then(|task| {
+                let first = self.queries(task).next()?;
+                Some(Next {
+                    pages: self.pages(task),
+                    start: first.start,
+                    limit: first.limit,
+                })
+            });
             // SAFETY: as in `by_lanes`.
-            ROOM.with_borrow_mut(|room| unsafe { amx::attend(&tiles, &pages, &queries, room) });
+            ROOM.with_borrow_mut(|room| unsafe {
+                amx::attend(&config, &pages, &queries, next, room);
+            });
         }
     }
 }

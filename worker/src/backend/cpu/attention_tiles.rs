@@ -122,6 +122,28 @@ impl Room {
     }
 }
 
+/// Pages that are met next, of another sequence or head, to be asked for in time.
+#[derive(Clone, Copy)]
+pub(super) struct Next {
+    pub(super) pages: HeadPages,
+    /// Tokens that are seen of them.
+    pub(super) start: usize,
+    pub(super) limit: usize,
+}
+
+impl Next {
+    /// Page `at` of its first block, if it sees that.
+    #[inline(always)]
+    unsafe fn page(&self, at: usize) -> Option<*const u8> {
+        let seen = pages_of(&(self.start..self.limit));
+        let number = seen.start / BLOCK_PAGES * BLOCK_PAGES + at;
+        match seen.contains(&number) {
+            true => Some(self.pages.page(number)),
+            false => None,
+        }
+    }
+}
+
 /// Pages of a block, and where each one's parts are.
 struct Block {
     /// Of them all pages between the task's first and last.
@@ -129,17 +151,18 @@ struct Block {
     keys: [*const u16; BLOCK_PAGES],
     /// Where nobody sees some of the tokens, these are zero.
     values: [*const u16; BLOCK_PAGES],
-    /// Of each page the one that is read a block later, or itself.
-    next: [*const u8; BLOCK_PAGES],
+    /// Of each page the one that is read a block later, if any is.
+    next: [Option<*const u8>; BLOCK_PAGES],
 }
 
 /// Fills the outputs of up to [`TASK_QUERIES_MAX`] queries of the sequence and KV head that `pages` are of, in
-/// order of position. [`takes`] says yes to their dimensions.
+/// order of position. [`takes`] says yes to their dimensions. `next` are those that this thread turns to then.
 #[inline(always)]
 pub(super) unsafe fn attend<V: Lanes, U: Unit>(
     unit: &mut U,
     pages: &HeadPages,
     queries: &[Query],
+    next: Option<Next>,
     room: &mut Room,
 ) {
     debug_assert!(queries.len() <= TASK_QUERIES_MAX && takes(pages.dim()));
@@ -153,7 +176,7 @@ pub(super) unsafe fn attend<V: Lanes, U: Unit>(
     let seen = queries[0].start..queries[queries.len() - 1].limit;
     let blocks = pages_of(&seen).start / BLOCK_PAGES..pages_of(&seen).end.div_ceil(BLOCK_PAGES);
     for number in blocks {
-        let block = Block::of::<V>(pages, number, &seen, room);
+        let block = Block::of::<V>(pages, number, &seen, next, room);
         for (at, queries) in queries.chunks(STRIP_ROWS).enumerate() {
             let (first, last) = (queries[0], queries[queries.len() - 1]);
             let mine = pages_of(&(first.start..last.limit));
@@ -186,6 +209,7 @@ impl Block {
         pages: &HeadPages,
         number: usize,
         seen: &Range<usize>,
+        next: Option<Next>,
         room: &mut Room,
     ) -> Self {
         let all = pages_of(seen);
@@ -195,15 +219,15 @@ impl Block {
             pages: mine.clone(),
             keys: [std::ptr::null(); BLOCK_PAGES],
             values: [std::ptr::null(); BLOCK_PAGES],
-            next: [std::ptr::null(); BLOCK_PAGES],
+            next: [None; BLOCK_PAGES],
         };
         for page in mine {
             let (head, at) = (pages.page(page), page - start);
             block.keys[at] = head.cast();
             block.values[at] = pages.values_of(head).cast();
             block.next[at] = match page + BLOCK_PAGES {
-                later if later < all.end => pages.page(later),
-                _ => head,
+                later if later < all.end => Some(pages.page(later)),
+                _ => next.and_then(|next| next.page(at)),
             };
             let tokens = tokens_of(page);
             if tokens.start < seen.start || seen.end < tokens.end {
@@ -300,15 +324,14 @@ unsafe fn meet<V: Lanes, U: Unit>(
                 let page = first + at + slot;
                 unit.take_keys(block.keys[page].add(chunk * CHUNK), dim * size_of::<u16>());
                 unit.score(slot);
+                if let (true, Some(next)) = (is_first, block.next[page]) {
+                    let bytes = CHUNK * PAGE_TOKENS * size_of::<u16>();
+                    ask_for::<V>(next.wrapping_add(chunk * bytes), bytes);
+                }
             }
         }
         for slot in 0..slots {
             unit.store(slot, scores.add(at + slot));
-        }
-        if is_first {
-            for slot in 0..slots {
-                ask_for::<V>(block.next[first + at + slot], dim * PAGE_TOKENS * 2);
-            }
         }
     }
 
@@ -331,8 +354,8 @@ unsafe fn meet<V: Lanes, U: Unit>(
         let is_whole = is_whole(at);
         if is_whole && cap.is_none() {
             for token in (0..PAGE_TOKENS).step_by(4) {
-                for lane in 0..4 {
-                    tops[lane] = tops[lane].max(V::load(scores.add((token + lane) * LANES)));
+                for (at, top) in tops.iter_mut().enumerate() {
+                    *top = top.max(V::load(scores.add((token + at) * LANES)));
                 }
             }
             continue;
@@ -390,10 +413,10 @@ unsafe fn meet<V: Lanes, U: Unit>(
             }
             weight = weight.add(both[0].add(both[1]));
             V::store_rounded_pairs(both[0], both[1], chances.add(pair));
-        }
-        if is_first {
-            let values = pages.values_of(block.next[first + at]);
-            ask_for::<V>(values, dim * PAGE_TOKENS * 2);
+            if let (true, Some(next)) = (is_first, block.next[first + at]) {
+                let part = dim * PAGE_TOKENS * size_of::<u16>() / PAGE_LINES;
+                ask_for::<V>(pages.values_of(next).wrapping_add(pair * part), part);
+            }
         }
     }
     weight.store(strip.weights.as_mut_ptr());
@@ -448,3 +471,7 @@ unsafe fn finish<V: Lanes>(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "attention_tiles_tests.rs"]
+mod tests;

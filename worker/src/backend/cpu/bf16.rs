@@ -19,7 +19,7 @@
 use super::lanes::{LANES, Lanes, PAIRS, Sums16, WeightTile};
 use super::matmul::Sums;
 use super::pack::{BLOCK, TILE};
-use super::pointwise;
+use super::pointwise::{self, Near};
 use super::quants::{self, Product, Quant};
 use super::rows::{self, Line, QuantsMut, STRIP_ROWS};
 use std::mem::MaybeUninit;
@@ -35,6 +35,9 @@ pub(super) const STRIPS_MAX: usize = 16;
 /// strips that pass.
 const CHUNK: usize = 18;
 
+/// The same where sums of segments stay there, too.
+const CHUNK_OF_SEGMENTS: usize = 12;
+
 /// Blocks ahead of the one in use to ask for. Two tiles of one take some 60 ns.
 const AHEAD: usize = 12;
 
@@ -46,6 +49,8 @@ pub(super) trait Unit {
     unsafe fn zero(&mut self);
     unsafe fn take_weights(&mut self, slot: usize, from: *const WeightTile);
     unsafe fn take_rows(&mut self, at: usize, from: *const Line);
+    /// The same where they are not needed again soon, and are to leave weights to the first-level cache.
+    unsafe fn take_passing_rows(&mut self, at: usize, from: *const Line);
     /// Adds 32 columns' products to the sums of slot `slot` and strip `at`.
     unsafe fn multiply(&mut self, slot: usize, at: usize);
     unsafe fn load(&mut self, slot: usize, at: usize, from: *const Sums16);
@@ -184,7 +189,12 @@ pub(super) struct Room {
     weights: [[MaybeUninit<WeightTile>; CHUNK]; 2],
     sums: [[MaybeUninit<Sums16>; 2]; STRIPS_MAX],
     wide: [[MaybeUninit<[[f64; LANES]; LANES]>; 2]; STRIPS_MAX],
+    /// Of each segment that ends in a chunk the sums of two slots and two strips.
+    parts: [[[MaybeUninit<Sums16>; 2]; 2]; CHUNK],
 }
+
+/// Numbers from a segment's sums to the next one's.
+const PART_PITCH: usize = 4 * LANES * LANES;
 
 impl Room {
     pub(super) fn boxed() -> Box<Self> {
@@ -198,6 +208,10 @@ impl Room {
 
     fn sums(&mut self, strip: usize, slot: usize) -> *mut Sums16 {
         self.sums[strip][slot].as_mut_ptr()
+    }
+
+    fn part(&mut self, segment: usize, slot: usize, at: usize) -> *mut Sums16 {
+        self.parts[segment][slot][at].as_mut_ptr()
     }
 
     fn wide(&mut self, strip: usize, slot: usize) -> *mut [f64; LANES] {
@@ -216,8 +230,12 @@ pub(super) unsafe fn multiply<V: Lanes, U: Unit>(
     let strips = pair.rows.div_ceil(STRIP_ROWS);
     debug_assert!(strips <= STRIPS_MAX && matches!(pair.slots.len(), 1 | 2));
     let segment = pair.segment.unwrap_or(pair.blocks);
-    let chunk = match CHUNK / segment {
-        0 => CHUNK,
+    let most = match pair.segment {
+        Some(_) => CHUNK_OF_SEGMENTS,
+        None => CHUNK,
+    };
+    let chunk = match most / segment {
+        0 => most,
         whole => whole * segment,
     };
     for first in (0..pair.blocks).step_by(chunk) {
@@ -278,18 +296,24 @@ impl Part<'_> {
                 self.unpack::<V>(slot, self.first, room);
             }
         }
+        // Of how many segments sums wait for the chunk's end.
+        let mut parts = 0;
         for block in self.first..self.end {
             for at in 0..STRIPS {
-                unit.take_rows(at, lines.add(at * strip_lines + block * STRIP_ROWS));
-            }
-            for slot in 0..SLOTS {
-                unit.take_weights(slot, self.weights(slot, block, room));
-                for at in 0..STRIPS {
-                    unit.multiply(slot, at);
+                let lines = lines.add(at * strip_lines + block * STRIP_ROWS);
+                match pair.rows <= 2 * STRIP_ROWS {
+                    true => unit.take_rows(at, lines),
+                    false => unit.take_passing_rows(at, lines),
                 }
-                // A block ahead: what was just written is taken as a tile late.
-                if unpacks && block + 1 < self.end {
-                    self.unpack::<V>(slot, block + 1, room);
+                for slot in 0..SLOTS {
+                    if at == 0 {
+                        unit.take_weights(slot, self.weights(slot, block, room));
+                    }
+                    unit.multiply(slot, at);
+                    // A block ahead: what was just written is taken as a tile late.
+                    if at + 1 == STRIPS && unpacks && block + 1 < self.end {
+                        self.unpack::<V>(slot, block + 1, room);
+                    }
                 }
             }
             let end = block + 1;
@@ -297,25 +321,32 @@ impl Part<'_> {
             if !(ends_segment || end == self.end) {
                 continue;
             }
+            let ends_part = ends_segment && pair.segment.is_some();
             for slot in 0..SLOTS {
                 for at in 0..STRIPS {
-                    let strip = self.strip + at;
-                    let sums = room.sums(strip, slot);
-                    unit.store(slot, at, sums);
-                    if ends_segment && pair.segment.is_some() {
-                        let wide = room.wide(strip, slot);
-                        for (output, sums) in (*sums).0.iter().enumerate() {
-                            let (sums, to) = (V::load(sums.as_ptr()), wide.add(output).cast());
-                            match end <= segment {
-                                true => sums.store_f64(to),
-                                false => sums.add_to_f64(to),
-                            }
-                        }
-                    }
+                    let to = match ends_part {
+                        true => room.part(parts, slot, at),
+                        false => room.sums(self.strip + at, slot),
+                    };
+                    unit.store(slot, at, to);
                 }
             }
+            parts += usize::from(ends_part);
             if ends_segment && end < self.end {
                 unit.zero();
+            }
+        }
+        if parts == 0 {
+            return;
+        }
+        let begins = self.first < segment;
+        for slot in 0..SLOTS {
+            for at in 0..STRIPS {
+                let (from, to) = (room.part(0, slot, at), room.wide(self.strip + at, slot));
+                for output in 0..TILE {
+                    let from = (*from).0[output].as_ptr();
+                    V::add_up(from, PART_PITCH, parts, begins, to.add(output).cast());
+                }
             }
         }
     }
@@ -437,7 +468,7 @@ unsafe fn put_gated<V: Lanes>(
     let (gates, ups) = (room.sums(strip, 0), room.sums(strip, 1));
     for (gate, up) in (*gates).0.iter_mut().zip(&(*ups).0) {
         let (gates, ups) = (V::load(gate.as_ptr()), V::load(up.as_ptr()));
-        pointwise::gated::<V>(activation, gates, ups).store(gate.as_mut_ptr());
+        pointwise::gated::<V, Near>(activation, gates, ups).store(gate.as_mut_ptr());
     }
     let row = strip * STRIP_ROWS;
     if let Some((values, columns)) = to.values {

@@ -47,6 +47,9 @@ impl Unit for Written {
     unsafe fn take_rows(&mut self, at: usize, from: *const Line) {
         self.rows[at] = std::slice::from_raw_parts(from, 16).to_vec();
     }
+    unsafe fn take_passing_rows(&mut self, at: usize, from: *const Line) {
+        self.take_rows(at, from);
+    }
     unsafe fn multiply(&mut self, slot: usize, at: usize) {
         let float = |bits: u16| bf16::from_bits(bits).to_f32();
         let (weights, rows) = (self.weights[slot].unwrap().0, &self.rows[at]);

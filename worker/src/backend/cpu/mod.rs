@@ -110,6 +110,7 @@ impl Gated {
         if unsafe { kernels.gate_by_strips(both, group, x, rows.clone(), activation, to) } {
             return;
         }
+        let is_near = x.is_quantised && x.form.activations == ActivationFormat::Bf16;
         for first in rows.clone().step_by(ROWS_MAX) {
             let chunk = first..(first + ROWS_MAX).min(rows.end);
             let (mut gates, mut ups) = (GroupSums::new(), GroupSums::new());
@@ -123,10 +124,7 @@ impl Gated {
                 kernels.multiply(&self.up, group, x, chunk.clone(), ups);
                 for (at, row) in chunk.enumerate() {
                     let (gate, up) = (gated.row(at), ups.row(at));
-                    match activation {
-                        Activation::Silu => pointwise::silu_mul(isa, gate, up, vectors),
-                        Activation::GeluTanh => pointwise::gelu_mul(isa, gate, up, vectors),
-                    }
+                    pointwise::gate_mul(isa, activation, is_near, gate, up, vectors);
                     if !is_whole {
                         std::ptr::copy_nonoverlapping(gate, to.row(at), count);
                     }

@@ -61,54 +61,89 @@ unsafe fn add_rounded_lanes<V: Lanes>(x: *mut f32, delta: *const f64, count: usi
     }
 }
 
-kernel! {
-    /// `gate = silu(gate) * up` over `count` values, a multiple of 16; silu(x) = x / (1 + e^-x).
-    pub(super) fn silu_mul(gate: *mut f32, up: *const f32, count: usize) = silu_mul_lanes
+/// How exactly activations are computed.
+pub(super) trait Closeness {
+    unsafe fn exp<V: Lanes>(x: V) -> V;
+    unsafe fn over<V: Lanes>(x: V, by: V) -> V;
 }
 
-#[inline(always)]
-unsafe fn silu_mul_lanes<V: Lanes>(gate: *mut f32, up: *const f32, count: usize) {
-    for at in (0..count).step_by(LANES) {
-        let bent = silu(V::load(gate.add(at)));
-        bent.mul(V::load(up.add(at))).store(gate.add(at));
+/// As far as an f32 can tell.
+pub(super) struct Exact;
+
+impl Closeness for Exact {
+    #[inline(always)]
+    unsafe fn exp<V: Lanes>(x: V) -> V {
+        x.exp()
+    }
+    #[inline(always)]
+    unsafe fn over<V: Lanes>(x: V, by: V) -> V {
+        x.div(by)
     }
 }
 
-#[inline(always)]
-unsafe fn silu<V: Lanes>(x: V) -> V {
-    x.div(V::zero().sub(x).exp().add(V::splat(1.0)))
-}
+/// A tenth of what a bf16 can tell; without a division, which takes as long as ten multiplications.
+pub(super) struct Near;
 
-kernel! {
-    /// `gate = gelu(gate) * up` over `count` values, a multiple of 16, with GELU in its tanh form:
-    /// gelu(x) = x / 2 * (1 + tanh(u)) = x / (1 + e^-2u), u = sqrt(2 / pi) * (x + 0.044715 x^3).
-    pub(super) fn gelu_mul(gate: *mut f32, up: *const f32, count: usize) = gelu_mul_lanes
-}
-
-#[inline(always)]
-unsafe fn gelu_mul_lanes<V: Lanes>(gate: *mut f32, up: *const f32, count: usize) {
-    for at in (0..count).step_by(LANES) {
-        let bent = gelu(V::load(gate.add(at)));
-        bent.mul(V::load(up.add(at))).store(gate.add(at));
+impl Closeness for Near {
+    #[inline(always)]
+    unsafe fn exp<V: Lanes>(x: V) -> V {
+        let power = x.mul(V::splat(std::f32::consts::LOG2_E));
+        power.min(V::splat(125.0)).exp2_near()
+    }
+    #[inline(always)]
+    unsafe fn over<V: Lanes>(x: V, by: V) -> V {
+        x.mul(by.inverse_near())
     }
 }
 
+kernel! {
+    /// `gate = activation(gate) * up` over `count` values, a multiple of 16; [`Near`] or [`Exact`].
+    pub(super) fn gate_mul(
+        activation: Activation, is_near: bool, gate: *mut f32, up: *const f32, count: usize,
+    ) = gate_mul_lanes
+}
+
 #[inline(always)]
-unsafe fn gelu<V: Lanes>(x: V) -> V {
+unsafe fn gate_mul_lanes<V: Lanes>(
+    activation: Activation,
+    is_near: bool,
+    gate: *mut f32,
+    up: *const f32,
+    count: usize,
+) {
+    for at in (0..count).step_by(LANES) {
+        let (gate, up) = (gate.add(at), V::load(up.add(at)));
+        let gated = match is_near {
+            true => gated::<V, Near>(activation, V::load(gate), up),
+            false => gated::<V, Exact>(activation, V::load(gate), up),
+        };
+        gated.store(gate);
+    }
+}
+
+/// `activation(gate) * up`.
+#[inline(always)]
+pub(super) unsafe fn gated<V: Lanes, C: Closeness>(activation: Activation, gate: V, up: V) -> V {
+    match activation {
+        Activation::Silu => silu::<V, C>(gate).mul(up),
+        Activation::GeluTanh => gelu::<V, C>(gate).mul(up),
+    }
+}
+
+/// x / (1 + e^-x)
+#[inline(always)]
+unsafe fn silu<V: Lanes, C: Closeness>(x: V) -> V {
+    C::over(x, C::exp(V::zero().sub(x)).add(V::splat(1.0)))
+}
+
+/// GELU in its tanh form: x / 2 * (1 + tanh(u)) = x / (1 + e^-2u), u = sqrt(2 / pi) * (x + 0.044715 x^3).
+#[inline(always)]
+unsafe fn gelu<V: Lanes, C: Closeness>(x: V) -> V {
     const CUBE: f32 = 0.044_715;
     // sqrt(2 / pi) = 2 / sqrt(pi) / sqrt(2)
     const FACTOR: f32 = -2.0 * std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
     let bent = x.mul(x).fma(V::splat(CUBE), V::splat(1.0)).mul(x);
-    x.div(bent.mul(V::splat(FACTOR)).exp().add(V::splat(1.0)))
-}
-
-/// `activation(gate) * up`, as the two above.
-#[inline(always)]
-pub(super) unsafe fn gated<V: Lanes>(activation: Activation, gate: V, up: V) -> V {
-    match activation {
-        Activation::Silu => silu(gate).mul(up),
-        Activation::GeluTanh => gelu(gate).mul(up),
-    }
+    C::over(x, C::exp(bent.mul(V::splat(FACTOR))).add(V::splat(1.0)))
 }
 
 /// `cap * tanh(x / cap)`, where `inverse` is `2 / cap`: tanh(y) = 1 - 2 / (e^2y + 1).

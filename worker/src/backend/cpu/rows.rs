@@ -29,8 +29,9 @@
               registers are counted, so that they unroll"
 )]
 
-use super::lanes::{LANES, Lanes, PAIRS, Sums16, kernel};
+use super::lanes::{LANES, Lanes, Sums16, kernel};
 use super::pack::BLOCK;
+use std::mem::MaybeUninit;
 use trireme_shared::model::ActivationFormat;
 
 /// What one step of the coarse byte is worth.
@@ -259,24 +260,17 @@ unsafe fn quantise_strip_lanes<V: Lanes>(from: *const f32, to: QuantsMut, row: u
         }
         return;
     }
-    let mut halves = [const { Sums16([[0.0; LANES]; LANES]) }; 2];
-    let mut turned = [const { Sums16([[0.0; LANES]; LANES]) }; 2];
+    let mut turned = MaybeUninit::<[Line; STRIP_ROWS]>::uninit();
+    let turned = turned.as_mut_ptr().cast::<Line>();
     for block in 0..to.row_blocks {
-        for (half, values) in halves.iter_mut().enumerate() {
-            for (at, values) in values.0[..rows].iter_mut().enumerate() {
-                let from = from.add(at * width + block * BLOCK + half * LANES);
-                counted(V::load(from)).store(values.as_mut_ptr());
-            }
+        for at in 0..STRIP_ROWS {
+            // Rows that are not there count as the last one.
+            let from = from.add(at.min(rows - 1) * width + block * BLOCK);
+            let (first, second) = (V::load(from), V::load(from.add(LANES)));
+            V::store_row(counted(first), counted(second), turned.add(at));
         }
-        V::transpose(&halves[0], &mut turned[0]);
-        V::transpose(&halves[1], &mut turned[1]);
-        let lines = to.strip(row, block);
-        for (at, first) in PAIRS.into_iter().enumerate() {
-            let (values, column) = (&turned[first / LANES].0, first % LANES);
-            let first = V::load(values[column].as_ptr());
-            let second = V::load(values[column + 2].as_ptr());
-            V::store_pairs(first, second, lines.add(at));
-        }
+        // A pair is as long as an f32, and moved as one.
+        V::transpose(turned.cast::<Sums16>(), to.strip(row, block).cast());
     }
 }
 
@@ -344,7 +338,12 @@ unsafe fn round_blocks<V: Lanes>(
         let x = from.add(block * BLOCK);
         let (a, b) = (counted(V::load(x)), counted(V::load(x.add(LANES))));
         if to.form.in_lines {
-            V::put_pairs(a, b, to.pairs(row, first + block).cast());
+            let (mut line, to) = (Line([0; BLOCK]), to.pairs(row, first + block));
+            V::store_row(a, b, &mut line);
+            for (at, pair) in line.0.chunks_exact(2).enumerate() {
+                let to = to.cast::<[u16; 2]>().add(at * STRIP_ROWS);
+                to.write([pair[0], pair[1]]);
+            }
         } else {
             let columns = columns.add((first + block) * BLOCK);
             a.to_bf16().store_bf16(columns);

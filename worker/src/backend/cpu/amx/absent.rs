@@ -1,7 +1,7 @@
 //! What `linux` has, where it cannot be.
 
 use crate::backend::cpu::attention::HeadPages;
-use crate::backend::cpu::attention_tiles::{self, Query};
+use crate::backend::cpu::attention_tiles::{self, Next, Query};
 use crate::backend::cpu::bf16::{Pair, Room, To, Unpack};
 use crate::backend::cpu::matmul::{Inputs, Weights};
 use crate::backend::cpu::pack::Format;
@@ -58,6 +58,7 @@ pub(in super::super) unsafe fn attend(
     tiles: &AttentionConfig,
     _: &HeadPages,
     _: &[Query],
+    _: Option<Next>,
     _: &mut attention_tiles::Room,
 ) {
     match *tiles {}

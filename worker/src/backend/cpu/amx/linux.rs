@@ -8,7 +8,7 @@
 )]
 
 use crate::backend::cpu::attention::HeadPages;
-use crate::backend::cpu::attention_tiles::{self, Query};
+use crate::backend::cpu::attention_tiles::{self, Next, Query};
 use crate::backend::cpu::bf16::{self, Pair, Room, To, Unit, Unpack};
 use crate::backend::cpu::lanes::{Avx512, Sums16, WeightTile};
 use crate::backend::cpu::matmul::{Inputs, Weights};
@@ -178,9 +178,10 @@ pub(in super::super) unsafe fn attend(
     _: &AttentionConfig,
     pages: &HeadPages,
     queries: &[Query],
+    next: Option<Next>,
     room: &mut attention_tiles::Room,
 ) {
-    attention_tiles::attend::<Avx512, Attention>(&mut Attention, pages, queries, room);
+    attention_tiles::attend::<Avx512, Attention>(&mut Attention, pages, queries, next, room);
 }
 
 /// Writes one block of a tile of a format's weights in bf16.
@@ -250,6 +251,19 @@ macro_rules! load {
             concat!("tileloadd ", $tile, ", [{from} + {stride}*1]"),
             from = in(reg) $from,
             stride = in(reg) $stride,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
+/// The same of whole lines one behind the other that are not needed again soon, and are to leave what is to
+/// the first-level cache.
+macro_rules! load_passing {
+    ($tile:literal, $from:expr) => {
+        asm!(
+            concat!("tileloaddt1 ", $tile, ", [{from} + {stride}*1]"),
+            from = in(reg) $from,
+            stride = in(reg) 64usize,
             options(nostack, preserves_flags),
         )
     };
@@ -358,6 +372,14 @@ impl Unit for Amx {
         match at {
             0 => load!("tmm6", from, 64usize),
             _ => load!("tmm7", from, 64usize),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take_passing_rows(&mut self, at: usize, from: *const Line) {
+        match at {
+            0 => load_passing!("tmm6", from),
+            _ => load_passing!("tmm7", from),
         }
     }
 

@@ -195,11 +195,23 @@ impl Lanes for Avx512 {
         Self(_mm512_scalef_ps(self.0, n.0))
     }
     #[inline(always)]
-    unsafe fn store_f64(self, to: *mut f64) {
-        let upper = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0));
-        let (lower, upper) = (_mm512_castps512_ps256(self.0), _mm256_castpd_ps(upper));
-        _mm512_storeu_pd(to, _mm512_cvtps_pd(lower));
-        _mm512_storeu_pd(to.add(8), _mm512_cvtps_pd(upper));
+    unsafe fn add_up(from: *const f32, pitch: usize, count: usize, begins: bool, to: *mut f64) {
+        let mut sums = match begins {
+            true => [_mm512_setzero_pd(); 2],
+            false => [_mm512_loadu_pd(to), _mm512_loadu_pd(to.add(8))],
+        };
+        for at in 0..count {
+            let from = from.add(at * pitch);
+            // Two loads cost less than to take a vector apart.
+            sums[0] = _mm512_add_pd(sums[0], _mm512_cvtps_pd(_mm256_loadu_ps(from)));
+            sums[1] = _mm512_add_pd(sums[1], _mm512_cvtps_pd(_mm256_loadu_ps(from.add(8))));
+        }
+        _mm512_storeu_pd(to, sums[0]);
+        _mm512_storeu_pd(to.add(8), sums[1]);
+    }
+    #[inline(always)]
+    unsafe fn inverse_near(self) -> Self {
+        Self(_mm512_rcp14_ps(self.0))
     }
     #[inline(always)]
     unsafe fn add_to_f64(self, to: *mut f64) {
@@ -402,7 +414,7 @@ impl Lanes for Avx512 {
         _mm512_store_si512(to.cast(), both);
     }
     #[inline(always)]
-    unsafe fn put_pairs(first: Self, second: Self, to: *mut u16) {
+    unsafe fn store_row(first: Self, second: Self, to: *mut Line) {
         const FIRSTS: [u32; 16] = {
             let mut firsts = [0; 16];
             let mut at = 0;
@@ -417,9 +429,7 @@ impl Lanes for Avx512 {
         let (a, b) = (_mm512_castps_si512(first.0), _mm512_castps_si512(second.0));
         let firsts = _mm512_castsi512_ps(_mm512_permutex2var_epi32(a, firsts, b));
         let seconds = _mm512_castsi512_ps(_mm512_permutex2var_epi32(a, seconds, b));
-        let lines = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        let places = _mm512_slli_epi32::<6>(lines);
-        _mm512_i32scatter_epi32::<1>(to.cast(), places, pairs(Self(firsts), Self(seconds)));
+        _mm512_store_si512(to.cast(), pairs(Self(firsts), Self(seconds)));
     }
     #[inline(always)]
     unsafe fn store_nibbles(

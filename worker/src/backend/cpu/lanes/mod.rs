@@ -22,6 +22,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+#[cfg(test)]
+mod tests;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2;
@@ -109,13 +111,19 @@ pub(super) trait Lanes: Copy {
     unsafe fn fma(self, factor: Self, addend: Self) -> Self;
     /// `self * 2^n` for whole `n` in -126..=127.
     unsafe fn scale2(self, n: Self) -> Self;
-    #[inline(always)]
-    unsafe fn store_f64(self, to: *mut f64) {
-        to.cast::<[f64; LANES]>().write_unaligned([0.0; LANES]);
-        self.add_to_f64(to);
-    }
     /// `to[lane] += self[lane]` in f64, for sixteen lanes.
     unsafe fn add_to_f64(self, to: *mut f64);
+    /// The same of `count` vectors that are `pitch` numbers apart, one after the other; to nothing, if that
+    /// `begins` the sum.
+    #[inline(always)]
+    unsafe fn add_up(from: *const f32, pitch: usize, count: usize, begins: bool, to: *mut f64) {
+        if begins {
+            to.cast::<[f64; LANES]>().write_unaligned([0.0; LANES]);
+        }
+        for at in 0..count {
+            Self::load(from.add(at * pitch)).add_to_f64(to);
+        }
+    }
     unsafe fn sum(self) -> f32;
     unsafe fn largest(self) -> f32;
     /// Rounds to nearest even and stores as bytes; values lie in -127..=127.
@@ -232,16 +240,14 @@ pub(super) trait Lanes: Copy {
     unsafe fn store_rounded_pairs(first: Self, second: Self, to: *mut Line) {
         Self::store_pairs(first, second, to);
     }
-    /// [`PAIRS`] of 32 columns of a row, rounded by `to_bf16`, each a line behind the one before.
+    /// [`PAIRS`] of 32 columns of a row, rounded by `to_bf16`.
     #[inline(always)]
-    unsafe fn put_pairs(first: Self, second: Self, to: *mut u16) {
+    unsafe fn store_row(first: Self, second: Self, to: *mut Line) {
         let mut columns = [0u16; 2 * LANES];
         first.to_bf16().store_bf16(columns.as_mut_ptr());
         second.to_bf16().store_bf16(columns.as_mut_ptr().add(LANES));
-        for (at, column) in PAIRS.into_iter().enumerate() {
-            let to = to.add(at * 2 * LANES);
-            *to = columns[column];
-            *to.add(1) = columns[column + 2];
+        for (pair, column) in (*to).0.chunks_exact_mut(2).zip(PAIRS) {
+            pair.copy_from_slice(&[columns[column], columns[column + 2]]);
         }
     }
     /// `levels[nibble] * scale + least`, rounded by `to_bf16`, of the 32 columns of sixteen rows whose nibbles
@@ -285,6 +291,12 @@ pub(super) trait Lanes: Copy {
     /// for more lines of memory at once than the first can.
     unsafe fn prefetch(at: *const u8);
 
+    /// 1 / x of x from 1 to 2^126, relative error below 1e-4.
+    #[inline(always)]
+    unsafe fn inverse_near(self) -> Self {
+        Self::splat(1.0).div(self)
+    }
+
     /// e^x, relative error below 2e-7, clamped to e^-87 and e^88.
     ///
     /// Splits x = n ln2 + r (ln2 in two parts, so that r is exact) and sums the Taylor series of
@@ -305,7 +317,7 @@ pub(super) trait Lanes: Copy {
         p.scale2(n)
     }
 
-    /// 2^x of x below 127, relative error below 5e-5 (a bf16's is 2e-3), exactly 1 of 0; from below 2^-126 on
+    /// 2^x of x below 127, relative error below 6e-5 (a bf16's is 2e-3), exactly 1 of 0; from below 2^-126 on
     /// it gives that.
     ///
     /// The Taylor series of 2^r to the fourth power, |r| <= 1/2.
