@@ -107,12 +107,28 @@ struct Strip {
 #[repr(C, align(64))]
 pub(super) struct Room {
     strips: MaybeUninit<[Strip; STRIPS_MAX]>,
-    scores: MaybeUninit<[Sums16; BLOCK_PAGES]>,
-    chances: MaybeUninit<[[Line; PAGE_LINES]; BLOCK_PAGES]>,
+    work: Work,
     /// Values of a page at either end of what a task sees.
     values: MaybeUninit<[[u16; HEAD_DIM_MAX * PAGE_TOKENS]; 2]>,
     /// Numbers that are turned round, and where to.
     turned: MaybeUninit<[Sums16; 2]>,
+}
+
+/// Of a strip and a block.
+#[repr(C, align(64))]
+struct Work {
+    scores: MaybeUninit<[Sums16; BLOCK_PAGES]>,
+    chances: MaybeUninit<[[Line; PAGE_LINES]; BLOCK_PAGES]>,
+}
+
+impl Work {
+    fn scores(&mut self) -> *mut Sums16 {
+        self.scores.as_mut_ptr().cast()
+    }
+
+    fn chances(&mut self) -> *mut Line {
+        self.chances.as_mut_ptr().cast()
+    }
 }
 
 impl Room {
@@ -166,8 +182,14 @@ pub(super) unsafe fn attend<V: Lanes, U: Unit>(
     room: &mut Room,
 ) {
     debug_assert!(queries.len() <= TASK_QUERIES_MAX && takes(pages.dim()));
-    let strips = room.strips.as_mut_ptr().cast::<Strip>();
-    let turned = room.turned.as_mut_ptr().cast::<Sums16>();
+    let Room {
+        strips,
+        work,
+        values,
+        turned,
+    } = room;
+    let strips = strips.as_mut_ptr().cast::<Strip>();
+    let turned = turned.as_mut_ptr().cast::<Sums16>();
     for (at, queries) in queries.chunks(STRIP_ROWS).enumerate() {
         begin::<V>(pages, queries, strips.add(at), turned);
     }
@@ -176,16 +198,18 @@ pub(super) unsafe fn attend<V: Lanes, U: Unit>(
     let seen = queries[0].start..queries[queries.len() - 1].limit;
     let blocks = pages_of(&seen).start / BLOCK_PAGES..pages_of(&seen).end.div_ceil(BLOCK_PAGES);
     for number in blocks {
-        let block = Block::of::<V>(pages, number, &seen, next, room);
+        let block = Block::of::<V>(pages, number, &seen, next, values.as_mut_ptr().cast());
         for (at, queries) in queries.chunks(STRIP_ROWS).enumerate() {
             let (first, last) = (queries[0], queries[queries.len() - 1]);
             let mine = pages_of(&(first.start..last.limit));
-            let mine = mine.start.max(block.pages.start)..mine.end.min(block.pages.end);
-            // Tokens that all of the strip's queries see.
-            let whole = last.start..first.limit;
-            if !mine.is_empty() {
-                let strip = &mut *strips.add(at);
-                meet::<V, U>(unit, pages, &block, mine, whole, strip, room, at == 0);
+            let part = Part {
+                block: &block,
+                pages: mine.start.max(block.pages.start)..mine.end.min(block.pages.end),
+                whole: last.start..first.limit,
+                asks: at == 0,
+            };
+            if !part.pages.is_empty() {
+                meet::<V, U>(unit, pages, &part, &mut *strips.add(at), work);
             }
         }
     }
@@ -203,14 +227,14 @@ fn tokens_of(page: usize) -> Range<usize> {
 }
 
 impl Block {
-    /// Block `number` of what a task sees.
+    /// Block `number` of what a task sees; there is room for the values of two pages.
     #[inline(always)]
     unsafe fn of<V: Lanes>(
         pages: &HeadPages,
         number: usize,
         seen: &Range<usize>,
         next: Option<Next>,
-        room: &mut Room,
+        values: *mut u16,
     ) -> Self {
         let all = pages_of(seen);
         let start = number * BLOCK_PAGES;
@@ -232,8 +256,8 @@ impl Block {
             let tokens = tokens_of(page);
             if tokens.start < seen.start || seen.end < tokens.end {
                 // Of tokens that nobody sees there may be anything.
-                let to = room.values.as_mut_ptr().cast::<u16>();
-                let to = to.add(usize::from(seen.end < tokens.end) * HEAD_DIM_MAX * PAGE_TOKENS);
+                let end = usize::from(seen.end < tokens.end);
+                let to = values.add(end * HEAD_DIM_MAX * PAGE_TOKENS);
                 let seen = seen.start.max(tokens.start)..seen.end.min(tokens.end);
                 let seen = seen.start - tokens.start..seen.end - tokens.start;
                 copy_seen::<V>(block.values[at], pages.dim(), &seen, to);
@@ -295,63 +319,114 @@ unsafe fn begin<V: Lanes>(
     (*strip).weights = [0.0; LANES];
 }
 
-/// A strip and those pages of a block that it sees. Of the tokens in `whole` all of its queries see all.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "a kernel, inlined where it is called"
-)]
+/// Those pages of a block that a strip sees.
+struct Part<'a> {
+    block: &'a Block,
+    pages: Range<usize>,
+    /// Tokens that all of the strip's queries see.
+    whole: Range<usize>,
+    /// Whether this strip asks for what is read a block later.
+    asks: bool,
+}
+
+impl Part<'_> {
+    /// The place in the block of its page `at`.
+    #[inline(always)]
+    fn place(&self, at: usize) -> usize {
+        self.pages.start % BLOCK_PAGES + at
+    }
+
+    /// The position of a token of its page `at`.
+    #[inline(always)]
+    unsafe fn position<V: Lanes>(&self, at: usize, token: usize) -> V {
+        V::splat((tokens_of(self.pages.start + at).start + token) as f32)
+    }
+
+    #[inline(always)]
+    fn is_whole(&self, at: usize) -> bool {
+        let tokens = tokens_of(self.pages.start + at);
+        self.whole.start <= tokens.start && tokens.end <= self.whole.end
+    }
+
+    /// What is to be asked for as page `at` is met.
+    #[inline(always)]
+    fn next(&self, at: usize) -> Option<*const u8> {
+        match self.asks {
+            true => self.block.next[self.place(at)],
+            false => None,
+        }
+    }
+}
+
+/// A strip and the pages of a block that it sees.
 #[inline(always)]
 unsafe fn meet<V: Lanes, U: Unit>(
     unit: &mut U,
     pages: &HeadPages,
-    block: &Block,
-    mine: Range<usize>,
-    whole: Range<usize>,
+    part: &Part<'_>,
     strip: &mut Strip,
-    room: &mut Room,
-    is_first: bool,
+    work: &mut Work,
 ) {
-    let dim = pages.dim();
-    let first = mine.start % BLOCK_PAGES;
-    let count = mine.len();
-    let scores = room.scores.as_mut_ptr().cast::<Sums16>();
-    for at in (0..count).step_by(SLOTS) {
-        let slots = SLOTS.min(count - at);
+    score::<V, U>(unit, pages, part, strip, work.scores());
+    // What makes a power of two of a score, as `follow` leaves it.
+    let power = match pages.score_cap {
+        Some(_) => LOG2_E,
+        None => pages.scale * LOG2_E,
+    };
+    follow::<V>(pages, part, power, strip, work.scores());
+    soften::<V>(pages, part, power, strip, work);
+    weigh(unit, pages, part, strip, work.chances());
+}
+
+/// Products of queries and keys, page by page.
+#[inline(always)]
+unsafe fn score<V: Lanes, U: Unit>(
+    unit: &mut U,
+    pages: &HeadPages,
+    part: &Part<'_>,
+    strip: &Strip,
+    scores: *mut Sums16,
+) {
+    let (dim, count) = (pages.dim(), part.pages.len());
+    for first in (0..count).step_by(SLOTS) {
+        let slots = SLOTS.min(count - first);
         unit.zero();
         for chunk in 0..dim / CHUNK {
             unit.take_queries(strip.queries[chunk].as_ptr());
             for slot in 0..slots {
-                let page = first + at + slot;
-                unit.take_keys(block.keys[page].add(chunk * CHUNK), dim * size_of::<u16>());
+                let keys = part.block.keys[part.place(first + slot)];
+                unit.take_keys(keys.add(chunk * CHUNK), dim * size_of::<u16>());
                 unit.score(slot);
-                if let (true, Some(next)) = (is_first, block.next[page]) {
+                if let Some(next) = part.next(first + slot) {
                     let bytes = CHUNK * PAGE_TOKENS * size_of::<u16>();
                     ask_for::<V>(next.wrapping_add(chunk * bytes), bytes);
                 }
             }
         }
         for slot in 0..slots {
-            unit.store(slot, scores.add(at + slot));
+            unit.store(slot, scores.add(first + slot));
         }
     }
+}
 
+/// Caps scores and hides those that a query may not see; then what its chances are relative to follows the
+/// largest.
+#[inline(always)]
+unsafe fn follow<V: Lanes>(
+    pages: &HeadPages,
+    part: &Part<'_>,
+    power: f32,
+    strip: &mut Strip,
+    scores: *mut Sums16,
+) {
     let starts = V::load(strip.starts.as_ptr());
     let limits = V::load(strip.limits.as_ptr());
-    let is_whole = |at: usize| {
-        let tokens = tokens_of(mine.start + at);
-        whole.start <= tokens.start && tokens.end <= whole.end
-    };
-    // What makes a power of two of a score.
-    let (cap, power) = match pages.score_cap {
-        Some(cap) => (Some((V::splat(cap), V::splat(2.0 / cap))), LOG2_E),
-        None => (None, pages.scale * LOG2_E),
-    };
-    let power = V::splat(power);
+    let cap = pages.score_cap.map(|c| (V::splat(c), V::splat(2.0 / c)));
     // The largest of every fourth: none waits for the one before.
     let mut tops = [V::splat(UNSEEN); 4];
-    for at in 0..count {
+    for at in 0..part.pages.len() {
         let scores = (*scores.add(at)).0.as_mut_ptr().cast::<f32>();
-        let is_whole = is_whole(at);
+        let is_whole = part.is_whole(at);
         if is_whole && cap.is_none() {
             for token in (0..PAGE_TOKENS).step_by(4) {
                 for (at, top) in tops.iter_mut().enumerate() {
@@ -367,7 +442,7 @@ unsafe fn meet<V: Lanes, U: Unit>(
                 score = capped(score.mul(V::splat(pages.scale)), cap, inverse);
             }
             if !is_whole {
-                let position = V::splat((tokens_of(mine.start + at).start + token) as f32);
+                let position = part.position(at, token);
                 score = V::between(position, starts, limits, score, V::splat(UNSEEN));
             }
             score.store(to);
@@ -376,36 +451,49 @@ unsafe fn meet<V: Lanes, U: Unit>(
     }
     let most = tops[0].max(tops[1]).max(tops[2].max(tops[3]));
     let old_top = V::load(strip.tops.as_ptr());
-    let grown = most.sub(old_top).mul(power);
+    let grown = most.sub(old_top).mul(V::splat(power));
     let far = (V::splat(FAR), V::splat(f32::INFINITY));
     let top = V::between(grown, far.0, far.1, most, old_top);
-    let mut weight = V::load(strip.weights.as_ptr());
     if top.sub(old_top).largest() > 0.0 {
-        let shrink = old_top.sub(top).mul(power).exp2_near();
-        weight = weight.mul(shrink);
+        // Exactly one where nothing changes.
+        let shrink = old_top.sub(top).mul(V::splat(power)).exp2_near();
+        let weight = V::load(strip.weights.as_ptr()).mul(shrink);
+        weight.store(strip.weights.as_mut_ptr());
         let sums = (&raw mut strip.sums).cast::<f32>();
-        for at in 0..dim {
+        for at in 0..pages.dim() {
             let sum = sums.add(at * LANES);
             V::load(sum).mul(shrink).store(sum);
         }
         top.store(strip.tops.as_mut_ptr());
     }
+}
 
-    let chances = room.chances.as_mut_ptr().cast::<Line>();
-    let less = V::zero().sub(top.mul(power));
-    for at in 0..count {
-        let scores = (*scores.add(at)).0.as_ptr().cast::<f32>();
-        let chances = chances.add(at * PAGE_LINES);
-        let is_whole = is_whole(at);
+/// Chances of scores, in pairs of tokens, and their sums.
+#[inline(always)]
+unsafe fn soften<V: Lanes>(
+    pages: &HeadPages,
+    part: &Part<'_>,
+    power: f32,
+    strip: &mut Strip,
+    work: &mut Work,
+) {
+    let starts = V::load(strip.starts.as_ptr());
+    let limits = V::load(strip.limits.as_ptr());
+    let power = V::splat(power);
+    let less = V::zero().sub(V::load(strip.tops.as_ptr()).mul(power));
+    let mut weight = V::load(strip.weights.as_ptr());
+    for at in 0..part.pages.len() {
+        let scores = work.scores().add(at).cast::<f32>();
+        let chances = work.chances().add(at * PAGE_LINES);
+        let (is_whole, next) = (part.is_whole(at), part.next(at));
         for pair in 0..PAGE_LINES {
             let mut both = [V::zero(); 2];
             for (side, chance) in both.iter_mut().enumerate() {
                 let token = 2 * pair + side;
-                *chance = V::load(scores.add(token * LANES))
-                    .fma(power, less)
-                    .exp2_near();
+                let score = V::load(scores.add(token * LANES));
+                *chance = score.fma(power, less).exp2_near();
                 if !is_whole {
-                    let position = V::splat((tokens_of(mine.start + at).start + token) as f32);
+                    let position = part.position(at, token);
                     *chance = V::between(position, starts, limits, *chance, V::zero());
                 }
                 // As it will weigh: then all weights are one together.
@@ -413,23 +501,33 @@ unsafe fn meet<V: Lanes, U: Unit>(
             }
             weight = weight.add(both[0].add(both[1]));
             V::store_rounded_pairs(both[0], both[1], chances.add(pair));
-            if let (true, Some(next)) = (is_first, block.next[first + at]) {
-                let part = dim * PAGE_TOKENS * size_of::<u16>() / PAGE_LINES;
-                ask_for::<V>(pages.values_of(next).wrapping_add(pair * part), part);
+            if let Some(next) = next {
+                let bytes = pages.dim() * PAGE_TOKENS * size_of::<u16>() / PAGE_LINES;
+                ask_for::<V>(pages.values_of(next).wrapping_add(pair * bytes), bytes);
             }
         }
     }
     weight.store(strip.weights.as_mut_ptr());
+}
 
-    let tiles = dim / LANES;
+/// Adds products of values and chances.
+#[inline(always)]
+unsafe fn weigh<U: Unit>(
+    unit: &mut U,
+    pages: &HeadPages,
+    part: &Part<'_>,
+    strip: &mut Strip,
+    chances: *const Line,
+) {
+    let tiles = pages.dim() / LANES;
     for tile in (0..tiles).step_by(SLOTS) {
         let slots = SLOTS.min(tiles - tile);
         for slot in 0..slots {
             unit.load(slot, &strip.sums[tile + slot]);
         }
-        for at in 0..count {
+        for at in 0..part.pages.len() {
             unit.take_chances(chances.add(at * PAGE_LINES));
-            let values = block.values[first + at].add(tile * LANES * PAGE_TOKENS);
+            let values = part.block.values[part.place(at)].add(tile * LANES * PAGE_TOKENS);
             for slot in 0..slots {
                 unit.take_values(values.add(slot * LANES * PAGE_TOKENS));
                 unit.weigh(slot);
@@ -441,7 +539,8 @@ unsafe fn meet<V: Lanes, U: Unit>(
     }
 }
 
-/// As in `attention`: a block ahead, keys as keys are read and values as values are.
+/// A block ahead, some lines at a time in between other work: more at once than a core can wait for would hold
+/// it up, and random pages come fastest where some are always asked for.
 #[inline(always)]
 unsafe fn ask_for<V: Lanes>(from: *const u8, bytes: usize) {
     for at in (0..bytes).step_by(64) {
